@@ -1,0 +1,775 @@
+"""AI Model Repository Server: stores models over HTTP and gives them back. Run it: python model_server.py
+
+This is the door: settings, the route table, one handler for each route, errors as JSON, main().
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import resource
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import parse_qsl, quote, urlencode
+
+from downloads import (
+    FileBody,
+    PreconditionFailed,
+    RangeNotSatisfiable,
+    Response,
+    check_write,
+    etag_of,
+    file_response,
+    last_modified,
+    read_status,
+)
+from storage import (
+    NAME_FIELDS,
+    Check,
+    Details,
+    InvalidName,
+    Model,
+    ModelExists,
+    ModelKey,
+    ModelNotFound,
+    OpenModel,
+    Storage,
+    StorageFailed,
+    StorageFull,
+    StoreError,
+    check_name,
+    now,
+    precedence,
+)
+from uploads import (
+    FORM_OVERHEAD,
+    MAX_FIELD,
+    BadUpload,
+    Body,
+    DigestMismatch,
+    Document,
+    Intake,
+    ProtocolError,
+    Server,
+    TooLarge,
+    Upload,
+    expected_sha256,
+    read_body,
+)
+
+log = logging.getLogger("model_server")
+access = logging.getLogger("access")
+
+KNOWN_FIELDS = (*NAME_FIELDS, "description", "framework", "sha256")
+MAX_CUSTOM = 64             # custom metadata fields, as the contract says
+MAX_QUERY = 200             # parameters; ours and the custom ones are under 80
+MAX_PAGE = 1000             # models on one page of a list
+MAX_DOCUMENT = 1 << 20      # a PATCH: 64 fields of 8 KiB are half of it
+SEND_BLOCK = 256 * 1024     # one read of a file where the server below cannot send files itself
+CONNECTIONS = 4096          # open at once; each upload adds a descriptor, hence a quarter of those we may have
+ALIAS = "latest"
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
+SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)", re.IGNORECASE)
+
+
+class NotEmpty(Exception):
+    """A delete would take more than one model with it."""
+
+
+class HttpError(Exception):
+    """An answer that is an error of the request alone, with its own headers."""
+
+    def __init__(self, status: int, detail: str, *headers: tuple[str, str]) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.headers = headers
+
+
+STATUS_OF: dict[type[Exception], int] = {
+    InvalidName: 400,
+    BadUpload: 400,
+    DigestMismatch: 400,
+    ModelNotFound: 404,
+    ModelExists: 409,
+    NotEmpty: 409,
+    PreconditionFailed: 412,
+    TooLarge: 413,
+    RangeNotSatisfiable: 416,
+    StorageFailed: 500,
+    StorageFull: 507,
+}
+
+
+# ---- settings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be set, from environment variables; `max_size` is in bytes, None for no limit."""
+
+    storage_path: Path | None = None    # None: where the container has it, else ./models
+    host: str = "0.0.0.0"
+    port: int = 8000
+    threads: int = 8
+    max_size: int | None = None
+    overwrite: bool = True
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> "Settings":
+        """Raises ValueError with a line that says what is wrong."""
+        path, overwrite = env.get("MODEL_STORAGE_PATH", ""), env.get("MODEL_OVERWRITE", "allow")
+        if overwrite not in ("allow", "deny"):
+            raise ValueError(f"MODEL_OVERWRITE is {overwrite!r}: set it to allow or deny")
+        return cls(
+            storage_path=Path(path) if path else None,
+            host=env.get("SERVER_HOST") or "0.0.0.0",
+            port=whole_number(env, "SERVER_PORT", 8000, 0, 65535),
+            threads=whole_number(env, "SERVER_THREADS", 8, 1, 256),
+            max_size=size_of(env.get("MODEL_MAX_SIZE", "")),
+            overwrite=overwrite == "allow",
+        )
+
+
+def whole_number(env: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    text = env.get(name) or str(default)
+    if not re.fullmatch("[0-9]{1,9}", text) or not least <= int(text) <= most:
+        raise ValueError(f"{name} is {text!r}: set it to a whole number from {least} to {most}")
+    return int(text)
+
+
+def size_of(text: str) -> int | None:
+    """Bytes of 1000, 500M or 20G, in powers of 1024; None for nothing. Raises ValueError."""
+    if not text:
+        return None
+    found = SIZE.fullmatch(text)
+    if not found or int(found[1]) == 0:
+        raise ValueError(f"MODEL_MAX_SIZE is {text!r}: set it to bytes, or to a number with K, M, G or T")
+    return int(found[1]) << 10 * " KMGT".index(found[2].upper() or " ")
+
+
+# ---- requests and answers
+
+
+class Request:
+    """One request, from its WSGI environment."""
+
+    def __init__(self, environ: dict[str, Any], settings: Settings) -> None:
+        self.environ = environ
+        self.settings = settings
+        self.method: str = environ["REQUEST_METHOD"]
+        # what is not UTF-8 turns into U+FFFD, which no name may have
+        self.path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
+        self.body = Body()
+        given = self.header("X-Request-Id") or ""
+        self.id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+    def header(self, name: str) -> str | None:
+        variable = name.upper().replace("-", "_")
+        return self.environ.get(variable if variable.startswith("CONTENT_") and variable in self.environ
+                                else f"HTTP_{variable}")
+
+    @functools.cached_property
+    def query(self) -> dict[str, str]:
+        """The query's parameters; raises BadUpload when one comes with two values."""
+        try:
+            text = self.environ.get("QUERY_STRING", "").encode("latin-1").decode()
+            return merged(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY))
+        except ValueError as error:
+            raise BadUpload(f"the query cannot be read: {error}") from error
+
+    @property
+    def length(self) -> int:
+        return int(self.environ.get("CONTENT_LENGTH") or 0)
+
+    @property
+    def base_url(self) -> str:
+        host = self.header("Host") or ""
+        if not HOST.fullmatch(host):
+            host = f"{self.environ['SERVER_NAME']}:{self.environ['SERVER_PORT']}"
+        return f"{self.environ['wsgi.url_scheme']}://{host}{self.environ.get('SCRIPT_NAME', '')}"
+
+    def url_of(self, key: ModelKey) -> str:
+        return f"{self.base_url}/models/{key}"
+
+    def log(self, status: int, sent: int) -> None:
+        milliseconds = (time.monotonic() - self.body.started) * 1000
+        access.info("%s %s %d %d %.1f %s %s", self.method, quote(self.path, safe="/+,:"), status,
+                    self.body.received or sent, milliseconds, self.id, self.environ.get("REMOTE_ADDR", "-"))
+
+
+def merged(*pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for name, value in (pair for several in pairs for pair in several):
+        if fields.setdefault(name, value) != value:
+            raise BadUpload(f"{name[:100]!r} is given twice, with different values: give it once")
+    return fields
+
+
+def json_response(status: int, document: dict[str, Any], *headers: tuple[str, str]) -> Response:
+    body = json.dumps(document, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    kind = ("Content-Type", "application/json")
+    return Response(status, [kind, ("Cache-Control", "no-cache"), *headers], body)   # TRAPS 23
+
+
+def error_response(error: Exception) -> Response:
+    """The answer to an exception: its own status, or that of the table, or 500 and a traceback in the log."""
+    headers: tuple[tuple[str, str], ...] = getattr(error, "headers", ())
+    status = next((STATUS_OF[c] for c in type(error).__mro__ if c in STATUS_OF), getattr(error, "status", 500))
+    detail = str(error)
+    if isinstance(error, RangeNotSatisfiable):
+        headers = (("Content-Range", f"bytes */{error.size}"),)
+    if status == 500:
+        log.error("%s", error, exc_info=error)
+        if not isinstance(error, StoreError):
+            detail = "the server has a fault; its log tells more under this X-Request-Id"
+    return json_response(status, {"detail": detail}, *headers) if status != 204 else Response(204, [*headers])
+
+
+def describe(request: Request, model: Model) -> dict[str, Any]:
+    return {**model.as_json(), "path": f"{model.key}/model", "url": request.url_of(model.key)}
+
+
+# ---- handlers, in the order of the routes
+
+
+def health(request: Request, store: Storage) -> Response:
+    state = {"timestamp": now(), "storage_path": str(store.root)}
+    try:
+        store.probe()
+        return json_response(200, {"status": "healthy", **state, "free_bytes": store.free_bytes()})
+    except StoreError as error:
+        return json_response(503, {"status": "unhealthy", "reason": str(error), **state})
+
+
+def upload_form(request: Request, store: Storage) -> Response:
+    return receive(request, store)
+
+
+def upload_raw(request: Request, store: Storage, **names: str) -> Response:
+    return receive(request, store, **names)
+
+
+def receive(request: Request, store: Storage, **names: str) -> Response:
+    upload = request.body
+    assert isinstance(upload, Upload)
+    digest = upload.finish()
+    assert upload.draft
+    fields = merged(names.items(), request.query.items(), upload.fields)
+    missing = [name for name in NAME_FIELDS if name not in fields]
+    if missing:
+        raise BadUpload(f"{', '.join(missing)} missing: give them as query parameters or as form fields")
+    expected = expected_sha256(request.header, fields)
+    if expected and expected != digest:
+        raise DigestMismatch(f"the upload arrived with sha256 {digest}, not {expected}: nothing was stored, send it again")
+    key = ModelKey(*(fields[name] for name in NAME_FIELDS))
+    result = upload.draft.publish(key, digest, details_of(fields, upload.filename), may_write(request))
+    message = "unchanged" if result.unchanged else "uploaded" if result.created else "replaced"
+    answer = {"message": f"Model {message} successfully" if not result.unchanged else "Model is unchanged"}
+    return json_response(
+        201 if result.created else 200,
+        {**answer, **({"unchanged": True} if result.unchanged else {}), **describe(request, result.model)},
+        ("Location", request.url_of(key)), ("ETag", etag_of(result.model)),
+    )
+
+
+def details_of(fields: Mapping[str, str], filename: str | None) -> Details:
+    """What the fields say beside the names; raises BadUpload for too many or too long ones."""
+    custom = {name: value for name, value in fields.items() if name not in KNOWN_FIELDS}
+    check_custom(custom)
+    for name in ("description", "framework"):
+        if len(fields.get(name, "").encode()) > MAX_FIELD:
+            raise BadUpload(f"{name} is longer than {MAX_FIELD} bytes")
+    return Details(filename, fields.get("description"), fields.get("framework"), custom)
+
+
+def check_custom(custom: Mapping[str, Any]) -> None:
+    if len(custom) > MAX_CUSTOM:
+        raise BadUpload(f"{len(custom)} custom metadata fields: at most {MAX_CUSTOM} are kept")
+    for name, value in custom.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        if len(name.encode("utf-8", "replace")) + len(text.encode("utf-8", "replace")) > MAX_FIELD:
+            raise BadUpload(f"metadata field {name[:100]!r} is longer than {MAX_FIELD} bytes")
+
+
+def may_write(request: Request) -> Check:
+    def check(current: Model | None) -> None:
+        check_write(request.header, *([etag_of(current)] if current else []))
+        if current and not request.settings.overwrite:
+            raise ModelExists(f"{current.key} exists and this server keeps what it has: choose another version")
+
+    return check
+
+
+def admit_upload(request: Request, store: Storage, intake: Intake, **names: str) -> Body:
+    """Refuses by the head of the request whatever can be known from it."""
+    fields = merged(names.items(), request.query.items())
+    for name in NAME_FIELDS:
+        if name in fields:
+            check_name(name, fields[name])
+    details_of(fields, None)
+    expected_sha256(request.header, fields)
+    if request.header("Content-Range"):     # RFC 9110 14.5: storing a part as the whole would be the worst
+        raise BadUpload("a part of a model cannot be uploaded (Content-Range): send the whole")
+    if (request.header("Content-Encoding") or "identity").lower() != "identity":
+        raise HttpError(415, "the model would be stored compressed: send it without Content-Encoding")
+    form = None if names else request.header("Content-Type") or ""
+    upload = Upload(store, intake, form, request.settings.max_size)
+    limit = request.settings.max_size
+    if limit is not None and request.length > limit + (0 if names else FORM_OVERHEAD):
+        raise TooLarge(f"{request.length} bytes are more than the {limit} that this server takes (MODEL_MAX_SIZE)")
+    if request.length > (free := store.free_bytes()):
+        raise StorageFull(f"{request.length} bytes do not fit into the {free} that are free: delete models first")
+    if all(name in fields for name in NAME_FIELDS):
+        may_write(request)(store.find(ModelKey(*(fields[name] for name in NAME_FIELDS))))
+    return upload
+
+
+def admit_document(request: Request, store: Storage, intake: Intake, **names: str) -> Body:
+    if request.length > MAX_DOCUMENT:
+        raise TooLarge(f"the document is longer than {MAX_DOCUMENT} bytes")
+    return Document(MAX_DOCUMENT)
+
+
+def open_model(store: Storage, names: Mapping[str, str], suffix: str = "") -> tuple[OpenModel, list[tuple[str, str]]]:
+    """The model of these names, `latest` resolved; with the headers that name the version then."""
+    key = ModelKey(**names)
+    try:
+        return store.open(key), []      # a version that is really called latest wins
+    except ModelNotFound:
+        if key.version != ALIAS:
+            raise
+    while versions := list(store.versions(key.project_id, key.app_name, key.model_name)):
+        newest = replace(key, version=max(versions, key=precedence))
+        try:
+            location = ("Content-Location", f"/models/{newest}{suffix}")
+            return store.open(newest), [location, ("X-Model-Version", newest.version)]
+        except ModelNotFound:
+            continue    # deleted since we looked
+    raise ModelNotFound(f"there is no version of {key.project_id}/{key.app_name} that has {key.model_name}")
+
+
+def checksum(request: Request, store: Storage, **names: str) -> Response:
+    try:
+        return download(request, store, **{**names, "model_name": names["model_name"] + ".sha256"})
+    except (ModelNotFound, InvalidName):
+        opened, headers = open_model(store, names, ".sha256")
+    opened.file.close()
+    model = opened.model
+    if not model.sha256:
+        raise ModelNotFound(f"the digest of {model.key} is not known: it was put there by hand; upload it to have one")
+    body = f"{model.sha256}  {model.key.model_name}\n".encode()
+    return Response(200, [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-cache"), *headers], body)
+
+
+def download(request: Request, store: Storage, **names: str) -> Response:
+    opened, headers = open_model(store, names)
+    pinned = request.query.get("sha256")
+    if pinned is not None and pinned.lower() != opened.model.sha256:
+        opened.file.close()
+        raise PreconditionFailed(f"the model is not {pinned[:100]} but {opened.model.sha256}")
+    response = file_response(request.method, request.header, opened)
+    response.headers += headers
+    return response
+
+
+def info(request: Request, store: Storage, **names: str) -> Response:
+    opened, headers = open_model(store, names, "/info")
+    opened.file.close()
+    etag = etag_of_info(opened.model)
+    status = read_status(request.header, etag, last_modified(opened.model))
+    if status == 412:
+        raise PreconditionFailed(f"the metadata of the model is {etag}")
+    if status == 304:
+        return Response(304, [("ETag", etag), *headers])
+    return json_response(200, describe(request, opened.model), ("ETag", etag), *headers)
+
+
+def etag_of_info(model: Model) -> str:
+    document = json.dumps(model.as_json(), sort_keys=True).encode()
+    return f'"info-{hashlib.sha256(document).hexdigest()[:32]}"'
+
+
+def amend(request: Request, store: Storage, **names: str) -> Response:
+    patch = merge_patch(request)
+
+    def change(model: Model) -> Details:
+        check_write(request.header, etag_of(model), etag_of_info(model))
+        details = model.details
+        custom = merge(details.metadata, patch["metadata"]) if "metadata" in patch else details.metadata
+        check_custom(custom or {})
+        return replace(details, **{**patch, "metadata": custom or {}})
+
+    model = store.amend(ModelKey(**names), change)
+    return json_response(200, describe(request, model), ("ETag", etag_of_info(model)))
+
+
+def merge_patch(request: Request) -> dict[str, Any]:
+    """The JSON merge patch in the body, checked; raises BadUpload."""
+    assert isinstance(request.body, Document)
+    try:
+        patch = json.loads(request.body.data, parse_constant=lambda word: int(word))    # NaN is not JSON
+    except (ValueError, RecursionError) as error:
+        raise BadUpload(f"the body is not a JSON document: {error}") from error
+    if not isinstance(patch, dict):
+        raise BadUpload('send a JSON object, like {"description": "…", "metadata": {"stage": "prod"}}')
+    for name, value in patch.items():
+        if name not in ("description", "framework", "metadata"):
+            raise BadUpload(f"{name[:100]!r} cannot be changed: only description, framework and metadata can")
+        if value is not None and not isinstance(value, dict if name == "metadata" else str):
+            raise BadUpload(f"{name} must be {'an object' if name == 'metadata' else 'a string'} or null")
+        if isinstance(value, str) and len(value.encode("utf-8", "replace")) > MAX_FIELD:
+            raise BadUpload(f"{name} is longer than {MAX_FIELD} bytes")
+    return patch
+
+
+def merge(target: Any, patch: Any) -> Any:
+    """RFC 7396 2, to the letter."""
+    if not isinstance(patch, dict):
+        return patch
+    merged_target = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged_target.pop(name, None)
+        else:
+            merged_target[name] = merge(merged_target.get(name), value)
+    return merged_target
+
+
+def delete_model(request: Request, store: Storage, **names: str) -> Response:
+    key = ModelKey(**names)
+    model = store.delete(key, lambda model: check_write(request.header, *([etag_of(model)] if model else [])))
+    return json_response(200, {"message": "Model deleted successfully", **dict(zip(NAME_FIELDS, key.names, strict=True)),
+                               "size": model.size, "sha256": model.sha256})
+
+
+def delete_tree(request: Request, store: Storage, **names: str) -> Response:
+    keys = list(store.keys(*names.values()))
+    where = "/".join(names.values())
+    if not keys:
+        raise ModelNotFound(f"there is no model below {where}")
+    if request.query.get("recursive") != "true":
+        raise NotEmpty(f"this would delete {len(keys)} models below {where}: add ?recursive=true to do it")
+    deleted = 0
+    for key in keys:
+        try:
+            store.delete(key, lambda model: None)
+            deleted += 1
+        except ModelNotFound:
+            continue    # somebody was faster
+    return json_response(200, {"message": f"{deleted} models deleted", **names, "deleted_models": deleted})
+
+
+# ---- lists
+
+
+def list_models(request: Request, store: Storage, **names: str) -> Response:
+    for name, value in names.items():
+        check_name(name, value)
+    query, form = request.query, request.query.get("format", "json")
+    if form not in LINE_OF and form != "json":
+        raise BadUpload(f"format {form[:50]!r} is not known: use json, {', '.join(LINE_OF)}")
+    after = ModelKey(*query["after"].split("/")).names if query.get("after", "").count("/") == 3 else ()
+    if query.get("after") and not after:
+        raise BadUpload("after is not a cursor: take it from `next` of the page before")
+    found = (model for model in stored(store, names, after) if wanted(model, query))
+    headers = [("Cache-Control", "no-cache")]
+    more: dict[str, Any] = {}
+    if "limit" in query:
+        limit = whole_number(query, "limit", MAX_PAGE, 1, MAX_PAGE)
+        page = list(islice(found, limit + 1))
+        more["total_models"] = sum(wanted(model, query) for model in stored(store, names, ()))
+        if len(page) > limit:
+            more["next"] = str(page[limit - 1].key)
+            link = f"{request.base_url}{request.path}?{urlencode({**query, 'after': more['next']})}"
+            headers.append(("Link", f'<{link}>; rel="next"'))
+        found = iter(page[:limit])
+    if form == "json":
+        return Response(200, [("Content-Type", "application/json"), *headers], json_list(request, names, found, more))
+    kind = "application/x-ndjson" if form == "ndjson" else "text/plain; charset=utf-8"
+    lines = (LINE_OF[form](request, model, len(names)).encode() for model in found)
+    return Response(200, [("Content-Type", kind), *headers], lines)
+
+
+def stored(store: Storage, names: Mapping[str, str], after: tuple[str, ...]) -> Iterator[Model]:
+    for key in store.keys(*names.values(), after=after):
+        if model := store.find(key):
+            yield model
+
+
+def wanted(model: Model, query: Mapping[str, str]) -> bool:
+    details = model.details
+    if "framework" in query and query["framework"] != (details.framework or ""):
+        return False
+    text = "\n".join((*model.key.names, details.description or "")).casefold()
+    if query.get("q", "").casefold() not in text:
+        return False
+    return all(as_text(details.metadata.get(name.removeprefix("metadata."))) == value
+               for name, value in query.items() if name.startswith("metadata."))
+
+
+def as_text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def json_list(request: Request, names: Mapping[str, str], found: Iterator[Model], more: dict[str, Any]) -> Iterator[bytes]:
+    """One JSON document, made while it is sent; the count comes last, when it is known."""
+    yield (json.dumps(dict(names))[:-1] + (", " if names else "") + '"models": [').encode()
+    count = 0
+    for model in found:
+        yield (", \n" if count else "\n").encode() + json.dumps(describe(request, model), ensure_ascii=False).encode()
+        count += 1
+    yield ("], " + json.dumps({"total_models": count, **more})[1:] + "\n").encode()
+
+
+def ndjson_line(request: Request, model: Model, depth: int) -> str:
+    return json.dumps(describe(request, model), ensure_ascii=False) + "\n"
+
+
+def sum_line(request: Request, model: Model, depth: int) -> str:
+    # relative to what is listed: as wget -i saves one version, as wget -x saves more
+    return f"{model.sha256}  {'/'.join(model.key.names[depth:])}\n" if model.sha256 else ""
+
+
+LINE_OF: dict[str, Callable[[Request, Model, int], str]] = {
+    "ndjson": ndjson_line,
+    "txt": lambda request, model, depth: f"{model.key}\n",
+    "urls": lambda request, model, depth: f"{request.url_of(model.key)}\n",
+    "sha256sums": sum_line,
+}
+
+
+# ---- the application
+
+Handler = Callable[..., Response]
+
+
+@dataclass(frozen=True)
+class Route:
+    method: str
+    path: str
+    handler: Handler
+    admit: Callable[..., Body] | None = None    # what becomes of a body, decided by the request's head
+
+    @functools.cached_property
+    def pattern(self) -> re.Pattern[str]:
+        return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(self.path)))
+
+
+MODEL_PATH = "/models/{project_id}/{app_name}/{version}/{model_name}"
+ROUTES = (
+    Route("GET",    "/health",                                                      health),
+    Route("POST",   "/models/upload",                                               upload_form, admit_upload),
+    Route("GET",    "/models/list",                                                 list_models),
+    Route("GET",    "/models/{project_id}",                                         list_models),
+    Route("GET",    "/models/{project_id}/{app_name}",                              list_models),
+    Route("GET",    "/models/{project_id}/{app_name}/{version}",                    list_models),
+    Route("GET",    "/models/{project_id}/{app_name}/{version}/{model_name}/info",  info),
+    Route("PATCH",  "/models/{project_id}/{app_name}/{version}/{model_name}/info",  amend, admit_document),
+    Route("GET",    "/models/{project_id}/{app_name}/{version}/{model_name}.sha256", checksum),
+    Route("GET",    "/models/{project_id}/{app_name}/{version}/{model_name}",       download),
+    Route("PUT",    "/models/{project_id}/{app_name}/{version}/{model_name}",       upload_raw, admit_upload),
+    Route("DELETE", "/models/{project_id}/{app_name}/{version}/{model_name}",       delete_model),
+    Route("DELETE", "/models/{project_id}",                                         delete_tree),
+    Route("DELETE", "/models/{project_id}/{app_name}",                              delete_tree),
+    Route("DELETE", "/models/{project_id}/{app_name}/{version}",                    delete_tree),
+)
+
+
+def find_route(request: Request) -> tuple[Route, dict[str, str]]:
+    """The route of a request and the names in its path; raises HttpError 404 and 405, and 204 for OPTIONS."""
+    raw = request.environ.get("REQUEST_URI", "").partition("?")[0]
+    if "%2f" in raw.lower():    # decoded it would be a slash, and the name another one (TRAPS 10)
+        raise InvalidName("a name in the path has an encoded slash, which no name may have")
+    method = "GET" if request.method == "HEAD" else request.method
+    path = request.path[:-1] if method == "GET" and request.path.endswith("/") else request.path
+    fitting = [route for route in ROUTES if route.pattern.fullmatch(path)]
+    fitting = [route for route in fitting if route.path == path] or fitting     # /models/list is no project
+    if not fitting:
+        raise HttpError(404, f"there is nothing at {request.path[:200]}: see the README for the routes")
+    for route in fitting:
+        if route.method == method and (found := route.pattern.fullmatch(path)):
+            return route, found.groupdict()
+    methods = {route.method for route in fitting}
+    allow = ("Allow", ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))))
+    if method == "OPTIONS":
+        raise HttpError(204, "", allow)
+    raise HttpError(405, f"{request.method[:50]} is not for this path: use {allow[1]}", allow)
+
+
+class Application:
+    """The WSGI application. `admit` says, by its head alone, what becomes of a request's body."""
+
+    def __init__(self, store: Storage, settings: Settings) -> None:
+        self.store = store
+        self.settings = settings
+        self.intake = Intake()
+
+    def admit(self, environ: dict[str, Any]) -> Body:
+        request = Request(environ, self.settings)
+        try:
+            route, names = find_route(request)
+            return route.admit(request, self.store, self.intake, **names) if route.admit else Body()
+        except Exception as error:      # noqa: BLE001  raised again when the request is answered
+            return Body(error)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        request = Request(environ, self.settings)
+        try:
+            response = self.respond(request)
+        except Exception as error:      # noqa: BLE001  this is where every fault turns into its answer
+            response = error_response(error)
+        finally:
+            request.body.close()
+            request.body.settle()
+        return send(request, response, start_response)
+
+    def respond(self, request: Request) -> Response:
+        body = request.environ["wsgi.input"]
+        if isinstance(body, Body):      # our own server filled it while it arrived
+            request.body = body
+        else:
+            self.read(request)
+        if request.body.refusal:
+            raise request.body.refusal
+        route, names = find_route(request)
+        return route.handler(request, self.store, **names)
+
+    def read(self, request: Request) -> None:
+        environ = request.environ
+        request.body = self.admit(environ)
+        if isinstance(request.body, Upload) and not {"CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"} & environ.keys():
+            raise HttpError(411, "the request has no body and does not say that it is empty: send a Content-Length")
+        if not request.body.refusal:
+            read_body(environ, request.body)
+
+
+def create_app(store: Storage, settings: Settings) -> Application:
+    return Application(store, settings)
+
+
+def send(request: Request, response: Response, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """Starts the answer and gives what the server is to send; the access log is written when that is closed."""
+    status, body = response.status, response.body
+    headers = [*response.headers, ("X-Request-Id", request.id)]
+    if request.method == "HEAD" and not isinstance(body, bytes | FileBody):
+        body = b"".join(body)   # RFC 9110 9.3.2: the headers of the GET, its length too
+    if isinstance(body, bytes) and status not in (204, 304):
+        headers.append(("Content-Length", str(len(body))))
+    start_response(f"{status} {HTTPStatus(status).phrase}", headers)
+    if request.method == "HEAD" or isinstance(body, bytes):
+        if isinstance(body, FileBody):
+            body.file.close()
+        request.log(status, len(body) if isinstance(body, bytes) and request.method != "HEAD" else 0)
+        return [body] if isinstance(body, bytes) and body and request.method != "HEAD" else []
+    if isinstance(body, FileBody):
+        body.file.seek(body.start)
+        sending = SentFile(body.file, functools.partial(request.log, status))
+        wrapper = request.environ.get("wsgi.file_wrapper")
+        return wrapper(sending, SEND_BLOCK) if wrapper else sending.blocks(body.length)
+    return SentBlocks(body, functools.partial(request.log, status))
+
+
+class SentFile:
+    """A file in the hands of the server: tells how many bytes went out when it is closed."""
+
+    def __init__(self, file: BinaryIO, done: Callable[[int], None]) -> None:
+        self._file, self._done, self._start = file, done, file.tell()
+        self.read, self.seek, self.tell, self.seekable = file.read, file.seek, file.tell, file.seekable
+
+    def blocks(self, length: int) -> Iterator[bytes]:
+        try:
+            while length and (block := self.read(min(length, SEND_BLOCK))):
+                length -= len(block)
+                yield block
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        if not self._file.closed:
+            sent = self._file.tell() - self._start
+            self._file.close()
+            self._done(sent)
+
+
+class SentBlocks:
+    """Blocks in the hands of the server, the same."""
+
+    def __init__(self, blocks: Iterable[bytes], done: Callable[[int], None]) -> None:
+        self._blocks, self._done, self._sent = iter(blocks), done, 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        block = next(self._blocks)
+        self._sent += len(block)
+        return block
+
+    def close(self) -> None:
+        self._done(self._sent)
+
+
+# ---- the process
+
+
+def open_storage(path: Path | None) -> Storage:
+    """The storage at `path`, or where a container has it, or in ./models; raises SystemExit with what mends it."""
+    if path is None:
+        path = Path("/app/models")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            log.info("no container, no /app/models (%s): the models go to ./models", error.strerror)
+            path = Path("models")
+    path = path.absolute()
+    try:
+        return Storage(path)
+    except StoreError as error:
+        uid, gid = os.getuid(), os.getgid()
+        raise SystemExit(f"model_server: cannot write to {path} as uid {uid}, gid {gid} ({error.__cause__}). "
+                         f"Mend it with: chown -R {uid}:{gid} {path}") from error
+
+
+def raise_descriptor_limit() -> int:
+    """How many connections may be open, after asking for as many descriptors as that may need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4 * CONNECTIONS if hard == resource.RLIM_INFINITY else min(hard, 4 * CONNECTIONS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return min(CONNECTIONS, wanted // 4)
+
+
+def main() -> None:
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, datefmt="%Y-%m-%dT%H:%M:%S%z",
+                        format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        settings = Settings.from_env(os.environ)
+    except ValueError as error:
+        raise SystemExit(f"model_server: {error}") from error
+    with open_storage(settings.storage_path) as store:
+        try:
+            server = Server(create_app(store, settings), settings.host, settings.port, settings.threads,
+                            raise_descriptor_limit())
+        except OSError as error:
+            raise SystemExit(f"model_server: cannot listen on {settings.host}:{settings.port}: {error}") from error
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: server.stop())
+        log.info("serving %s at %s, overwrite %s, limit %s", store.root, " ".join(server.addresses),
+                 "allow" if settings.overwrite else "deny", settings.max_size or "none")
+        server.run()
+        log.info("stopped")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,671 @@
+"""The store: a tree of directories that is the truth, written by drafts and read without locks.
+
+    {root}/{project_id}/{app_name}/{version}/{model_name}/model
+    {root}/{project_id}/{app_name}/{version}/{model_name}/metadata.json
+    {root}/.staging/                  drafts, locks, what is being removed; never listed
+
+A model appears by one rename of a finished directory and is replaced by one exchange of two. Directories are
+walked by descriptor and without following symbolic links, so no name and no planted link leads out of the root.
+"""
+
+import ctypes
+import errno
+import fcntl
+import functools
+import itertools
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import stat
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+log = logging.getLogger("model_server.storage")
+
+STAGING = ".staging"    # a name may not begin with a dot, so no model can be called this
+RESCUE = "replaced"     # below STAGING: old versions while a file system without exchange replaces them
+MODEL = "model"
+METADATA = "metadata.json"
+
+NAME_RULE = "use 1 to 128 of A-Z a-z 0-9 . _ + -, beginning with a letter, digit or _"
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
+RESERVED_PROJECTS = frozenset({"list", "upload"})   # the routes /models/list and /models/upload hide them
+SEMVER = re.compile(    # semver.org, "Is there a suggested regular expression"
+    r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
+    r"(?:-((?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)(?:\.(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*))*))?"
+    r"(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+LOCKS = 64              # stripes over all models: more than threads, few enough to be made at start
+LOOKS = 50              # how often a reader looks again when a writer moved the directory under it
+MAX_METADATA = 4 << 20  # the largest we write is 64 fields of 8 KiB, each byte escaped to six
+IOV_MAX = 1024          # Linux takes this many buffers in one writev
+FULL = (errno.ENOSPC, errno.EDQUOT)
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # ELOOP: a symbolic link, which is never followed
+OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
+NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+REGULAR = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC    # NONBLOCK: a planted fifo must not hang us
+
+
+class StoreError(Exception):
+    """What the store has to say against a request."""
+
+
+class InvalidName(StoreError):
+    pass
+
+
+class ModelNotFound(StoreError):
+    pass
+
+
+class ModelExists(StoreError):
+    pass
+
+
+class StorageFull(StoreError):
+    pass
+
+
+class StorageFailed(StoreError):
+    """The file system under the store failed; the cause is the OSError."""
+
+
+@contextmanager
+def own_words() -> Iterator[None]:
+    """Turns an OSError from below into the store's own words."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise StorageFull(f"the storage is full ({error.strerror}): delete models or free some space") from error
+        raise StorageFailed(f"the storage failed: {error.strerror}; see the server's log") from error
+
+
+@dataclass(frozen=True, order=True)
+class ModelKey:
+    """The four names of a model; raises InvalidName, so a key that exists is safe to join to a path."""
+
+    project_id: str
+    app_name: str
+    version: str
+    model_name: str
+
+    def __post_init__(self) -> None:
+        for field_name, value in zip(NAME_FIELDS, self.names, strict=True):
+            check_name(field_name, value)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.project_id, self.app_name, self.version, self.model_name)
+
+    def __str__(self) -> str:
+        return "/".join(self.names)
+
+
+NAME_FIELDS = tuple(f.name for f in fields(ModelKey))
+
+
+def check_name(field_name: str, value: str) -> None:
+    """Raises InvalidName unless `value` follows the grammar of names."""
+    if not NAME.fullmatch(value):
+        raise InvalidName(f"{field_name} {value[:200]!r} is not a name: {NAME_RULE}")
+    if field_name == "project_id" and value in RESERVED_PROJECTS:
+        raise InvalidName(f"project_id {value!r} is taken by a route of this server: choose another")
+
+
+def precedence(version: str) -> tuple[Any, ...]:
+    """Sorts versions: releases by SemVer 2.0 (11) over its pre-releases over all else, that by runs of digits and letters."""
+    if found := SEMVER.fullmatch(version):
+        release = tuple(int(number) for number in found.group(1, 2, 3))
+        pre = tuple((0, int(x), "") if x.isdigit() else (1, 0, x) for x in (found[4] or "").split(".") if x)
+        return (1 if pre else 2, release, pre, version)
+    runs = tuple((1, int(x), "") if x.isdigit() else (0, 0, x) for x in re.findall("[0-9]+|[A-Za-z]+", version))
+    return (0, runs, (), version)
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a user says about a model; `metadata` holds the custom fields, any JSON."""
+
+    filename: str | None = None
+    description: str | None = None
+    framework: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One stored model. `size` is in bytes; what a foreign or broken metadata.json does not tell is None."""
+
+    key: ModelKey
+    size: int
+    sha256: str | None
+    details: Details
+    uploaded_at: str | None
+    updated_at: str | None
+    mtime_ns: int = 0
+    inode: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **dict(zip(NAME_FIELDS, self.key.names, strict=True)),
+            "filename": self.details.filename,
+            "size": self.size,
+            "sha256": self.sha256,
+            "description": self.details.description,
+            "framework": self.details.framework,
+            "metadata": self.details.metadata,
+            "uploaded_at": self.uploaded_at,
+            "updated_at": self.updated_at,
+        }
+
+
+Check = Callable[[Model | None], None]  # raises to refuse a change, given what is stored now
+
+
+@dataclass(frozen=True)
+class Published:
+    model: Model
+    created: bool
+    unchanged: bool
+
+
+@dataclass
+class OpenModel:
+    """A model with its bytes open for reading; close it, or hand the file over."""
+
+    model: Model
+    file: BinaryIO
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Storage:
+    """The models below `root`. Opening it claims a staging directory of its own and mends what a crash left."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._staging = root / STAGING
+        self._session = self._staging / secrets.token_hex(8)
+        self._numbers = itertools.count()
+        self._reported: dict[ModelKey, int] = {}
+        with own_words(), ExitStack() as undo:
+            (self._staging / "locks").mkdir(parents=True, exist_ok=True)
+            for stripe in range(LOCKS):     # all now: a delete must find its lock on a full disk
+                (self._staging / "locks" / f"{stripe:02}").touch()
+            with _flock(self._staging / "start.lock"):
+                self._remove_orphans()
+                self._session_lock = os.open(f"{self._session}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                undo.callback(os.close, self._session_lock)
+                # flock, not a pid file: a container restarts with the same pid
+                fcntl.flock(self._session_lock, fcntl.LOCK_EX)
+                self._session.mkdir()
+            self._restore_replaced()
+            self.probe()
+            undo.pop_all()
+
+    def close(self) -> None:
+        """Gives the staging directory back; drafts still open are gone."""
+        _remove(self._session)
+        with suppress(FileNotFoundError):
+            os.unlink(f"{self._session}.lock")
+        os.close(self._session_lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- reading
+
+    def open(self, key: ModelKey) -> OpenModel:
+        """Opens the bytes and the metadata of one version; raises ModelNotFound."""
+        with own_words():
+            for _ in range(LOOKS):
+                try:
+                    if opened := self._look(key):
+                        return opened
+                except FileNotFoundError:
+                    break
+        raise ModelNotFound(f"there is no model {key}")
+
+    def info(self, key: ModelKey) -> Model:
+        """What is known of one model; raises ModelNotFound."""
+        opened = self.open(key)
+        opened.file.close()
+        return opened.model
+
+    def find(self, key: ModelKey) -> Model | None:
+        """What is known of one model, None when it is not there."""
+        try:
+            return self.info(key)
+        except ModelNotFound:
+            return None
+
+    def keys(self, *names: str, after: tuple[str, ...] = ()) -> Iterator[ModelKey]:
+        """The models below the given names, in order, those up to and including `after` left out."""
+        with own_words():
+            for found in self._scan((), names, after):
+                if _is_file(self.root.joinpath(*found, MODEL)):
+                    yield ModelKey(*found)
+
+    def versions(self, project_id: str, app_name: str, model_name: str) -> Iterator[str]:
+        """The versions that have this model, in no useful order."""
+        with own_words():
+            for version in self._subdirectories(project_id, app_name):
+                if _is_file(self.root / project_id / app_name / version / model_name / MODEL):
+                    yield version
+
+    def free_bytes(self) -> int:
+        with own_words():
+            disk = os.statvfs(self.root)
+            return disk.f_bavail * disk.f_frsize
+
+    def probe(self) -> None:
+        """Raises StorageFull or StorageFailed unless a file can be written now."""
+        path = self._session / f"probe-{next(self._numbers)}"
+        with own_words():
+            try:
+                path.write_bytes(b"x")
+            finally:
+                path.unlink(missing_ok=True)
+
+    def _look(self, key: ModelKey) -> OpenModel | None:
+        """The model; None when its directory was taken away while we looked. FileNotFoundError: there is none."""
+        # Without RENAME_EXCHANGE the old version stands in the rescue place while it is replaced, see _exchange.
+        for place in ((), (STAGING, RESCUE)) * 2:
+            try:
+                with self._walk(*place, *key.names) as descriptors:
+                    return self._open_in(descriptors[-1], key)
+            except OSError as error:
+                if error.errno not in ABSENT:
+                    raise
+        raise FileNotFoundError
+
+    def _open_in(self, directory: int, key: ModelKey) -> OpenModel | None:
+        # Metadata first: a directory on its way out loses its model before its metadata, so a pair is never torn.
+        document = self._read_metadata(directory, key)
+        try:
+            descriptor = os.open(MODEL, REGULAR, dir_fd=directory)
+        except OSError as error:
+            if error.errno not in ABSENT:
+                raise
+            return None
+        with ExitStack() as undo:
+            undo.callback(os.close, descriptor)
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                return None
+            model = self._describe(key, document, status)
+            undo.pop_all()
+            return OpenModel(model, os.fdopen(descriptor, "rb", buffering=0))
+
+    def _read_metadata(self, directory: int, key: ModelKey) -> dict[str, Any]:
+        try:
+            descriptor = os.open(METADATA, REGULAR, dir_fd=directory)
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            self._report(key, 0, error)
+            return {}
+        with os.fdopen(descriptor, "rb") as file:
+            version = os.fstat(descriptor).st_mtime_ns
+            try:
+                text = file.read(MAX_METADATA + 1)
+                document = json.loads(text) if len(text) <= MAX_METADATA else "too long"
+            except (OSError, ValueError, RecursionError) as error:
+                self._report(key, version, error)
+                return {}
+        if isinstance(document, dict):
+            return document
+        self._report(key, version, "not a JSON object")
+        return {}
+
+    def _report(self, key: ModelKey, version: int, problem: object) -> None:
+        if self._reported.get(key) != version:  # once a state, or every list would say it again
+            if len(self._reported) > 10_000:
+                self._reported.clear()
+            self._reported[key] = version
+            log.warning("%s/%s is broken: %s", key, METADATA, problem)
+
+    def _describe(self, key: ModelKey, document: dict[str, Any], status: os.stat_result) -> Model:
+        def text(name: str) -> str | None:
+            value = document.get(name)
+            return value if isinstance(value, str) else None
+
+        sha256, custom = text("sha256"), document.get("metadata")
+        if sha256 is not None and (not SHA256.fullmatch(sha256) or document.get("size") != status.st_size):
+            self._report(key, status.st_mtime_ns, "it tells of another file than the model beside it")
+            sha256 = None
+        return Model(
+            key=key,
+            size=status.st_size,
+            sha256=sha256,
+            details=Details(text("filename"), text("description"), text("framework"),
+                            custom if isinstance(custom, dict) else {}),
+            uploaded_at=text("uploaded_at"),
+            updated_at=text("updated_at"),
+            mtime_ns=status.st_mtime_ns,
+            inode=status.st_ino,
+        )
+
+    # ---- changing
+
+    def draft(self) -> "Draft":
+        """A place to write a model to; leaves no trace unless published."""
+        with own_words():
+            return Draft(self, self._session / str(next(self._numbers)))
+
+    def delete(self, key: ModelKey, check: Check) -> Model:
+        """Removes one model for good when `check` lets it; raises ModelNotFound."""
+        grave = self._session / str(next(self._numbers))
+        with own_words():
+            with self._changing(key):
+                model = self.info(key)
+                check(model)
+                with self._walk(*key.names[:3]) as descriptors:
+                    os.rename(key.model_name, grave, src_dir_fd=descriptors[-1])
+                    _sync(descriptors)
+            self._prune(*key.names[:3])
+            _remove(grave)
+        return model
+
+    def amend(self, key: ModelKey, change: Callable[[Model], Details]) -> Model:
+        """Replaces what a user says about a model by what `change` makes of it; raises ModelNotFound."""
+        scratch = self._session / f"{next(self._numbers)}.json"
+        with own_words(), self._changing(key), ExitStack() as undo:
+            current = self.info(key)
+            model = replace(current, details=change(current), updated_at=now())
+            if model.details == current.details:
+                return current
+            undo.callback(scratch.unlink, missing_ok=True)
+            _write_document(scratch, model)
+            descriptors = undo.enter_context(self._walk(*key.names))
+            os.rename(scratch, METADATA, dst_dir_fd=descriptors[-1])
+            _sync(descriptors)
+            return model
+
+    @contextmanager
+    def _changing(self, key: ModelKey) -> Iterator[None]:
+        """One change of a model at a time, among all processes on this storage."""
+        stripe = zlib.crc32(str(key).encode()) % LOCKS
+        with _flock(self._staging / "locks" / f"{stripe:02}"):
+            self._restore(key)
+            yield
+
+    def _place(self, draft: Path, key: ModelKey, replacing: bool) -> None:
+        """Puts a finished draft in place; what it replaces stands at `draft` afterwards."""
+        for _ in range(LOOKS):
+            # a delete may prune the parents between our making them and our rename
+            with suppress(FileNotFoundError), self._walk(*key.names[:3], create=True) as descriptors:
+                if replacing:
+                    replacing = False   # for the next look: gone by a hand that takes no lock
+                    self._exchange(draft, descriptors[-1], key)
+                else:
+                    _rename_new(draft, descriptors[-1], key)
+                _sync(descriptors)
+                return
+        raise StorageFailed(f"the directories of {key} vanish as fast as they are made")
+
+    def _exchange(self, draft: Path, parent: int, key: ModelKey) -> None:
+        try:
+            _rename_exchange(draft, parent, key.model_name)
+            return
+        except OSError as error:
+            if error.errno not in NO_EXCHANGE:
+                raise
+        # Three renames instead of one: the old version is at a place named after its key in between, where readers
+        # look for it and where the next start, or the next change of this model, finds it after a crash.
+        names = (STAGING, RESCUE, *key.names[:3])
+        with self._walk(*names, create=True) as rescue:
+            os.rename(key.model_name, key.model_name, src_dir_fd=parent, dst_dir_fd=rescue[-1])
+            _sync(rescue)
+            try:
+                os.rename(draft, key.model_name, dst_dir_fd=parent)
+            except OSError:
+                os.rename(key.model_name, key.model_name, src_dir_fd=rescue[-1], dst_dir_fd=parent)
+                raise
+            os.fsync(parent)
+            os.rename(key.model_name, draft, src_dir_fd=rescue[-1])
+        self._prune(*names)
+
+    def _restore(self, key: ModelKey) -> None:
+        """Brings back the old version that a crash in the middle of a replacement left in the rescue place."""
+        rescued = self.root.joinpath(STAGING, RESCUE, *key.names)
+        if not os.path.lexists(rescued):
+            return
+        with self._walk(*key.names[:3], create=True) as descriptors:
+            try:
+                os.rename(rescued, key.model_name, dst_dir_fd=descriptors[-1])
+            except OSError as error:
+                if error.errno not in OCCUPIED:
+                    raise
+                _remove(rescued)    # the new version had arrived
+            _sync(descriptors)
+        self._prune(STAGING, RESCUE, *key.names[:3])
+
+    def _restore_replaced(self) -> None:
+        for names in list(self._scan((STAGING, RESCUE), (), ())):
+            with self._changing(ModelKey(*names)):
+                pass    # which restores it
+
+    def _remove_orphans(self) -> None:
+        kept = {"locks", RESCUE, "start.lock"}
+        for session in {path.name.removesuffix(".lock") for path in self._staging.iterdir() if path.name not in kept}:
+            lock = self._staging / f"{session}.lock"
+            with suppress(BlockingIOError), _flock(lock, fcntl.LOCK_NB):
+                _remove(self._staging / session)
+                lock.unlink()
+
+    # ---- directories
+
+    @contextmanager
+    def _walk(self, *names: str, create: bool = False) -> Iterator[list[int]]:
+        """Descriptors of the root and of each directory below it on the way down, no symbolic link followed."""
+        with ExitStack() as opened:
+            descriptors = [os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+            opened.callback(os.close, descriptors[0])
+            for name in names:
+                if create:
+                    with suppress(FileExistsError):
+                        os.mkdir(name, dir_fd=descriptors[-1])
+                descriptors.append(os.open(name, DIRECTORY, dir_fd=descriptors[-1]))
+                opened.callback(os.close, descriptors[-1])
+            yield descriptors
+
+    def _subdirectories(self, *names: str) -> list[str]:
+        try:
+            with self._walk(*names) as descriptors, os.scandir(descriptors[-1]) as entries:
+                found = [e.name for e in entries if NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+        except OSError as error:
+            if error.errno not in ABSENT:
+                raise
+            return []
+        return sorted(found if names else set(found) - RESERVED_PROJECTS)
+
+    def _scan(self, base: tuple[str, ...], names: tuple[str, ...], after: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        """The four names of each directory at a model's depth below `base`, in order, beyond `after`."""
+        depth = len(names)
+        if depth == len(NAME_FIELDS):
+            if names > after:
+                yield names
+            return
+        first = after[depth] if after[:depth] == names and len(after) > depth else ""
+        for name in self._subdirectories(*base, *names):
+            if name >= first:
+                yield from self._scan(base, (*names, name), after)
+
+    def _prune(self, *names: str) -> None:
+        """Removes these nested directories from the innermost outwards as far as they are empty."""
+        for depth in range(len(names), 0, -1):
+            try:
+                with self._walk(*names[: depth - 1]) as descriptors:
+                    os.rmdir(names[depth - 1], dir_fd=descriptors[-1])
+            except OSError as error:
+                if error.errno in OCCUPIED:
+                    return
+                if error.errno not in ABSENT:
+                    log.warning("cannot remove the empty directory of %s: %s", "/".join(names[:depth]), error)
+                    return
+
+
+class Draft:
+    """A model on its way in, in a directory of its own; gone at the end of its `with` unless published."""
+
+    def __init__(self, store: Storage, path: Path) -> None:
+        self._store = store
+        self._path = path
+        self.size = 0
+        path.mkdir()
+        try:
+            self._file = os.open(path / MODEL, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except OSError:
+            _remove(path)
+            raise
+        self._open = True
+
+    def write(self, blocks: Sequence[bytes | memoryview]) -> None:
+        """Appends blocks, none of them empty; raises StorageFull."""
+        with own_words():
+            rest = list(blocks)
+            while rest:
+                written = os.writev(self._file, rest[:IOV_MAX])
+                self.size += written
+                while rest and written >= len(rest[0]):
+                    written -= len(rest.pop(0))
+                if written:     # a disk that fills up takes a part and refuses with the next call
+                    rest[0] = memoryview(rest[0])[written:]
+
+    def publish(self, key: ModelKey, sha256: str, details: Details, check: Check) -> Published:
+        """Makes the draft the model `key` when `check` lets it; on disk when this returns."""
+        with own_words():
+            model = self._seal(key, sha256, details)
+            with self._store._changing(key):
+                current = self._store.find(key)
+                check(current)
+                if current and (current.sha256, current.details) == (sha256, details):
+                    with self._store._walk(*key.names[:3]) as descriptors:
+                        _sync(descriptors)  # it may be another's, not yet acknowledged
+                    return Published(current, created=False, unchanged=True)
+                self._store._place(self._path, key, replacing=current is not None)
+            return Published(model, created=current is None, unchanged=False)
+
+    def _seal(self, key: ModelKey, sha256: str, details: Details) -> Model:
+        os.fsync(self._file)
+        status = os.fstat(self._file)
+        self._close()
+        moment = now()
+        model = Model(key, status.st_size, sha256, details, moment, moment, status.st_mtime_ns, status.st_ino)
+        _write_document(self._path / METADATA, model)
+        _sync_directory(self._path)
+        return model
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            os.close(self._file)
+
+    def discard(self) -> None:
+        """Removes what is left of the draft: all of it, or the old version that it replaced."""
+        self._close()
+        _remove(self._path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+
+def _rename_new(draft: Path, parent: int, key: ModelKey) -> None:
+    try:
+        # rename(2) replaces an empty directory only, so of two writers one wins even where no lock works
+        os.rename(draft, key.model_name, dst_dir_fd=parent)
+    except OSError as error:
+        if error.errno in (*OCCUPIED, errno.ENOTDIR):
+            raise ModelExists(f"{key} is taken by something that was not there a moment ago or is no model") from error
+        raise
+
+
+def _write_document(path: Path, model: Model) -> None:
+    with path.open("x", encoding="utf-8") as file:
+        json.dump(model.as_json(), file, ensure_ascii=False, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(descriptors: Sequence[int]) -> None:
+    """All of the way up, not the newly made alone: the one who made an ancestor may not have synced it yet."""
+    for descriptor in reversed(descriptors):
+        os.fsync(descriptor)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Removes what stands at `path`, its model first (see _open_in); what will not go is left to the next start."""
+    try:
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            (path / MODEL).unlink(missing_ok=True)
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.error("cannot remove %s: %s", path, error)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError as error:
+        if error.errno in ABSENT:
+            return False
+        raise   # EIO is not an answer, os.path.isfile would say it is
+
+
+@contextmanager
+def _flock(path: Path, flags: int = 0) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@functools.cache
+def _renameat2() -> Any:
+    return getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+
+
+def _rename_exchange(source: Path, parent: int, name: str) -> None:
+    """renameat2(2) with RENAME_EXCHANGE; raises OSError, ENOSYS where the C library has none."""
+    at_cwd, exchange = -100, 2
+    renameat2 = _renameat2()
+    if renameat2 is None:
+        raise OSError(errno.ENOSYS, "no renameat2")
+    if renameat2(at_cwd, os.fsencode(source), parent, os.fsencode(name), exchange):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
