@@ -4,20 +4,24 @@ Functions of header values and sizes; the one that touches a file seeks it and h
 """
 
 import base64
+import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
-from typing import BinaryIO
+from http import HTTPStatus
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from storage import Model, OpenModel
+from models import Model
+from storage import OpenModel
 
 Header = Callable[[str], str | None]    # a request's header by name
 
 ENTITY_TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')     # RFC 9110 8.8.3
 BYTE_RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*")     # RFC 9110 14.1.2, one range of it
+SEND_BLOCK = 256 * 1024     # one read of a file where the server below cannot send files itself
 MAX_DIGITS = 18     # of a position: 10**18 bytes is beyond every file, int() of 5,000 digits raises
 
 
@@ -27,7 +31,7 @@ class PreconditionFailed(Exception):
 
 class RangeNotSatisfiable(Exception):
     def __init__(self, size: int) -> None:
-        super().__init__(f"the range begins beyond the {size} bytes there are: the download is complete, or another file")
+        super().__init__(f"the range begins beyond the {size} bytes there are: the download is complete")
         self.size = size
 
 
@@ -47,6 +51,12 @@ class Response:
     body: bytes | Iterable[bytes] | FileBody = b""
 
 
+def json_response(status: int, document: dict[str, Any], *headers: tuple[str, str]) -> Response:
+    body = json.dumps(document).encode() + b"\n"
+    kind = ("Content-Type", "application/json")
+    return Response(status, [kind, ("Cache-Control", "no-cache"), *headers], body)   # TRAPS 23
+
+
 # ---- validators
 
 
@@ -62,7 +72,7 @@ def last_modified(model: Model) -> datetime:
 
 
 def matches(header: str, etag: str | None, weak: bool) -> bool:
-    """Whether a list of entity tags, or *, names this one (None: there is nothing). RFC 9110 8.8.3.2, 13.1.1, 13.1.2."""
+    """Whether a list of entity tags, or *, names this one (None: there is none). RFC 9110 8.8.3.2, 13.1."""
     if header.strip() == "*":
         return etag is not None
     if etag is None or (not weak and etag.startswith("W/")):
@@ -172,7 +182,7 @@ def file_headers(model: Model) -> list[tuple[str, str]]:
 
 
 def file_response(method: str, header: Header, opened: OpenModel) -> Response:
-    """The whole model, a range of it, or what the conditions of the request make of it; closes what it does not send."""
+    """The whole model, a range of it, or what the request's conditions make of it; closes what it does not send."""
     model, file = opened.model, opened.file
     etag, modified, headers = etag_of(model), last_modified(model), file_headers(model)
     try:
@@ -195,3 +205,70 @@ def file_response(method: str, header: Header, opened: OpenModel) -> Response:
         headers.append(("Content-Range", f"bytes {start}-{stop - 1}/{model.size}"))
     headers.append(("Content-Length", str(stop - start)))
     return Response(status, headers, FileBody(file, start, stop - start))
+
+
+# ---- sending
+
+
+def send(response: Response, environ: dict[str, Any], start_response: Callable[..., Any], done: Callable[[int], None],
+         ) -> Iterable[bytes]:
+    """Starts the answer and gives what the server is to send; `done` hears in the end how many bytes went out."""
+    status, body, headers = response.status, response.body, response.headers
+    head = environ["REQUEST_METHOD"] == "HEAD"
+    if head and not isinstance(body, bytes | FileBody):
+        body = b"".join(body)   # RFC 9110 9.3.2: the headers of the GET, its length too
+    if isinstance(body, bytes) and status not in (204, 304):
+        headers.append(("Content-Length", str(len(body))))
+    start_response(f"{status} {HTTPStatus(status).phrase}", headers)
+    if isinstance(body, FileBody) and head:
+        body.file.close()
+    if isinstance(body, bytes) or head:
+        rest = [body] if isinstance(body, bytes) and body and not head else []
+        done(sum(map(len, rest)))
+        return rest
+    if isinstance(body, FileBody):
+        body.file.seek(body.start)
+        sending = SentFile(body.file, done)
+        wrapper = environ.get("wsgi.file_wrapper")
+        return wrapper(sending, SEND_BLOCK) if wrapper else sending.blocks(body.length)
+    return SentBlocks(body, done)
+
+
+class SentFile:
+    """A file in the hands of the server: tells how many bytes went out when it is closed."""
+
+    def __init__(self, file: BinaryIO, done: Callable[[int], None]) -> None:
+        self._file, self._done, self._start = file, done, file.tell()
+        self.read, self.seek, self.tell, self.seekable = file.read, file.seek, file.tell, file.seekable
+
+    def blocks(self, length: int) -> Iterator[bytes]:
+        try:
+            while length and (block := self.read(min(length, SEND_BLOCK))):
+                length -= len(block)
+                yield block
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        if not self._file.closed:
+            sent = self._file.tell() - self._start
+            self._file.close()
+            self._done(sent)
+
+
+class SentBlocks:
+    """Blocks in the hands of the server, the same."""
+
+    def __init__(self, blocks: Iterable[bytes], done: Callable[[int], None]) -> None:
+        self._blocks, self._done, self._sent = iter(blocks), done, 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        block = next(self._blocks)
+        self._sent += len(block)
+        return block
+
+    def close(self) -> None:
+        self._done(self._sent)

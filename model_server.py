@@ -14,68 +14,27 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from http import HTTPStatus
-from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
-from urllib.parse import parse_qsl, quote, urlencode
+from typing import Any
+from urllib.parse import parse_qsl, quote
 
-from downloads import (
-    FileBody,
-    PreconditionFailed,
-    RangeNotSatisfiable,
-    Response,
-    check_write,
-    etag_of,
-    file_response,
-    last_modified,
-    read_status,
-)
-from storage import (
-    NAME_FIELDS,
-    Check,
-    Details,
-    InvalidName,
-    Model,
-    ModelExists,
-    ModelKey,
-    ModelNotFound,
-    OpenModel,
-    Storage,
-    StorageFailed,
-    StorageFull,
-    StoreError,
-    check_name,
-    now,
-    precedence,
-)
-from uploads import (
-    FORM_OVERHEAD,
-    MAX_FIELD,
-    BadUpload,
-    Body,
-    DigestMismatch,
-    Document,
-    Intake,
-    ProtocolError,
-    Server,
-    TooLarge,
-    Upload,
-    expected_sha256,
-    read_body,
-)
+import downloads
+import models
+from downloads import PreconditionFailed, RangeNotSatisfiable, Response, check_write, etag_of, json_response
+from forms import BadUpload
+from lists import list_response
+from models import NAME_FIELDS, InvalidName, Model, ModelExists, ModelKey, ModelNotFound, describe, url_of
+from storage import Check, OpenModel, Storage, now
+from uploads import Body, DigestMismatch, Intake, Server, TooLarge, Upload, expected_sha256, read_body
 
 log = logging.getLogger("model_server")
 access = logging.getLogger("access")
 
-KNOWN_FIELDS = (*NAME_FIELDS, "description", "framework", "sha256")
-MAX_CUSTOM = 64             # custom metadata fields, as the contract says
+FORM_OVERHEAD = 8 * 1024    # how much longer than its file a form may be before its length alone refuses it
 MAX_QUERY = 200             # parameters; ours and the custom ones are under 80
-MAX_PAGE = 1000             # models on one page of a list
-MAX_DOCUMENT = 1 << 20      # a PATCH: 64 fields of 8 KiB are half of it
-SEND_BLOCK = 256 * 1024     # one read of a file where the server below cannot send files itself
+MAX_DOCUMENT = 1 << 20      # bytes of a PATCH: 64 fields of 8 KiB are half of it
 CONNECTIONS = 4096          # open at once; each upload adds a descriptor, hence a quarter of those we may have
 ALIAS = "latest"
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -98,6 +57,7 @@ class HttpError(Exception):
 
 STATUS_OF: dict[type[Exception], int] = {
     InvalidName: 400,
+    models.InvalidMetadata: 400,
     BadUpload: 400,
     DigestMismatch: 400,
     ModelNotFound: 404,
@@ -106,8 +66,8 @@ STATUS_OF: dict[type[Exception], int] = {
     PreconditionFailed: 412,
     TooLarge: 413,
     RangeNotSatisfiable: 416,
-    StorageFailed: 500,
-    StorageFull: 507,
+    models.StorageFailed: 500,
+    models.StorageFull: 507,
 }
 
 
@@ -199,9 +159,6 @@ class Request:
             host = f"{self.environ['SERVER_NAME']}:{self.environ['SERVER_PORT']}"
         return f"{self.environ['wsgi.url_scheme']}://{host}{self.environ.get('SCRIPT_NAME', '')}"
 
-    def url_of(self, key: ModelKey) -> str:
-        return f"{self.base_url}/models/{key}"
-
     def log(self, status: int, sent: int) -> None:
         milliseconds = (time.monotonic() - self.body.started) * 1000
         access.info("%s %s %d %d %.1f %s %s", self.method, quote(self.path, safe="/+,:"), status,
@@ -216,12 +173,6 @@ def merged(*pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     return fields
 
 
-def json_response(status: int, document: dict[str, Any], *headers: tuple[str, str]) -> Response:
-    body = json.dumps(document, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-    kind = ("Content-Type", "application/json")
-    return Response(status, [kind, ("Cache-Control", "no-cache"), *headers], body)   # TRAPS 23
-
-
 def error_response(error: Exception) -> Response:
     """The answer to an exception: its own status, or that of the table, or 500 and a traceback in the log."""
     headers: tuple[tuple[str, str], ...] = getattr(error, "headers", ())
@@ -231,13 +182,9 @@ def error_response(error: Exception) -> Response:
         headers = (("Content-Range", f"bytes */{error.size}"),)
     if status == 500:
         log.error("%s", error, exc_info=error)
-        if not isinstance(error, StoreError):
+        if not isinstance(error, models.StoreError):
             detail = "the server has a fault; its log tells more under this X-Request-Id"
     return json_response(status, {"detail": detail}, *headers) if status != 204 else Response(204, [*headers])
-
-
-def describe(request: Request, model: Model) -> dict[str, Any]:
-    return {**model.as_json(), "path": f"{model.key}/model", "url": request.url_of(model.key)}
 
 
 # ---- handlers, in the order of the routes
@@ -248,7 +195,7 @@ def health(request: Request, store: Storage) -> Response:
     try:
         store.probe()
         return json_response(200, {"status": "healthy", **state, "free_bytes": store.free_bytes()})
-    except StoreError as error:
+    except models.StoreError as error:
         return json_response(503, {"status": "unhealthy", "reason": str(error), **state})
 
 
@@ -271,35 +218,16 @@ def receive(request: Request, store: Storage, **names: str) -> Response:
         raise BadUpload(f"{', '.join(missing)} missing: give them as query parameters or as form fields")
     expected = expected_sha256(request.header, fields)
     if expected and expected != digest:
-        raise DigestMismatch(f"the upload arrived with sha256 {digest}, not {expected}: nothing was stored, send it again")
+        raise DigestMismatch(f"it arrived with sha256 {digest}, not {expected}: nothing was stored, send it again")
     key = ModelKey(*(fields[name] for name in NAME_FIELDS))
-    result = upload.draft.publish(key, digest, details_of(fields, upload.filename), may_write(request))
+    result = upload.draft.publish(key, digest, models.details_of(fields, upload.filename), may_write(request))
     message = "unchanged" if result.unchanged else "uploaded" if result.created else "replaced"
     answer = {"message": f"Model {message} successfully" if not result.unchanged else "Model is unchanged"}
     return json_response(
         201 if result.created else 200,
-        {**answer, **({"unchanged": True} if result.unchanged else {}), **describe(request, result.model)},
-        ("Location", request.url_of(key)), ("ETag", etag_of(result.model)),
+        {**answer, **({"unchanged": True} if result.unchanged else {}), **describe(result.model, request.base_url)},
+        ("Location", url_of(key, request.base_url)), ("ETag", etag_of(result.model)),
     )
-
-
-def details_of(fields: Mapping[str, str], filename: str | None) -> Details:
-    """What the fields say beside the names; raises BadUpload for too many or too long ones."""
-    custom = {name: value for name, value in fields.items() if name not in KNOWN_FIELDS}
-    check_custom(custom)
-    for name in ("description", "framework"):
-        if len(fields.get(name, "").encode()) > MAX_FIELD:
-            raise BadUpload(f"{name} is longer than {MAX_FIELD} bytes")
-    return Details(filename, fields.get("description"), fields.get("framework"), custom)
-
-
-def check_custom(custom: Mapping[str, Any]) -> None:
-    if len(custom) > MAX_CUSTOM:
-        raise BadUpload(f"{len(custom)} custom metadata fields: at most {MAX_CUSTOM} are kept")
-    for name, value in custom.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        if len(name.encode("utf-8", "replace")) + len(text.encode("utf-8", "replace")) > MAX_FIELD:
-            raise BadUpload(f"metadata field {name[:100]!r} is longer than {MAX_FIELD} bytes")
 
 
 def may_write(request: Request) -> Check:
@@ -316,8 +244,8 @@ def admit_upload(request: Request, store: Storage, intake: Intake, **names: str)
     fields = merged(names.items(), request.query.items())
     for name in NAME_FIELDS:
         if name in fields:
-            check_name(name, fields[name])
-    details_of(fields, None)
+            models.check_name(name, fields[name])
+    models.details_of(fields, None)
     expected_sha256(request.header, fields)
     if request.header("Content-Range"):     # RFC 9110 14.5: storing a part as the whole would be the worst
         raise BadUpload("a part of a model cannot be uploaded (Content-Range): send the whole")
@@ -329,7 +257,7 @@ def admit_upload(request: Request, store: Storage, intake: Intake, **names: str)
     if limit is not None and request.length > limit + (0 if names else FORM_OVERHEAD):
         raise TooLarge(f"{request.length} bytes are more than the {limit} that this server takes (MODEL_MAX_SIZE)")
     if request.length > (free := store.free_bytes()):
-        raise StorageFull(f"{request.length} bytes do not fit into the {free} that are free: delete models first")
+        raise models.StorageFull(f"{request.length} bytes do not fit into the {free} free ones: delete models first")
     if all(name in fields for name in NAME_FIELDS):
         may_write(request)(store.find(ModelKey(*(fields[name] for name in NAME_FIELDS))))
     return upload
@@ -338,7 +266,7 @@ def admit_upload(request: Request, store: Storage, intake: Intake, **names: str)
 def admit_document(request: Request, store: Storage, intake: Intake, **names: str) -> Body:
     if request.length > MAX_DOCUMENT:
         raise TooLarge(f"the document is longer than {MAX_DOCUMENT} bytes")
-    return Document(MAX_DOCUMENT)
+    return Body(limit=MAX_DOCUMENT)
 
 
 def open_model(store: Storage, names: Mapping[str, str], suffix: str = "") -> tuple[OpenModel, list[tuple[str, str]]]:
@@ -350,7 +278,7 @@ def open_model(store: Storage, names: Mapping[str, str], suffix: str = "") -> tu
         if key.version != ALIAS:
             raise
     while versions := list(store.versions(key.project_id, key.app_name, key.model_name)):
-        newest = replace(key, version=max(versions, key=precedence))
+        newest = replace(key, version=max(versions, key=models.precedence))
         try:
             location = ("Content-Location", f"/models/{newest}{suffix}")
             return store.open(newest), [location, ("X-Model-Version", newest.version)]
@@ -378,7 +306,7 @@ def download(request: Request, store: Storage, **names: str) -> Response:
     if pinned is not None and pinned.lower() != opened.model.sha256:
         opened.file.close()
         raise PreconditionFailed(f"the model is not {pinned[:100]} but {opened.model.sha256}")
-    response = file_response(request.method, request.header, opened)
+    response = downloads.file_response(request.method, request.header, opened)
     response.headers += headers
     return response
 
@@ -387,12 +315,12 @@ def info(request: Request, store: Storage, **names: str) -> Response:
     opened, headers = open_model(store, names, "/info")
     opened.file.close()
     etag = etag_of_info(opened.model)
-    status = read_status(request.header, etag, last_modified(opened.model))
+    status = downloads.read_status(request.header, etag, downloads.last_modified(opened.model))
     if status == 412:
         raise PreconditionFailed(f"the metadata of the model is {etag}")
     if status == 304:
         return Response(304, [("ETag", etag), *headers])
-    return json_response(200, describe(request, opened.model), ("ETag", etag), *headers)
+    return json_response(200, describe(opened.model, request.base_url), ("ETag", etag), *headers)
 
 
 def etag_of_info(model: Model) -> str:
@@ -401,56 +329,23 @@ def etag_of_info(model: Model) -> str:
 
 
 def amend(request: Request, store: Storage, **names: str) -> Response:
-    patch = merge_patch(request)
-
-    def change(model: Model) -> Details:
-        check_write(request.header, etag_of(model), etag_of_info(model))
-        details = model.details
-        custom = merge(details.metadata, patch["metadata"]) if "metadata" in patch else details.metadata
-        check_custom(custom or {})
-        return replace(details, **{**patch, "metadata": custom or {}})
-
-    model = store.amend(ModelKey(**names), change)
-    return json_response(200, describe(request, model), ("ETag", etag_of_info(model)))
-
-
-def merge_patch(request: Request) -> dict[str, Any]:
-    """The JSON merge patch in the body, checked; raises BadUpload."""
-    assert isinstance(request.body, Document)
     try:
-        patch = json.loads(request.body.data, parse_constant=lambda word: int(word))    # NaN is not JSON
+        patch = json.loads(request.body.data, parse_constant=int)   # which refuses NaN, as JSON does
     except (ValueError, RecursionError) as error:
         raise BadUpload(f"the body is not a JSON document: {error}") from error
-    if not isinstance(patch, dict):
-        raise BadUpload('send a JSON object, like {"description": "…", "metadata": {"stage": "prod"}}')
-    for name, value in patch.items():
-        if name not in ("description", "framework", "metadata"):
-            raise BadUpload(f"{name[:100]!r} cannot be changed: only description, framework and metadata can")
-        if value is not None and not isinstance(value, dict if name == "metadata" else str):
-            raise BadUpload(f"{name} must be {'an object' if name == 'metadata' else 'a string'} or null")
-        if isinstance(value, str) and len(value.encode("utf-8", "replace")) > MAX_FIELD:
-            raise BadUpload(f"{name} is longer than {MAX_FIELD} bytes")
-    return patch
 
+    def change(model: Model) -> models.Details:
+        check_write(request.header, etag_of(model), etag_of_info(model))
+        return models.patched(model.details, patch)
 
-def merge(target: Any, patch: Any) -> Any:
-    """RFC 7396 2, to the letter."""
-    if not isinstance(patch, dict):
-        return patch
-    merged_target = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            merged_target.pop(name, None)
-        else:
-            merged_target[name] = merge(merged_target.get(name), value)
-    return merged_target
+    model = store.amend(ModelKey(**names), change)
+    return json_response(200, describe(model, request.base_url), ("ETag", etag_of_info(model)))
 
 
 def delete_model(request: Request, store: Storage, **names: str) -> Response:
     key = ModelKey(**names)
     model = store.delete(key, lambda model: check_write(request.header, *([etag_of(model)] if model else [])))
-    return json_response(200, {"message": "Model deleted successfully", **dict(zip(NAME_FIELDS, key.names, strict=True)),
-                               "size": model.size, "sha256": model.sha256})
+    return json_response(200, {"message": "Model deleted successfully", **describe(model, request.base_url)})
 
 
 def delete_tree(request: Request, store: Storage, **names: str) -> Response:
@@ -470,83 +365,8 @@ def delete_tree(request: Request, store: Storage, **names: str) -> Response:
     return json_response(200, {"message": f"{deleted} models deleted", **names, "deleted_models": deleted})
 
 
-# ---- lists
-
-
 def list_models(request: Request, store: Storage, **names: str) -> Response:
-    for name, value in names.items():
-        check_name(name, value)
-    query, form = request.query, request.query.get("format", "json")
-    if form not in LINE_OF and form != "json":
-        raise BadUpload(f"format {form[:50]!r} is not known: use json, {', '.join(LINE_OF)}")
-    after = ModelKey(*query["after"].split("/")).names if query.get("after", "").count("/") == 3 else ()
-    if query.get("after") and not after:
-        raise BadUpload("after is not a cursor: take it from `next` of the page before")
-    found = (model for model in stored(store, names, after) if wanted(model, query))
-    headers = [("Cache-Control", "no-cache")]
-    more: dict[str, Any] = {}
-    if "limit" in query:
-        limit = whole_number(query, "limit", MAX_PAGE, 1, MAX_PAGE)
-        page = list(islice(found, limit + 1))
-        more["total_models"] = sum(wanted(model, query) for model in stored(store, names, ()))
-        if len(page) > limit:
-            more["next"] = str(page[limit - 1].key)
-            link = f"{request.base_url}{request.path}?{urlencode({**query, 'after': more['next']})}"
-            headers.append(("Link", f'<{link}>; rel="next"'))
-        found = iter(page[:limit])
-    if form == "json":
-        return Response(200, [("Content-Type", "application/json"), *headers], json_list(request, names, found, more))
-    kind = "application/x-ndjson" if form == "ndjson" else "text/plain; charset=utf-8"
-    lines = (LINE_OF[form](request, model, len(names)).encode() for model in found)
-    return Response(200, [("Content-Type", kind), *headers], lines)
-
-
-def stored(store: Storage, names: Mapping[str, str], after: tuple[str, ...]) -> Iterator[Model]:
-    for key in store.keys(*names.values(), after=after):
-        if model := store.find(key):
-            yield model
-
-
-def wanted(model: Model, query: Mapping[str, str]) -> bool:
-    details = model.details
-    if "framework" in query and query["framework"] != (details.framework or ""):
-        return False
-    text = "\n".join((*model.key.names, details.description or "")).casefold()
-    if query.get("q", "").casefold() not in text:
-        return False
-    return all(as_text(details.metadata.get(name.removeprefix("metadata."))) == value
-               for name, value in query.items() if name.startswith("metadata."))
-
-
-def as_text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value)
-
-
-def json_list(request: Request, names: Mapping[str, str], found: Iterator[Model], more: dict[str, Any]) -> Iterator[bytes]:
-    """One JSON document, made while it is sent; the count comes last, when it is known."""
-    yield (json.dumps(dict(names))[:-1] + (", " if names else "") + '"models": [').encode()
-    count = 0
-    for model in found:
-        yield (", \n" if count else "\n").encode() + json.dumps(describe(request, model), ensure_ascii=False).encode()
-        count += 1
-    yield ("], " + json.dumps({"total_models": count, **more})[1:] + "\n").encode()
-
-
-def ndjson_line(request: Request, model: Model, depth: int) -> str:
-    return json.dumps(describe(request, model), ensure_ascii=False) + "\n"
-
-
-def sum_line(request: Request, model: Model, depth: int) -> str:
-    # relative to what is listed: as wget -i saves one version, as wget -x saves more
-    return f"{model.sha256}  {'/'.join(model.key.names[depth:])}\n" if model.sha256 else ""
-
-
-LINE_OF: dict[str, Callable[[Request, Model, int], str]] = {
-    "ndjson": ndjson_line,
-    "txt": lambda request, model, depth: f"{model.key}\n",
-    "urls": lambda request, model, depth: f"{request.url_of(model.key)}\n",
-    "sha256sums": sum_line,
-}
+    return list_response(store, names, request.query, request.base_url)
 
 
 # ---- the application
@@ -632,7 +452,8 @@ class Application:
         finally:
             request.body.close()
             request.body.settle()
-        return send(request, response, start_response)
+        response.headers.append(("X-Request-Id", request.id))
+        return downloads.send(response, environ, start_response, functools.partial(request.log, response.status))
 
     def respond(self, request: Request) -> Response:
         body = request.environ["wsgi.input"]
@@ -658,68 +479,6 @@ def create_app(store: Storage, settings: Settings) -> Application:
     return Application(store, settings)
 
 
-def send(request: Request, response: Response, start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Starts the answer and gives what the server is to send; the access log is written when that is closed."""
-    status, body = response.status, response.body
-    headers = [*response.headers, ("X-Request-Id", request.id)]
-    if request.method == "HEAD" and not isinstance(body, bytes | FileBody):
-        body = b"".join(body)   # RFC 9110 9.3.2: the headers of the GET, its length too
-    if isinstance(body, bytes) and status not in (204, 304):
-        headers.append(("Content-Length", str(len(body))))
-    start_response(f"{status} {HTTPStatus(status).phrase}", headers)
-    if request.method == "HEAD" or isinstance(body, bytes):
-        if isinstance(body, FileBody):
-            body.file.close()
-        request.log(status, len(body) if isinstance(body, bytes) and request.method != "HEAD" else 0)
-        return [body] if isinstance(body, bytes) and body and request.method != "HEAD" else []
-    if isinstance(body, FileBody):
-        body.file.seek(body.start)
-        sending = SentFile(body.file, functools.partial(request.log, status))
-        wrapper = request.environ.get("wsgi.file_wrapper")
-        return wrapper(sending, SEND_BLOCK) if wrapper else sending.blocks(body.length)
-    return SentBlocks(body, functools.partial(request.log, status))
-
-
-class SentFile:
-    """A file in the hands of the server: tells how many bytes went out when it is closed."""
-
-    def __init__(self, file: BinaryIO, done: Callable[[int], None]) -> None:
-        self._file, self._done, self._start = file, done, file.tell()
-        self.read, self.seek, self.tell, self.seekable = file.read, file.seek, file.tell, file.seekable
-
-    def blocks(self, length: int) -> Iterator[bytes]:
-        try:
-            while length and (block := self.read(min(length, SEND_BLOCK))):
-                length -= len(block)
-                yield block
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        if not self._file.closed:
-            sent = self._file.tell() - self._start
-            self._file.close()
-            self._done(sent)
-
-
-class SentBlocks:
-    """Blocks in the hands of the server, the same."""
-
-    def __init__(self, blocks: Iterable[bytes], done: Callable[[int], None]) -> None:
-        self._blocks, self._done, self._sent = iter(blocks), done, 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        block = next(self._blocks)
-        self._sent += len(block)
-        return block
-
-    def close(self) -> None:
-        self._done(self._sent)
-
-
 # ---- the process
 
 
@@ -735,7 +494,7 @@ def open_storage(path: Path | None) -> Storage:
     path = path.absolute()
     try:
         return Storage(path)
-    except StoreError as error:
+    except models.StoreError as error:
         uid, gid = os.getuid(), os.getgid()
         raise SystemExit(f"model_server: cannot write to {path} as uid {uid}, gid {gid} ({error.__cause__}). "
                          f"Mend it with: chown -R {uid}:{gid} {path}") from error

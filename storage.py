@@ -11,22 +11,23 @@ walked by descriptor and without following symbolic links, so no name and no pla
 import ctypes
 import errno
 import fcntl
-import functools
 import itertools
 import json
 import logging
 import os
-import re
 import secrets
 import shutil
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NamedTuple, Self
+
+import models
+from models import NAME_FIELDS, Details, Model, ModelExists, ModelKey, ModelNotFound, StorageFailed, StorageFull
 
 log = logging.getLogger("model_server.storage")
 
@@ -35,14 +36,6 @@ RESCUE = "replaced"     # below STAGING: old versions while a file system withou
 MODEL = "model"
 METADATA = "metadata.json"
 
-NAME_RULE = "use 1 to 128 of A-Z a-z 0-9 . _ + -, beginning with a letter, digit or _"
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
-RESERVED_PROJECTS = frozenset({"list", "upload"})   # the routes /models/list and /models/upload hide them
-SEMVER = re.compile(    # semver.org, "Is there a suggested regular expression"
-    r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
-    r"(?:-((?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)(?:\.(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*))*))?"
-    r"(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?")
-SHA256 = re.compile(r"[0-9a-f]{64}")
 
 LOCKS = 64              # stripes over all models: more than threads, few enough to be made at start
 LOOKS = 50              # how often a reader looks again when a writer moved the directory under it
@@ -56,30 +49,6 @@ DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 REGULAR = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC    # NONBLOCK: a planted fifo must not hang us
 
 
-class StoreError(Exception):
-    """What the store has to say against a request."""
-
-
-class InvalidName(StoreError):
-    pass
-
-
-class ModelNotFound(StoreError):
-    pass
-
-
-class ModelExists(StoreError):
-    pass
-
-
-class StorageFull(StoreError):
-    pass
-
-
-class StorageFailed(StoreError):
-    """The file system under the store failed; the cause is the OSError."""
-
-
 @contextmanager
 def own_words() -> Iterator[None]:
     """Turns an OSError from below into the store's own words."""
@@ -91,97 +60,16 @@ def own_words() -> Iterator[None]:
         raise StorageFailed(f"the storage failed: {error.strerror}; see the server's log") from error
 
 
-@dataclass(frozen=True, order=True)
-class ModelKey:
-    """The four names of a model; raises InvalidName, so a key that exists is safe to join to a path."""
-
-    project_id: str
-    app_name: str
-    version: str
-    model_name: str
-
-    def __post_init__(self) -> None:
-        for field_name, value in zip(NAME_FIELDS, self.names, strict=True):
-            check_name(field_name, value)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.project_id, self.app_name, self.version, self.model_name)
-
-    def __str__(self) -> str:
-        return "/".join(self.names)
-
-
-NAME_FIELDS = tuple(f.name for f in fields(ModelKey))
-
-
-def check_name(field_name: str, value: str) -> None:
-    """Raises InvalidName unless `value` follows the grammar of names."""
-    if not NAME.fullmatch(value):
-        raise InvalidName(f"{field_name} {value[:200]!r} is not a name: {NAME_RULE}")
-    if field_name == "project_id" and value in RESERVED_PROJECTS:
-        raise InvalidName(f"project_id {value!r} is taken by a route of this server: choose another")
-
-
-def precedence(version: str) -> tuple[Any, ...]:
-    """Sorts versions: releases by SemVer 2.0 (11) over its pre-releases over all else, that by runs of digits and letters."""
-    if found := SEMVER.fullmatch(version):
-        release = tuple(int(number) for number in found.group(1, 2, 3))
-        pre = tuple((0, int(x), "") if x.isdigit() else (1, 0, x) for x in (found[4] or "").split(".") if x)
-        return (1 if pre else 2, release, pre, version)
-    runs = tuple((1, int(x), "") if x.isdigit() else (0, 0, x) for x in re.findall("[0-9]+|[A-Za-z]+", version))
-    return (0, runs, (), version)
-
-
-@dataclass(frozen=True)
-class Details:
-    """What a user says about a model; `metadata` holds the custom fields, any JSON."""
-
-    filename: str | None = None
-    description: str | None = None
-    framework: str | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Model:
-    """One stored model. `size` is in bytes; what a foreign or broken metadata.json does not tell is None."""
-
-    key: ModelKey
-    size: int
-    sha256: str | None
-    details: Details
-    uploaded_at: str | None
-    updated_at: str | None
-    mtime_ns: int = 0
-    inode: int = 0
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            **dict(zip(NAME_FIELDS, self.key.names, strict=True)),
-            "filename": self.details.filename,
-            "size": self.size,
-            "sha256": self.sha256,
-            "description": self.details.description,
-            "framework": self.details.framework,
-            "metadata": self.details.metadata,
-            "uploaded_at": self.uploaded_at,
-            "updated_at": self.updated_at,
-        }
-
-
 Check = Callable[[Model | None], None]  # raises to refuse a change, given what is stored now
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     model: Model
     created: bool
     unchanged: bool
 
 
-@dataclass
-class OpenModel:
+class OpenModel(NamedTuple):
     """A model with its bytes open for reading; close it, or hand the file over."""
 
     model: Model
@@ -200,7 +88,6 @@ class Storage:
         self._staging = root / STAGING
         self._session = self._staging / secrets.token_hex(8)
         self._numbers = itertools.count()
-        self._reported: dict[ModelKey, int] = {}
         with own_words(), ExitStack() as undo:
             (self._staging / "locks").mkdir(parents=True, exist_ok=True)
             for stripe in range(LOCKS):     # all now: a delete must find its lock on a full disk
@@ -315,52 +202,28 @@ class Storage:
 
     def _read_metadata(self, directory: int, key: ModelKey) -> dict[str, Any]:
         try:
-            descriptor = os.open(METADATA, REGULAR, dir_fd=directory)
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            self._report(key, 0, error)
-            return {}
-        with os.fdopen(descriptor, "rb") as file:
-            version = os.fstat(descriptor).st_mtime_ns
-            try:
+            with os.fdopen(os.open(METADATA, REGULAR, dir_fd=directory), "rb") as file:
                 text = file.read(MAX_METADATA + 1)
-                document = json.loads(text) if len(text) <= MAX_METADATA else "too long"
-            except (OSError, ValueError, RecursionError) as error:
-                self._report(key, version, error)
-                return {}
-        if isinstance(document, dict):
-            return document
-        self._report(key, version, "not a JSON object")
+            document = json.loads(text) if len(text) <= MAX_METADATA else "too long"
+            if isinstance(document, dict):
+                return document
+            log.warning("%s/%s is broken: it is no JSON object", key, METADATA)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, RecursionError) as error:
+            log.warning("%s/%s is broken: %s", key, METADATA, error)
         return {}
 
-    def _report(self, key: ModelKey, version: int, problem: object) -> None:
-        if self._reported.get(key) != version:  # once a state, or every list would say it again
-            if len(self._reported) > 10_000:
-                self._reported.clear()
-            self._reported[key] = version
-            log.warning("%s/%s is broken: %s", key, METADATA, problem)
-
     def _describe(self, key: ModelKey, document: dict[str, Any], status: os.stat_result) -> Model:
-        def text(name: str) -> str | None:
-            value = document.get(name)
-            return value if isinstance(value, str) else None
-
-        sha256, custom = text("sha256"), document.get("metadata")
-        if sha256 is not None and (not SHA256.fullmatch(sha256) or document.get("size") != status.st_size):
-            self._report(key, status.st_mtime_ns, "it tells of another file than the model beside it")
+        known = {name: value for name, value in document.items() if isinstance(value, str)}
+        sha256, custom = known.get("sha256"), document.get("metadata")
+        if sha256 is not None and (not models.SHA256.fullmatch(sha256) or document.get("size") != status.st_size):
+            log.warning("%s/%s is broken: it tells of another file than the model beside it", key, METADATA)
             sha256 = None
-        return Model(
-            key=key,
-            size=status.st_size,
-            sha256=sha256,
-            details=Details(text("filename"), text("description"), text("framework"),
-                            custom if isinstance(custom, dict) else {}),
-            uploaded_at=text("uploaded_at"),
-            updated_at=text("updated_at"),
-            mtime_ns=status.st_mtime_ns,
-            inode=status.st_ino,
-        )
+        details = Details(known.get("filename"), known.get("description"), known.get("framework"),
+                          custom if isinstance(custom, dict) else {})
+        return Model(key, status.st_size, sha256, details, known.get("uploaded_at"), known.get("updated_at"),
+                     status.st_mtime_ns, status.st_ino)
 
     # ---- changing
 
@@ -489,12 +352,12 @@ class Storage:
     def _subdirectories(self, *names: str) -> list[str]:
         try:
             with self._walk(*names) as descriptors, os.scandir(descriptors[-1]) as entries:
-                found = [e.name for e in entries if NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+                found = [e.name for e in entries if models.NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
         except OSError as error:
             if error.errno not in ABSENT:
                 raise
             return []
-        return sorted(found if names else set(found) - RESERVED_PROJECTS)
+        return sorted(found if names else set(found) - models.RESERVED_PROJECTS)
 
     def _scan(self, base: tuple[str, ...], names: tuple[str, ...], after: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         """The four names of each directory at a model's depth below `base`, in order, beyond `after`."""
@@ -655,17 +518,10 @@ def _flock(path: Path, flags: int = 0) -> Iterator[None]:
         os.close(descriptor)
 
 
-@functools.cache
-def _renameat2() -> Any:
-    return getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-
-
 def _rename_exchange(source: Path, parent: int, name: str) -> None:
-    """renameat2(2) with RENAME_EXCHANGE; raises OSError, ENOSYS where the C library has none."""
+    """renameat2(2) with RENAME_EXCHANGE, which Python does not have; raises OSError, or ENOSYS."""
     at_cwd, exchange = -100, 2
-    renameat2 = _renameat2()
-    if renameat2 is None:
-        raise OSError(errno.ENOSYS, "no renameat2")
-    if renameat2(at_cwd, os.fsencode(source), parent, os.fsencode(name), exchange):
-        code = ctypes.get_errno()
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None or renameat2(at_cwd, os.fsencode(source), parent, os.fsencode(name), exchange):
+        code = errno.ENOSYS if renameat2 is None else ctypes.get_errno()
         raise OSError(code, os.strerror(code))

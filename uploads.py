@@ -1,7 +1,7 @@
 """The way in: request bodies are cut, written and hashed while they arrive, and refused as early as can be.
 
-Three layers, each usable without the next: FormCutter (bytes in, events out), Upload (events to a draft and a digest),
-and the seam to waitress, which hands every block to the Upload the moment it is received instead of spooling it.
+Upload takes blocks to a draft and a digest; the seam to waitress hands it every block the moment it is received, where
+waitress alone would spool the body to a temporary file first.
 """
 
 import base64
@@ -13,35 +13,23 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from email.message import Message
-from email.parser import HeaderParser
-from email.utils import collapse_rfc2231_value
 from functools import partial
 from typing import Any
 
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
-from waitress.receiver import FixedStreamReceiver
+from waitress.receiver import ChunkedReceiver, FixedStreamReceiver
 from waitress.server import BaseWSGIServer, create_server
 from waitress.task import WSGITask
 from waitress.utilities import BadRequest
 
-from storage import SHA256, Draft, Storage, StoreError
+from forms import BadUpload, FormCutter, Part, PartEnd
+from models import MAX_FIELD, SHA256, StoreError
+from storage import Draft, Storage
 
-log = logging.getLogger("model_server.uploads")
-
-MAX_BOUNDARY = 70               # RFC 2046 5.1.1; its short list of characters is kept by few clients
-MAX_PADDING = 64                # white space after a boundary, which nobody sends
-MAX_PREAMBLE = 16 * 1024        # nobody sends one either; beyond this the boundary is a wrong one
-MAX_PART_HEADERS = 16 * 1024    # a browser sends under 1 KiB; beyond this somebody is filling our memory
-MAX_PARTS = 256                 # 64 custom fields and ours, some of them twice
-MAX_FIELD = 8 * 1024            # as the contract says
-MAX_FILENAME = 255              # what a file system takes
-FORM_OVERHEAD = MAX_FIELD       # how much longer than its file a form may be before its length alone refuses it
 OWN_BACKLOG = 4 << 20           # bytes of one upload received and not yet written and hashed: some ms of a disk
 ALL_BACKLOG = 24 << 20          # of all of them; with four uploads the first limit counts, with forty this one
 BLOCK = 256 * 1024              # one recv: smaller costs system calls, larger costs cache
@@ -52,10 +40,8 @@ MAX_BEHIND = 1 << 20            # unsent bytes with which pipelined requests are
 LINGER = 5.0                    # seconds to read what a refused client still sends, so that it sees the answer
 GRACE = 10.0                    # seconds for running requests after SIGTERM, docker stop waits 10
 WORKERS = 4                     # two write while two hash; more gain nothing on one disk
-
-
-class BadUpload(Exception):
-    """What was sent cannot be taken: the request is wrong."""
+BAD_TARGET = re.compile(r"[\x00-\x20\x7f#]")     # a raw TAB would vanish, a fragment be cut off (TRAPS 10)
+TRANSFER_ENCODING = re.compile(rb"^transfer-encoding[ \t]*:", re.IGNORECASE | re.MULTILINE)
 
 
 class TooLarge(BadUpload):
@@ -72,156 +58,6 @@ class ProtocolError(Exception):
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
         self.status = status
-
-
-# ---- multipart/form-data
-
-
-@dataclass(frozen=True)
-class Part:
-    """Where a part begins: its name, and the name of its file if it has one."""
-
-    name: str
-    filename: str | None
-
-
-class PartEnd:
-    """Where a part ends."""
-
-
-class FormCutter:
-    """Cuts multipart/form-data (RFC 7578, RFC 2046 5.1) while it arrives: bytes in, events out. Raises BadUpload.
-
-    Part headers go through the standard library's e-mail parser, contents never do: they come out as they came in.
-    A line that only begins like a boundary is content.
-    """
-
-    def __init__(self, content_type: str) -> None:
-        self._delimiter = b"\r\n--" + boundary_of(content_type)
-        self._rest = b"\r\n"    # the first boundary has no line before it
-        self._state = "preamble"
-        self._skipped = 0
-        self._parts = 0
-
-    def feed(self, data: bytes) -> Iterator[Part | memoryview | PartEnd]:
-        data, self._rest = self._rest + data, b""
-        position = 0
-        while self._state != "epilogue":    # RFC 2046 5.1.1: which is to be ignored
-            if self._state == "headers":
-                end = self._end_of_headers(data, position)
-                if end < 0:
-                    self._rest = data[position:]
-                    return
-                yield parse_part(data[position + 2 : end])
-                self._state, position = "content", end + 4
-            stop, after, closing = self._find(data, position)
-            if self._state == "preamble":
-                self._skip(stop - position)
-            elif stop > position:
-                yield memoryview(data)[position:stop]
-            if after < 0:
-                self._rest = data[stop:]
-                return
-            if self._state == "content":
-                yield PartEnd()
-            self._state, position = "epilogue" if closing else "headers", after
-
-    def finish(self) -> Iterator[PartEnd]:
-        """What the end of the body tells; raises BadUpload when the closing boundary is missing."""
-        if self._state == "content" and re.fullmatch(self._delimiter_line(rb"--[ \t]*\r?"), self._rest):
-            self._state = "epilogue"    # RFC 2046 5.1.1: the CRLF after the closing boundary may be missing
-            yield PartEnd()
-        if self._state != "epilogue":
-            raise BadUpload("the form ends without its closing boundary: the upload was cut short, send it again")
-
-    def _delimiter_line(self, end: bytes) -> bytes:
-        return re.escape(self._delimiter) + end
-
-    def _find(self, data: bytes, position: int) -> tuple[int, int, bool]:
-        """Where content stops, where the CRLF after the boundary is (-1: not here yet), whether it closes the form."""
-        at = data.find(self._delimiter, position)
-        while at >= 0:
-            behind = at + len(self._delimiter)
-            if end := LINE_END.match(data, behind):
-                return at, end.end() - 2, bool(end[1])
-            if len(data) - behind <= MAX_PADDING + 3 and LINE_BEGUN.fullmatch(data, behind):
-                return at, -1, False
-            at = data.find(self._delimiter, at + 2)
-        at = data.rfind(b"\r", max(position, len(data) - len(self._delimiter) + 1))
-        return (at if at >= 0 and self._delimiter.startswith(data[at:]) else len(data)), -1, False
-
-    def _end_of_headers(self, data: bytes, position: int) -> int:
-        # position is at the CRLF that ends the boundary's line, so that no headers at all end in CRLF CRLF too
-        end = data.find(b"\r\n\r\n", position)
-        if (end if end >= 0 else len(data)) - position > MAX_PART_HEADERS:
-            raise BadUpload(f"the headers of a part are longer than {MAX_PART_HEADERS} bytes")
-        self._parts += end >= 0
-        if self._parts > MAX_PARTS:
-            raise BadUpload(f"the form has more than {MAX_PARTS} parts")
-        return end
-
-    def _skip(self, length: int) -> None:
-        self._skipped += length
-        if self._skipped > MAX_PREAMBLE:
-            raise BadUpload("no part begins where the form should: the boundary of the Content-Type is not in the body")
-
-
-LINE_END = re.compile(rb"(--)?[ \t]{0,%d}\r\n" % MAX_PADDING)
-LINE_BEGUN = re.compile(rb"-|(--)?[ \t]{0,%d}\r?" % MAX_PADDING)
-
-
-def parse_headers(text: str) -> Message:
-    """Header lines, by the standard library's e-mail parser; raises BadUpload for what that chokes on."""
-    try:
-        return HeaderParser().parsestr(text)
-    except PARSER_FAULTS as error:
-        raise BadUpload(f"headers that cannot be read: {error}") from error
-
-
-# what the e-mail package raises on hostile headers, in parsing and in every later question
-PARSER_FAULTS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, RecursionError)
-
-
-def boundary_of(content_type: str) -> bytes:
-    """The boundary of a multipart/form-data Content-Type; raises BadUpload."""
-    headers = parse_headers(f"Content-Type: {content_type}")
-    try:
-        boundary = headers.get_boundary() if headers.get_content_type() == "multipart/form-data" else None
-        encoded = (boundary or "").encode("ascii")
-    except PARSER_FAULTS as error:
-        raise BadUpload(f"the Content-Type cannot be read: {error}") from error
-    if not re.fullmatch(rb"[ -~]{0,%d}[!-~]" % (MAX_BOUNDARY - 1), encoded):
-        raise BadUpload("send the form as multipart/form-data with a boundary, like curl -F 'file=@model.pt' does")
-    return encoded
-
-
-def parse_part(block: bytes) -> Part:
-    """The headers of one part, without their last CRLF; raises BadUpload."""
-    if re.search(rb"\r(?!\n)|(?<!\r)\n|\0", block):
-        raise BadUpload("a part has a bare CR, LF or NUL in its headers")
-    try:
-        text = block.decode()
-    except UnicodeDecodeError:
-        text = block.decode("latin-1")
-    headers = parse_headers(text)
-    try:
-        kind = headers.get_content_disposition()
-        name = collapse_rfc2231_value(headers.get_param("name", "", "content-disposition"))
-        filename = headers.get_filename()
-        encoding = str(headers.get("Content-Transfer-Encoding", "binary")).strip().lower()
-    except PARSER_FAULTS as error:
-        raise BadUpload(f"the headers of a part cannot be read: {error}") from error
-    if kind != "form-data" or not name:
-        raise BadUpload('a part lacks its Content-Disposition: form-data; name="…"')
-    if encoding not in ("binary", "8bit", "7bit"):     # RFC 7578 4.7: not to be used; storing it encoded would be worse
-        raise BadUpload(f"a part comes with Content-Transfer-Encoding {encoding!r}: send the bytes as they are")
-    return Part(name.replace("%22", '"'), None if filename is None else clean_filename(filename))
-
-
-def clean_filename(filename: str) -> str:
-    """The last part of the path a browser may send; curl and browsers write a quote as %22 (TRAPS 27)."""
-    name = re.split(r"[/\\]", filename.replace("%22", '"'))[-1]
-    return "".join(c for c in name if c.isprintable())[:MAX_FILENAME]
 
 
 # ---- digests
@@ -248,17 +84,18 @@ def expected_sha256(header: Callable[[str], str | None], fields: dict[str, str])
 
 
 class Body:
-    """A request's body while it arrives; this one is thrown away. append, __len__, getfile, close are waitress' words.
+    """A request's body while it arrives. append, __len__, getfile, close are waitress' words for what it does with it.
 
-    A refusal is kept until somebody asks, so that the rest of the body can be read and every client sees the answer.
+    This one keeps up to `limit` bytes in memory, without a limit none. A refusal is kept until somebody asks, so that
+    the rest of the body can be read and every client sees the answer.
     """
 
-    congested = False
-
-    def __init__(self, refusal: Exception | None = None) -> None:
+    def __init__(self, refusal: Exception | None = None, limit: int | None = None) -> None:
         self.refusal = refusal
+        self.limit = limit
         self.received = 0
         self.started = time.monotonic()
+        self.data = b""
 
     def append(self, data: bytes) -> None:
         self.received += len(data)
@@ -272,7 +109,14 @@ class Body:
         self.refusal = self.refusal or error
 
     def _take(self, data: bytes) -> None:
-        pass
+        if self.limit is not None:
+            self.data += data
+            if len(self.data) > self.limit:
+                raise TooLarge(f"the document is longer than {self.limit} bytes")
+
+    def congested(self) -> bool:
+        """Whether more bytes have arrived than the disk has taken; no more should be read then."""
+        return False
 
     def __len__(self) -> int:
         return self.received
@@ -287,20 +131,6 @@ class Body:
         """Waits until nothing of it is under way."""
 
 
-class Document(Body):
-    """A small body, kept in memory."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self._limit = limit
-        self.data = b""
-
-    def _take(self, data: bytes) -> None:
-        self.data += data
-        if len(self.data) > self._limit:
-            raise TooLarge(f"the document is longer than {self._limit} bytes")
-
-
 class Intake:
     """What all uploads of one server share: the workers, and the count of bytes that wait for them."""
 
@@ -313,8 +143,9 @@ class Intake:
 class Lane:
     """Does its work in batches, in order, on shared workers: a thread each would be two for each slow upload."""
 
-    def __init__(self, intake: Intake, work: Callable[[list[memoryview]], None], failed: Callable[[Exception], None]):
-        self._intake, self._work, self._failed = intake, work, failed
+    def __init__(self, intake: Intake, work: Callable[[list[memoryview]], None], refuse: Callable[[Exception], None],
+                 ) -> None:
+        self._intake, self._work, self._refuse = intake, work, refuse
         self._waiting: list[memoryview] = []
         self._busy = False
 
@@ -331,8 +162,8 @@ class Lane:
             batch, self._waiting = self._waiting, []
         try:
             self._work(batch)
-        except Exception as error:      # kept, and raised where the upload is finished
-            self._failed(error)
+        except Exception as error:  # noqa: BLE001  kept, and raised where the upload is finished
+            self._refuse(error)
         with self._intake.changed:
             self._busy = again = bool(self._waiting)
             self._intake.changed.notify_all()
@@ -347,33 +178,26 @@ class Lane:
 class Upload(Body):
     """One model on its way in: a form's file part or a raw body, written to a draft and hashed while it arrives.
 
-    `limit` is the largest model in bytes. Close it when the answer is made, published or not.
+    `content_type` is the form's, None for a raw body; `limit` is the largest model in bytes.
     """
 
     def __init__(self, store: Storage, intake: Intake, content_type: str | None, limit: int | None) -> None:
-        super().__init__()
-        self._store, self._intake, self._limit = store, intake, limit
+        super().__init__(limit=limit)
+        self._store, self._intake = store, intake
         self._form = None if content_type is None else FormCutter(content_type)
-        self._part: Part | None = None
-        self._text = b""
-        self._backlog = 0
-        self._closed = False
+        self._part = Part("", None)
+        self._file_seen = self._closed = False
         self._digest = hashlib.sha256()
+        self._backlog = self._size = 0
         self._writes = Lane(intake, self._write, self.refuse)
         self._hashes = Lane(intake, self._hash, self.refuse)
+        self.wake: Callable[[], None] = lambda: None    # called when congested() turns false
         self.draft: Draft | None = None
-        self.wake: Callable[[], None] = lambda: None    # called when congested turns false
         self.fields: list[tuple[str, str]] = []
         self.filename: str | None = None
-        self.size = 0
 
-    @property
-    def congested(self) -> bool:    # type: ignore[override]
+    def congested(self) -> bool:
         return self._backlog > OWN_BACKLOG or (self._intake.backlog > ALL_BACKLOG and self._backlog > 0)
-
-    def wait_for_room(self) -> None:
-        with self._intake.changed:
-            self._intake.changed.wait_for(lambda: not self.congested)
 
     def _take(self, data: bytes) -> None:
         if self._form is None:
@@ -383,38 +207,30 @@ class Upload(Body):
                 self._handle(event)
 
     def _handle(self, event: Part | memoryview | PartEnd) -> None:
+        in_file = self._part.name == "file"
         if isinstance(event, Part):
-            self._begin(event)
-        elif isinstance(event, PartEnd):
-            if self._part and self._part.name != "file":
-                self._end_field(self._part.name)
-        elif self._part and self._part.name == "file":
+            if event.name == "file":
+                if self._file_seen:
+                    raise BadUpload("the form has two parts named 'file': one upload is one model")
+                self._file_seen, self.filename = True, event.filename or None
+            self._part, self.data = event, b""
+        elif isinstance(event, memoryview) and in_file:
             self._keep(event)
-        else:
-            self._text += event
-            if len(self._text) > MAX_FIELD:
-                raise BadUpload(f"field {self._part and self._part.name!r} is longer than {MAX_FIELD} bytes; "
+        elif isinstance(event, memoryview):
+            self.data += event
+            if len(self.data) > MAX_FIELD:
+                raise BadUpload(f"field {self._part.name[:100]!r} is longer than {MAX_FIELD} bytes; "
                                 "the model itself comes in the part named 'file'")
-
-    def _begin(self, part: Part) -> None:
-        if part.name == "file":
-            if self._file_seen:
-                raise BadUpload("the form has two parts named 'file': one upload is one model")
-            self._file_seen, self.filename = True, part.filename or None
-        self._part, self._text = part, b""
-
-    _file_seen = False
-
-    def _end_field(self, name: str) -> None:
-        try:
-            self.fields.append((name, self._text.decode()))
-        except UnicodeDecodeError:
-            raise BadUpload(f"field {name!r} is not UTF-8") from None
+        elif not in_file:
+            try:
+                self.fields.append((self._part.name, self.data.decode()))
+            except UnicodeDecodeError as error:
+                raise BadUpload(f"field {self._part.name[:100]!r} is not UTF-8") from error
 
     def _keep(self, block: memoryview) -> None:
-        self.size += len(block)
-        if self._limit is not None and self.size > self._limit:
-            raise TooLarge(f"the model is larger than the {self._limit} bytes this server takes (MODEL_MAX_SIZE)")
+        self._size += len(block)
+        if self.limit is not None and self._size > self.limit:
+            raise TooLarge(f"the model is larger than the {self.limit} bytes this server takes (MODEL_MAX_SIZE)")
         with self._intake.changed:
             self._backlog += len(block)
             self._intake.backlog += len(block)
@@ -440,12 +256,12 @@ class Upload(Body):
         self._release(batch)
 
     def _release(self, batch: list[memoryview]) -> None:
-        was_congested, length = self.congested, sum(map(len, batch))
+        waited, length = self.congested(), sum(map(len, batch))
         with self._intake.changed:
             self._backlog -= length
             self._intake.backlog -= length
             self._intake.changed.notify_all()
-        if was_congested and not self.congested:
+        if waited and not self.congested():
             self.wake()
 
     def refuse(self, error: Exception) -> None:
@@ -459,8 +275,7 @@ class Upload(Body):
                 self._handle(event)
             if not self._file_seen:
                 raise BadUpload("the form has no part named 'file': send the model with -F 'file=@model.pt'")
-        self._writes.join()
-        self._hashes.join()
+        self.settle()
         if self.refusal:
             raise self.refusal
         self.draft = self.draft or self._store.draft()  # of an empty file nothing was written
@@ -475,13 +290,16 @@ class Upload(Body):
         self._writes.join()
         self._hashes.join()
 
+    def wait_for_room(self) -> None:
+        with self._intake.changed:
+            self._intake.changed.wait_for(lambda: not self.congested())
+
 
 def read_body(environ: dict[str, Any], body: Body) -> None:
-    """Fills a body from wsgi.input, under a server that is not ours; a body cut short is refused."""
-    stream = environ["wsgi.input"]
+    """Fills a body from wsgi.input, under a server that is not ours; one cut short is refused."""
     announced = environ.get("CONTENT_LENGTH") or ""
     left = sys.maxsize if not announced and environ.get("wsgi.input_terminated") else int(announced or 0)
-    while left > 0 and (data := stream.read(min(left, BLOCK))):
+    while left > 0 and (data := environ["wsgi.input"].read(min(left, BLOCK))):
         left -= len(data)
         body.append(data)
         if isinstance(body, Upload):
@@ -493,70 +311,22 @@ def read_body(environ: dict[str, Any], body: Body) -> None:
 # ---- the seam to waitress: everything that knows its insides
 
 
-class ChunkedBody:
-    """Takes a chunked body apart (RFC 9112 7.1), strictly and in bounded memory; a receiver in waitress' words."""
-
-    def __init__(self, body: Body) -> None:
-        self._body = body
-        self._line = b""        # of a control line or trailer, what arrived of it
-        self._left = 0          # bytes of this chunk to come
-        self._state = "size"
-        self._trailer = 0
-        self.completed = False
-        self.error: BadRequest | None = None
+class BoundedChunks(ChunkedReceiver):
+    """waitress' reader of chunked bodies, which keeps and searches again a line without an end (TRAPS 9)."""
 
     def received(self, data: bytes) -> int:
-        position = 0
-        while position < len(data) and not self.completed and not self.error:
-            if self._state == "data":
-                block = data[position : position + self._left]
-                self._body.append(block)
-                self._left -= len(block)
-                position += len(block)
-                self._state = "data" if self._left else "end"
-                continue
-            end = data.find(b"\n", position) + 1 or len(data)
-            self._line += data[position:end][: MAX_CHUNK_LINE + 1]
-            position = end
-            if len(self._line) > MAX_CHUNK_LINE:
-                self.error = BadRequest("a line of the chunked coding is too long")
-            elif self._line.endswith(b"\n"):
-                self._control(self._line)
-                self._line = b""
-        return position
-
-    def _control(self, line: bytes) -> None:
-        if self._state == "size" and (size := CHUNK_SIZE.fullmatch(line)):
-            self._left = int(size[1], 16)
-            self._state = "data" if self._left else "trailer"
-        elif self._state == "end" and line == b"\r\n":
-            self._state = "size"
-        elif self._state == "trailer" and line.endswith(b"\r\n") and self._trailer + len(line) <= MAX_TRAILER:
-            self._trailer += len(line)
-            self.completed = line == b"\r\n"      # RFC 9110 6.5.1: trailer fields may be ignored
-        else:
-            self.error = BadRequest("the chunked coding is broken")
-
-    def __len__(self) -> int:
-        return len(self._body)
-
-    def getfile(self) -> Body:
-        return self._body
-
-    def getbuf(self) -> Body:
-        return self._body
-
-
-CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n\0]*)?\r\n")
-BAD_TARGET = re.compile(r"[\x00-\x20\x7f#]")     # a raw TAB would vanish, a fragment be cut off (TRAPS 10)
-TRANSFER_ENCODING = re.compile(rb"^transfer-encoding[ \t]*:", re.IGNORECASE | re.MULTILINE)
+        consumed: int = super().received(data)
+        if len(self.control_line) > MAX_CHUNK_LINE or len(self.trailer) > MAX_TRAILER:
+            self.error = BadRequest("a line of the chunked coding is too long")
+        return consumed
 
 
 class StreamingParser(HTTPRequestParser):
     """Hands a request's body to what `channel.admit` makes of its head, block by block."""
 
     command, path, request_uri, query, fragment, url_scheme = "-", "/", "", "", "", "http"  # until they are known
-    refused = False
+    refused = completed = False
+    body_rcv: Any = None
 
     def __init__(self, adj: Any, channel: "StreamingChannel") -> None:
         super().__init__(adj)
@@ -567,17 +337,16 @@ class StreamingParser(HTTPRequestParser):
             super().parse_header(header_plus)
         except ValueError as error:     # a Content-Length of 5,000 digits
             raise ParsingError(f"the request's head cannot be read: {error}") from error
-        # RFC 9112 6.1 and 6.3: all of these are how a second request is smuggled in, and in no release refused yet
-        if len(TRANSFER_ENCODING.findall(header_plus)) > 1:
-            raise ParsingError("Transfer-Encoding comes twice")
-        if self.chunked and "CONTENT_LENGTH" in self.headers:
-            raise ParsingError("Transfer-Encoding and Content-Length exclude each other")
-        if "TRANSFER_ENCODING" in self.headers:
-            raise ParsingError("Transfer-Encoding is not known to HTTP/1.0")
-        if self.version not in ("1.0", "1.1"):
-            raise ParsingError("this server speaks HTTP/1.0 and HTTP/1.1")
-        if BAD_TARGET.search(self.request_uri):
-            raise ParsingError("the request target has a control character or a fragment: percent-encode it")
+        # RFC 9112 6.1 and 6.3: the first three are how a second request is smuggled in (TRAPS 7)
+        for wrong, detail in (
+            (len(TRANSFER_ENCODING.findall(header_plus)) > 1, "Transfer-Encoding comes twice"),
+            (self.chunked and "CONTENT_LENGTH" in self.headers, "Transfer-Encoding excludes Content-Length"),
+            ("TRANSFER_ENCODING" in self.headers, "Transfer-Encoding is not known to HTTP/1.0"),
+            (self.version not in ("1.0", "1.1"), "this server speaks HTTP/1.0 and HTTP/1.1"),
+            (BAD_TARGET.search(self.request_uri), "the request target has a control character or a # in it"),
+        ):
+            if wrong:
+                raise ParsingError(detail)
 
     def received(self, data: bytes) -> int:
         begun = self.headers_finished
@@ -588,23 +357,22 @@ class StreamingParser(HTTPRequestParser):
 
     def _begin_body(self) -> None:
         if self.completed or self.body_rcv is None:
-            self.expect_continue = False    # or the connection waits for a body that never comes
+            self.expect_continue = False    # or the connection waits for a body that never comes (TRAPS 8)
             return
         body = self._channel.admit(WSGITask(self._channel, self).get_environment())
         if isinstance(body, Upload):
             body.wake = self._channel.server.pull_trigger
-        self.body_rcv = ChunkedBody(body) if self.chunked else FixedStreamReceiver(self.content_length, body)
+        self.body_rcv = BoundedChunks(body) if self.chunked else FixedStreamReceiver(self.content_length, body)
         if body.refusal and self.expect_continue:
             # RFC 9110 10.1.1: a final status instead of 100, and the body is not asked for
             self.expect_continue, self.completed, self.refused = False, True, True
 
-    @property
     def congested(self) -> bool:
-        return self.headers_finished and self.body_rcv is not None and self.body_rcv.getfile().congested
+        return self.headers_finished and self.body_rcv is not None and self.body_rcv.getfile().congested()
 
 
 class StreamingTask(WSGITask):
-    """Lets the application answer everything, faults below it included: a refusal travels as a body."""
+    """Lets the application answer everything, faults below it included: those travel as the refusal of a body."""
 
     def get_environment(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environment()
@@ -626,7 +394,7 @@ class StreamingChannel(HTTPChannel):
     """One connection: reads while the disk keeps up, cleans up after a client that leaves, lingers after a refusal."""
 
     task_class = error_task_class = StreamingTask
-    lingers = False
+    lingers = close_when_flushed = False
     linger_until = 0.0
 
     def __init__(self, admit: Callable[[dict[str, Any]], Body], *args: Any, **kwargs: Any) -> None:
@@ -637,7 +405,7 @@ class StreamingChannel(HTTPChannel):
     def readable(self) -> bool:
         if self.linger_until:
             return True
-        return super().readable() and not (self.request is not None and self.request.congested)
+        return super().readable() and not (self.request is not None and self.request.congested())
 
     def handle_read(self) -> None:
         if not self.linger_until:
@@ -662,7 +430,6 @@ class StreamingChannel(HTTPChannel):
             self.request.close()    # nobody else closes a request that is half received
         super().handle_close()
 
-    @property
     def busy(self) -> bool:
         return bool(self.request is not None or self.requests or self.total_outbufs_len)
 
@@ -672,21 +439,18 @@ class Server:
 
     def __init__(self, application: Any, host: str, port: int, threads: int, connections: int) -> None:
         self._map: dict[int, Any] = {}
+        self._stopping = False
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)     # it warns of each request that waits
-        self._waitress = create_server(
+        create_server(
             application, map=self._map, host=host, port=port, threads=threads, ident="ai-model-repository",
             connection_limit=connections, asyncore_use_poll=True, recv_bytes=BLOCK, max_request_header_size=MAX_HEADERS,
-            max_request_body_size=sys.maxsize,          # ours is checked where it can be answered
-            outbuf_high_watermark=sys.maxsize,          # a list waits for a slow reader in a file, not in a thread
+            max_request_body_size=sys.maxsize,  # ours is checked where it can be answered
+            outbuf_high_watermark=sys.maxsize,  # a list waits for a slow reader in a file, not in a thread
         )
         self._listeners = [entry for entry in self._map.values() if isinstance(entry, BaseWSGIServer)]
         for listener in self._listeners:
             listener.channel_class = partial(StreamingChannel, application.admit)
-        self._stopping = False
-
-    @property
-    def addresses(self) -> list[str]:
-        return [f"http://{x.effective_host}:{x.effective_port}" for x in self._listeners]
+        self.addresses = [f"http://{x.effective_host}:{x.effective_port}" for x in self._listeners]
 
     def stop(self) -> None:
         """Asks run() to return; may be called from a signal handler."""
@@ -699,13 +463,15 @@ class Server:
         for listener in self._listeners:
             wasyncore.dispatcher.close(listener)
         deadline = time.monotonic() + GRACE
-        while self._channels(busy=True) and time.monotonic() < deadline:
-            for channel in self._channels(busy=False):
-                channel.handle_close()
+        while self._close_channels(idle_only=True) and time.monotonic() < deadline:
             wasyncore.loop(timeout=0.1, use_poll=True, map=self._map, count=1)
-        for channel in self._channels(busy=True) + self._channels(busy=False):
-            channel.handle_close()
+        self._close_channels(idle_only=False)
         self._listeners[0].task_dispatcher.shutdown(timeout=1)
 
-    def _channels(self, busy: bool) -> list[StreamingChannel]:
-        return [x for x in self._map.values() if isinstance(x, StreamingChannel) and x.busy == busy]
+    def _close_channels(self, idle_only: bool) -> int:
+        """Closes connections; says how many are left."""
+        channels = [entry for entry in self._map.values() if isinstance(entry, StreamingChannel)]
+        closing = [channel for channel in channels if not (idle_only and channel.busy())]
+        for channel in closing:
+            channel.handle_close()
+        return len(channels) - len(closing)

@@ -1,0 +1,157 @@
+"""multipart/form-data, cut while it arrives: bytes in, events out, no files and no sockets."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from email.message import Message
+from email.parser import HeaderParser
+from email.utils import collapse_rfc2231_value
+from typing import TypeVar
+
+T = TypeVar("T")
+
+MAX_BOUNDARY = 70               # RFC 2046 5.1.1; its short list of characters is kept by few clients
+MAX_PADDING = 64                # white space after a boundary, which nobody sends
+MAX_PREAMBLE = 16 * 1024        # nobody sends one either; beyond this the boundary is a wrong one
+MAX_PART_HEADERS = 16 * 1024    # a browser sends under 1 KiB; beyond this somebody is filling our memory
+MAX_PARTS = 256                 # 64 custom fields and ours, some of them twice
+MAX_FILENAME = 255              # what a file system takes
+LINE_END = re.compile(rb"(--)?[ \t]{0,%d}\r\n" % MAX_PADDING)
+LINE_BEGUN = re.compile(rb"-|(--)?[ \t]{0,%d}\r?" % MAX_PADDING)
+BOUNDARY = re.compile(r"[ -~]{0,%d}[!-~]" % (MAX_BOUNDARY - 1))  # noqa: UP031  like its neighbours
+
+
+class BadUpload(Exception):
+    """What was sent cannot be taken: the request is wrong."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a part begins: its name, and the name of its file if it has one."""
+
+    name: str
+    filename: str | None
+
+
+class PartEnd:
+    """Where a part ends."""
+
+
+class FormCutter:
+    """Cuts multipart/form-data (RFC 7578, RFC 2046 5.1) while it arrives: bytes in, events out. Raises BadUpload.
+
+    Part headers go through the standard library's e-mail parser, contents never do: they come out as they came in.
+    A line that only begins like a boundary is content.
+    """
+
+    def __init__(self, content_type: str) -> None:
+        self._delimiter = b"\r\n--" + boundary_of(content_type)
+        self._rest = b"\r\n"    # the first boundary has no line before it
+        self._state = "preamble"
+        self._skipped = 0
+        self._parts = 0
+
+    def feed(self, data: bytes) -> Iterator[Part | memoryview | PartEnd]:
+        data, self._rest = self._rest + data, b""
+        position = 0
+        while self._state != "epilogue":    # RFC 2046 5.1.1: which is to be ignored
+            if self._state == "headers":
+                end = self._end_of_headers(data, position)
+                if end < 0:
+                    self._rest = data[position:]
+                    return
+                yield parse_part(data[position + 2 : end])
+                self._state, position = "content", end + 4
+            stop, after, closing = self._find(data, position)
+            if self._state == "preamble":
+                self._skip(stop - position)
+            elif stop > position:
+                yield memoryview(data)[position:stop]
+            if after < 0:
+                self._rest = data[stop:]
+                return
+            if self._state == "content":
+                yield PartEnd()
+            self._state, position = "epilogue" if closing else "headers", after
+
+    def finish(self) -> Iterator[PartEnd]:
+        """What the end of the body tells; raises BadUpload when the closing boundary is missing."""
+        if self._state == "content" and re.fullmatch(self._delimiter_line(rb"--[ \t]*\r?"), self._rest):
+            self._state = "epilogue"    # RFC 2046 5.1.1: the CRLF after the closing boundary may be missing
+            yield PartEnd()
+        if self._state != "epilogue":
+            raise BadUpload("the form ends without its closing boundary: the upload was cut short, send it again")
+
+    def _delimiter_line(self, end: bytes) -> bytes:
+        return re.escape(self._delimiter) + end
+
+    def _find(self, data: bytes, position: int) -> tuple[int, int, bool]:
+        """Where content stops, where the CRLF after the boundary is (-1: not here yet), whether it closes the form."""
+        at = data.find(self._delimiter, position)
+        while at >= 0:
+            behind = at + len(self._delimiter)
+            if end := LINE_END.match(data, behind):
+                return at, end.end() - 2, bool(end[1])
+            if len(data) - behind <= MAX_PADDING + 3 and LINE_BEGUN.fullmatch(data, behind):
+                return at, -1, False
+            at = data.find(self._delimiter, at + 2)
+        at = data.rfind(b"\r", max(position, len(data) - len(self._delimiter) + 1))
+        return (at if at >= 0 and self._delimiter.startswith(data[at:]) else len(data)), -1, False
+
+    def _end_of_headers(self, data: bytes, position: int) -> int:
+        # position is at the CRLF that ends the boundary's line, so that no headers at all end in CRLF CRLF too
+        end = data.find(b"\r\n\r\n", position)
+        if (end if end >= 0 else len(data)) - position > MAX_PART_HEADERS:
+            raise BadUpload(f"the headers of a part are longer than {MAX_PART_HEADERS} bytes")
+        self._parts += end >= 0
+        if self._parts > MAX_PARTS:
+            raise BadUpload(f"the form has more than {MAX_PARTS} parts")
+        return end
+
+    def _skip(self, length: int) -> None:
+        self._skipped += length
+        if self._skipped > MAX_PREAMBLE:
+            raise BadUpload("no part begins where the form should: the boundary of the Content-Type is not in the body")
+
+
+def from_headers(text: str, ask: Callable[[Message], T]) -> T:
+    """What `ask` reads in header lines, by the e-mail parser; raises BadUpload for all it chokes on (TRAPS 14)."""
+    try:
+        return ask(HeaderParser().parsestr(text))
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RecursionError) as error:
+        raise BadUpload(f"headers that cannot be read: {error}") from error
+
+
+def boundary_of(content_type: str) -> bytes:
+    """The boundary of a multipart/form-data Content-Type; raises BadUpload."""
+    kind, boundary = from_headers(f"Content-Type: {content_type}", lambda h: (h.get_content_type(), h.get_boundary()))
+    if kind != "multipart/form-data" or not BOUNDARY.fullmatch(boundary or ""):
+        raise BadUpload("send the form as multipart/form-data with a boundary, like curl -F 'file=@model.pt' does")
+    return str(boundary).encode()
+
+
+def parse_part(block: bytes) -> Part:
+    """The headers of one part, without their last CRLF; raises BadUpload."""
+    if re.search(rb"\r(?!\n)|(?<!\r)\n|\0", block):
+        raise BadUpload("a part has a bare CR, LF or NUL in its headers")
+    try:
+        text = block.decode()
+    except UnicodeDecodeError:
+        text = block.decode("latin-1")
+    kind, name, filename, encoding = from_headers(text, lambda headers: (
+        headers.get_content_disposition(),
+        collapse_rfc2231_value(headers.get_param("name", "", "content-disposition")),
+        headers.get_filename(),
+        str(headers.get("Content-Transfer-Encoding", "binary")).strip().lower(),
+    ))
+    if kind != "form-data" or not name:
+        raise BadUpload('a part lacks its Content-Disposition: form-data; name="…"')
+    if encoding not in ("binary", "8bit", "7bit"):     # RFC 7578 4.7: not to be used; storing it encoded would be worse
+        raise BadUpload(f"a part comes with Content-Transfer-Encoding {encoding!r}: send the bytes as they are")
+    return Part(name.replace("%22", '"'), None if filename is None else clean_filename(filename))
+
+
+def clean_filename(filename: str) -> str:
+    """The last part of the path a browser may send; curl and browsers write a quote as %22 (TRAPS 27)."""
+    name = re.split(r"[/\\]", filename.replace("%22", '"'))[-1]
+    return "".join(c for c in name if c.isprintable())[:MAX_FILENAME]

@@ -1,0 +1,182 @@
+"""What a model is: its four names, what is known of it, and the words for what can be wrong with it. No I/O."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+NAME_RULE = "use 1 to 128 of A-Z a-z 0-9 . _ + -, beginning with a letter, digit or _"
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
+RESERVED_PROJECTS = frozenset({"list", "upload"})   # the routes /models/list and /models/upload hide them
+SEMVER = re.compile(    # semver.org, "Is there a suggested regular expression"
+    r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
+    r"(?:-((?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)(?:\.(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*))*))?"
+    r"(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_CUSTOM = 64         # custom metadata fields, as the contract says
+MAX_FIELD = 8 * 1024    # bytes of any field, as the contract says
+
+
+class StoreError(Exception):
+    """What the store has to say against a request."""
+
+
+class InvalidName(StoreError):
+    pass
+
+
+class InvalidMetadata(StoreError):
+    pass
+
+
+class ModelNotFound(StoreError):
+    pass
+
+
+class ModelExists(StoreError):
+    pass
+
+
+class StorageFull(StoreError):
+    pass
+
+
+class StorageFailed(StoreError):
+    """The file system under the store failed; the cause is the OSError."""
+
+
+@dataclass(frozen=True, order=True)
+class ModelKey:
+    """The four names of a model; raises InvalidName, so a key that exists is safe to join to a path."""
+
+    project_id: str
+    app_name: str
+    version: str
+    model_name: str
+
+    def __post_init__(self) -> None:
+        for field_name, value in zip(NAME_FIELDS, self.names, strict=True):
+            check_name(field_name, value)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.project_id, self.app_name, self.version, self.model_name)
+
+    def __str__(self) -> str:
+        return "/".join(self.names)
+
+
+NAME_FIELDS = tuple(f.name for f in fields(ModelKey))
+KNOWN_FIELDS = (*NAME_FIELDS, "description", "framework", "sha256")
+
+
+def check_name(field_name: str, value: str) -> None:
+    """Raises InvalidName unless `value` follows the grammar of names."""
+    if not NAME.fullmatch(value):
+        raise InvalidName(f"{field_name} {value[:200]!r} is not a name: {NAME_RULE}")
+    if field_name == "project_id" and value in RESERVED_PROJECTS:
+        raise InvalidName(f"project_id {value!r} is taken by a route of this server: choose another")
+
+
+def precedence(version: str) -> tuple[Any, ...]:
+    """Sorts versions: SemVer 2.0 releases (11) over pre-releases over all else, that by runs of digits and letters."""
+    if found := SEMVER.fullmatch(version):
+        release = tuple(int(number) for number in found.group(1, 2, 3))
+        pre = tuple((0, int(x), "") if x.isdigit() else (1, 0, x) for x in (found[4] or "").split(".") if x)
+        return (1 if pre else 2, release, pre, version)
+    runs = tuple((1, int(x), "") if x.isdigit() else (0, 0, x) for x in re.findall("[0-9]+|[A-Za-z]+", version))
+    return (0, runs, (), version)
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a user says about a model; `metadata` holds the custom fields, any JSON."""
+
+    filename: str | None = None
+    description: str | None = None
+    framework: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One stored model. `size` is in bytes; what a foreign or broken metadata.json does not tell is None."""
+
+    key: ModelKey
+    size: int
+    sha256: str | None
+    details: Details
+    uploaded_at: str | None
+    updated_at: str | None
+    mtime_ns: int = 0
+    inode: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **dict(zip(NAME_FIELDS, self.key.names, strict=True)),
+            "filename": self.details.filename,
+            "size": self.size,
+            "sha256": self.sha256,
+            "description": self.details.description,
+            "framework": self.details.framework,
+            "metadata": self.details.metadata,
+            "uploaded_at": self.uploaded_at,
+            "updated_at": self.updated_at,
+        }
+
+
+def url_of(key: ModelKey, base_url: str) -> str:
+    return f"{base_url}/models/{key}"   # no name has a character that a URL would quote
+
+
+def describe(model: Model, base_url: str) -> dict[str, Any]:
+    """What info, lists and answers to uploads say of a model."""
+    return {**model.as_json(), "path": f"{model.key}/model", "url": url_of(model.key, base_url)}
+
+
+def details_of(fields: Mapping[str, str], filename: str | None) -> Details:
+    """What the fields of an upload say beside the names; raises InvalidMetadata for too many or too long ones."""
+    custom = {name: value for name, value in fields.items() if name not in KNOWN_FIELDS}
+    details = Details(filename, fields.get("description"), fields.get("framework"), custom)
+    check_details(details)
+    return details
+
+
+def check_details(details: Details) -> None:
+    if len(details.metadata) > MAX_CUSTOM:
+        raise InvalidMetadata(f"{len(details.metadata)} custom metadata fields: at most {MAX_CUSTOM} are kept")
+    ours = {"description": details.description, "framework": details.framework}
+    for name, value in (*ours.items(), *details.metadata.items()):
+        text = value if isinstance(value, str) else json.dumps(value)
+        if max(len(name.encode("utf-8", "replace")), len(text.encode("utf-8", "replace"))) > MAX_FIELD:
+            raise InvalidMetadata(f"metadata field {name[:100]!r} is longer than {MAX_FIELD} bytes")
+
+
+def patched(details: Details, patch: Any) -> Details:
+    """The details after a JSON merge patch (RFC 7396); raises InvalidMetadata, for computed fields too."""
+    if not isinstance(patch, dict):
+        raise InvalidMetadata('send a JSON object, like {"description": "…", "metadata": {"stage": "prod"}}')
+    for name, value in patch.items():
+        if name not in ("description", "framework", "metadata"):
+            raise InvalidMetadata(f"{name[:100]!r} cannot be changed: only description, framework and metadata can")
+        if value is not None and not isinstance(value, dict if name == "metadata" else str):
+            raise InvalidMetadata(f"{name} must be {'an object' if name == 'metadata' else 'a string'} or null")
+    said = {"description": details.description, "framework": details.framework, "metadata": details.metadata}
+    after = merge(said, patch)
+    result = Details(details.filename, after.get("description"), after.get("framework"), after.get("metadata") or {})
+    check_details(result)
+    return result
+
+
+def merge(target: Any, patch: Any) -> Any:
+    """RFC 7396 2, to the letter."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = merge(result.get(name), value)
+    return result
