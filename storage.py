@@ -8,15 +8,12 @@ A model appears by one rename of a finished directory and is replaced by one exc
 walked by descriptor and without following symbolic links, so no name and no planted link leads out of the root.
 """
 
-import ctypes
-import errno
 import fcntl
 import itertools
 import json
 import logging
 import os
 import secrets
-import shutil
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -26,27 +23,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
+import files
 import models
+from files import MODEL
 from models import NAME_FIELDS, Details, Model, ModelExists, ModelKey, ModelNotFound, StorageFailed, StorageFull
 
 log = logging.getLogger("model_server.storage")
 
 STAGING = ".staging"    # a name may not begin with a dot, so no model can be called this
 RESCUE = "replaced"     # below STAGING: old versions while a file system without exchange replaces them
-MODEL = "model"
 METADATA = "metadata.json"
 
 
 LOCKS = 64              # stripes over all models: more than threads, few enough to be made at start
 LOOKS = 50              # how often a reader looks again when a writer moved the directory under it
 MAX_METADATA = 4 << 20  # the largest we write is 64 fields of 8 KiB, each byte escaped to six
-IOV_MAX = 1024          # Linux takes this many buffers in one writev
-FULL = (errno.ENOSPC, errno.EDQUOT)
-ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # ELOOP: a symbolic link, which is never followed
-OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
-NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-REGULAR = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC    # NONBLOCK: a planted fifo must not hang us
 
 
 @contextmanager
@@ -55,7 +46,7 @@ def own_words() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in files.FULL:
             raise StorageFull(f"the storage is full ({error.strerror}): delete models or free some space") from error
         raise StorageFailed(f"the storage failed: {error.strerror}; see the server's log") from error
 
@@ -92,7 +83,7 @@ class Storage:
             (self._staging / "locks").mkdir(parents=True, exist_ok=True)
             for stripe in range(LOCKS):     # all now: a delete must find its lock on a full disk
                 (self._staging / "locks" / f"{stripe:02}").touch()
-            with _flock(self._staging / "start.lock"):
+            with files.flock(self._staging / "start.lock"):
                 self._remove_orphans()
                 self._session_lock = os.open(f"{self._session}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
                 undo.callback(os.close, self._session_lock)
@@ -105,7 +96,7 @@ class Storage:
 
     def close(self) -> None:
         """Gives the staging directory back; drafts still open are gone."""
-        _remove(self._session)
+        files.remove(self._session)
         with suppress(FileNotFoundError):
             os.unlink(f"{self._session}.lock")
         os.close(self._session_lock)
@@ -146,14 +137,14 @@ class Storage:
         """The models below the given names, in order, those up to and including `after` left out."""
         with own_words():
             for found in self._scan((), names, after):
-                if _is_file(self.root.joinpath(*found, MODEL)):
+                if files.is_file(self.root.joinpath(*found, MODEL)):
                     yield ModelKey(*found)
 
     def versions(self, project_id: str, app_name: str, model_name: str) -> Iterator[str]:
         """The versions that have this model, in no useful order."""
         with own_words():
             for version in self._subdirectories(project_id, app_name):
-                if _is_file(self.root / project_id / app_name / version / model_name / MODEL):
+                if files.is_file(self.root / project_id / app_name / version / model_name / MODEL):
                     yield version
 
     def free_bytes(self) -> int:
@@ -178,7 +169,7 @@ class Storage:
                 with self._walk(*place, *key.names) as descriptors:
                     return self._open_in(descriptors[-1], key)
             except OSError as error:
-                if error.errno not in ABSENT:
+                if error.errno not in files.ABSENT:
                     raise
         raise FileNotFoundError
 
@@ -186,9 +177,9 @@ class Storage:
         # Metadata first: a directory on its way out loses its model before its metadata, so a pair is never torn.
         document = self._read_metadata(directory, key)
         try:
-            descriptor = os.open(MODEL, REGULAR, dir_fd=directory)
+            descriptor = os.open(MODEL, files.REGULAR, dir_fd=directory)
         except OSError as error:
-            if error.errno not in ABSENT:
+            if error.errno not in files.ABSENT:
                 raise
             return None
         with ExitStack() as undo:
@@ -202,7 +193,7 @@ class Storage:
 
     def _read_metadata(self, directory: int, key: ModelKey) -> dict[str, Any]:
         try:
-            with os.fdopen(os.open(METADATA, REGULAR, dir_fd=directory), "rb") as file:
+            with os.fdopen(os.open(METADATA, files.REGULAR, dir_fd=directory), "rb") as file:
                 text = file.read(MAX_METADATA + 1)
             document = json.loads(text) if len(text) <= MAX_METADATA else "too long"
             if isinstance(document, dict):
@@ -241,9 +232,9 @@ class Storage:
                 check(model)
                 with self._walk(*key.names[:3]) as descriptors:
                     os.rename(key.model_name, grave, src_dir_fd=descriptors[-1])
-                    _sync(descriptors)
+                    files.sync(descriptors)
             self._prune(*key.names[:3])
-            _remove(grave)
+            files.remove(grave)
         return model
 
     def amend(self, key: ModelKey, change: Callable[[Model], Details]) -> Model:
@@ -258,14 +249,14 @@ class Storage:
             _write_document(scratch, model)
             descriptors = undo.enter_context(self._walk(*key.names))
             os.rename(scratch, METADATA, dst_dir_fd=descriptors[-1])
-            _sync(descriptors)
+            files.sync(descriptors)
             return model
 
     @contextmanager
     def _changing(self, key: ModelKey) -> Iterator[None]:
         """One change of a model at a time, among all processes on this storage."""
         stripe = zlib.crc32(str(key).encode()) % LOCKS
-        with _flock(self._staging / "locks" / f"{stripe:02}"):
+        with files.flock(self._staging / "locks" / f"{stripe:02}"):
             self._restore(key)
             yield
 
@@ -277,25 +268,25 @@ class Storage:
                 if replacing:
                     replacing = False   # for the next look: gone by a hand that takes no lock
                     self._exchange(draft, descriptors[-1], key)
-                else:
-                    _rename_new(draft, descriptors[-1], key)
-                _sync(descriptors)
+                elif not files.rename_new(draft, descriptors[-1], key.model_name):
+                    raise ModelExists(f"{key} is taken by something that appeared just now or is no model")
+                files.sync(descriptors)
                 return
         raise StorageFailed(f"the directories of {key} vanish as fast as they are made")
 
     def _exchange(self, draft: Path, parent: int, key: ModelKey) -> None:
         try:
-            _rename_exchange(draft, parent, key.model_name)
+            files.rename_exchange(draft, parent, key.model_name)
             return
         except OSError as error:
-            if error.errno not in NO_EXCHANGE:
+            if error.errno not in files.NO_EXCHANGE:
                 raise
         # Three renames instead of one: the old version is at a place named after its key in between, where readers
         # look for it and where the next start, or the next change of this model, finds it after a crash.
         names = (STAGING, RESCUE, *key.names[:3])
         with self._walk(*names, create=True) as rescue:
             os.rename(key.model_name, key.model_name, src_dir_fd=parent, dst_dir_fd=rescue[-1])
-            _sync(rescue)
+            files.sync(rescue)
             try:
                 os.rename(draft, key.model_name, dst_dir_fd=parent)
             except OSError:
@@ -314,10 +305,10 @@ class Storage:
             try:
                 os.rename(rescued, key.model_name, dst_dir_fd=descriptors[-1])
             except OSError as error:
-                if error.errno not in OCCUPIED:
+                if error.errno not in files.OCCUPIED:
                     raise
-                _remove(rescued)    # the new version had arrived
-            _sync(descriptors)
+                files.remove(rescued)    # the new version had arrived
+            files.sync(descriptors)
         self._prune(STAGING, RESCUE, *key.names[:3])
 
     def _restore_replaced(self) -> None:
@@ -329,8 +320,8 @@ class Storage:
         kept = {"locks", RESCUE, "start.lock"}
         for session in {path.name.removesuffix(".lock") for path in self._staging.iterdir() if path.name not in kept}:
             lock = self._staging / f"{session}.lock"
-            with suppress(BlockingIOError), _flock(lock, fcntl.LOCK_NB):
-                _remove(self._staging / session)
+            with suppress(BlockingIOError), files.flock(lock, fcntl.LOCK_NB):
+                files.remove(self._staging / session)
                 lock.unlink()
 
     # ---- directories
@@ -345,7 +336,7 @@ class Storage:
                 if create:
                     with suppress(FileExistsError):
                         os.mkdir(name, dir_fd=descriptors[-1])
-                descriptors.append(os.open(name, DIRECTORY, dir_fd=descriptors[-1]))
+                descriptors.append(os.open(name, files.DIRECTORY, dir_fd=descriptors[-1]))
                 opened.callback(os.close, descriptors[-1])
             yield descriptors
 
@@ -354,7 +345,7 @@ class Storage:
             with self._walk(*names) as descriptors, os.scandir(descriptors[-1]) as entries:
                 found = [e.name for e in entries if models.NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
         except OSError as error:
-            if error.errno not in ABSENT:
+            if error.errno not in files.ABSENT:
                 raise
             return []
         return sorted(found if names else set(found) - models.RESERVED_PROJECTS)
@@ -378,9 +369,9 @@ class Storage:
                 with self._walk(*names[: depth - 1]) as descriptors:
                     os.rmdir(names[depth - 1], dir_fd=descriptors[-1])
             except OSError as error:
-                if error.errno in OCCUPIED:
+                if error.errno in files.OCCUPIED:
                     return
-                if error.errno not in ABSENT:
+                if error.errno not in files.ABSENT:
                     log.warning("cannot remove the empty directory of %s: %s", "/".join(names[:depth]), error)
                     return
 
@@ -396,21 +387,14 @@ class Draft:
         try:
             self._file = os.open(path / MODEL, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         except OSError:
-            _remove(path)
+            files.remove(path)
             raise
         self._open = True
 
     def write(self, blocks: Sequence[bytes | memoryview]) -> None:
         """Appends blocks, none of them empty; raises StorageFull."""
         with own_words():
-            rest = list(blocks)
-            while rest:
-                written = os.writev(self._file, rest[:IOV_MAX])
-                self.size += written
-                while rest and written >= len(rest[0]):
-                    written -= len(rest.pop(0))
-                if written:     # a disk that fills up takes a part and refuses with the next call
-                    rest[0] = memoryview(rest[0])[written:]
+            self.size += files.write_all(self._file, blocks)
 
     def publish(self, key: ModelKey, sha256: str, details: Details, check: Check) -> Published:
         """Makes the draft the model `key` when `check` lets it; on disk when this returns."""
@@ -421,7 +405,7 @@ class Draft:
                 check(current)
                 if current and (current.sha256, current.details) == (sha256, details):
                     with self._store._walk(*key.names[:3]) as descriptors:
-                        _sync(descriptors)  # it may be another's, not yet acknowledged
+                        files.sync(descriptors)  # it may be another's, not yet acknowledged
                     return Published(current, created=False, unchanged=True)
                 self._store._place(self._path, key, replacing=current is not None)
             return Published(model, created=current is None, unchanged=False)
@@ -433,7 +417,7 @@ class Draft:
         moment = now()
         model = Model(key, status.st_size, sha256, details, moment, moment, status.st_mtime_ns, status.st_ino)
         _write_document(self._path / METADATA, model)
-        _sync_directory(self._path)
+        files.sync_directory(self._path)
         return model
 
     def _close(self) -> None:
@@ -444,7 +428,7 @@ class Draft:
     def discard(self) -> None:
         """Removes what is left of the draft: all of it, or the old version that it replaced."""
         self._close()
-        _remove(self._path)
+        files.remove(self._path)
 
     def __enter__(self) -> Self:
         return self
@@ -453,75 +437,9 @@ class Draft:
         self.discard()
 
 
-def _rename_new(draft: Path, parent: int, key: ModelKey) -> None:
-    try:
-        # rename(2) replaces an empty directory only, so of two writers one wins even where no lock works
-        os.rename(draft, key.model_name, dst_dir_fd=parent)
-    except OSError as error:
-        if error.errno in (*OCCUPIED, errno.ENOTDIR):
-            raise ModelExists(f"{key} is taken by something that was not there a moment ago or is no model") from error
-        raise
-
-
 def _write_document(path: Path, model: Model) -> None:
     with path.open("x", encoding="utf-8") as file:
         json.dump(model.as_json(), file, ensure_ascii=False, indent=2)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(descriptors: Sequence[int]) -> None:
-    """All of the way up, not the newly made alone: the one who made an ancestor may not have synced it yet."""
-    for descriptor in reversed(descriptors):
-        os.fsync(descriptor)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    """Removes what stands at `path`, its model first (see _open_in); what will not go is left to the next start."""
-    try:
-        if stat.S_ISDIR(os.lstat(path).st_mode):
-            (path / MODEL).unlink(missing_ok=True)
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        log.error("cannot remove %s: %s", path, error)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return stat.S_ISREG(os.lstat(path).st_mode)
-    except OSError as error:
-        if error.errno in ABSENT:
-            return False
-        raise   # EIO is not an answer, os.path.isfile would say it is
-
-
-@contextmanager
-def _flock(path: Path, flags: int = 0) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _rename_exchange(source: Path, parent: int, name: str) -> None:
-    """renameat2(2) with RENAME_EXCHANGE, which Python does not have; raises OSError, or ENOSYS."""
-    at_cwd, exchange = -100, 2
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None or renameat2(at_cwd, os.fsencode(source), parent, os.fsencode(name), exchange):
-        code = errno.ENOSYS if renameat2 is None else ctypes.get_errno()
-        raise OSError(code, os.strerror(code))

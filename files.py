@@ -1,0 +1,104 @@
+"""What the store asks of the file system: locks, an atomic exchange, sync, writing and removal to the end."""
+
+import ctypes
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger("model_server.files")
+
+MODEL = "model"         # the file that goes first when a directory is removed
+FULL = (errno.ENOSPC, errno.EDQUOT)
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # ELOOP: a symbolic link, which is never followed
+OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
+NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+REGULAR = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC    # NONBLOCK: a planted fifo must not hang us
+IOV_MAX = 1024          # Linux takes this many buffers in one writev
+
+
+def write_all(descriptor: int, blocks: Sequence[bytes | memoryview]) -> int:
+    """Writes blocks, none of them empty; says how many bytes they were."""
+    rest, total = list(blocks), 0
+    while rest:
+        written = os.writev(descriptor, rest[:IOV_MAX])
+        total += written
+        while rest and written >= len(rest[0]):
+            written -= len(rest.pop(0))
+        if written:     # a disk that fills up takes a part and refuses with the next call
+            rest[0] = memoryview(rest[0])[written:]
+    return total
+
+
+def rename_new(source: Path, parent: int, name: str) -> bool:
+    """Renames to where nothing is; False when something is there."""
+    try:
+        # rename(2) replaces an empty directory only, so of two writers one wins even where no lock works
+        os.rename(source, name, dst_dir_fd=parent)
+    except OSError as error:
+        if error.errno in (*OCCUPIED, errno.ENOTDIR):
+            return False
+        raise
+    return True
+
+
+def sync(descriptors: Sequence[int]) -> None:
+    """All of the way up, not the newly made alone: the one who made an ancestor may not have synced it yet."""
+    for descriptor in reversed(descriptors):
+        os.fsync(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    descriptor = os.open(path, DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Removes what stands at `path`, its model first as readers count on; what will not go is left to the next start."""
+    try:
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            (path / MODEL).unlink(missing_ok=True)
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.error("cannot remove %s: %s", path, error)
+
+
+def is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError as error:
+        if error.errno in ABSENT:
+            return False
+        raise   # EIO is not an answer, os.path.isfile would say it is
+
+
+@contextmanager
+def flock(path: Path, flags: int = 0) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def rename_exchange(source: Path, parent: int, name: str) -> None:
+    """renameat2(2) with RENAME_EXCHANGE, which Python does not have; raises OSError, or ENOSYS."""
+    at_cwd, exchange = -100, 2
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None or renameat2(at_cwd, os.fsencode(source), parent, os.fsencode(name), exchange):
+        code = errno.ENOSYS if renameat2 is None else ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

@@ -1,0 +1,52 @@
+"""Everything that can be set, read from environment variables in one place."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be set, from environment variables; `max_size` is in bytes, None for no limit."""
+
+    storage_path: Path | None = None    # None: where the container has it, else ./models
+    host: str = "0.0.0.0"
+    port: int = 8000
+    threads: int = 8
+    max_size: int | None = None
+    overwrite: bool = True
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> "Settings":
+        """Raises ValueError with a line that says what is wrong."""
+        path, overwrite = env.get("MODEL_STORAGE_PATH", ""), env.get("MODEL_OVERWRITE", "allow")
+        if overwrite not in ("allow", "deny"):
+            raise ValueError(f"MODEL_OVERWRITE is {overwrite!r}: set it to allow or deny")
+        return cls(
+            storage_path=Path(path) if path else None,
+            host=env.get("SERVER_HOST") or "0.0.0.0",
+            port=whole_number(env, "SERVER_PORT", 8000, 0, 65535),
+            threads=whole_number(env, "SERVER_THREADS", 8, 1, 256),
+            max_size=size_of(env.get("MODEL_MAX_SIZE", "")),
+            overwrite=overwrite == "allow",
+        )
+
+
+def whole_number(env: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    text = env.get(name) or str(default)
+    if not re.fullmatch("[0-9]{1,9}", text) or not least <= int(text) <= most:
+        raise ValueError(f"{name} is {text!r}: set it to a whole number from {least} to {most}")
+    return int(text)
+
+
+def size_of(text: str) -> int | None:
+    """Bytes of 1000, 500M or 20G, in powers of 1024; None for nothing. Raises ValueError."""
+    if not text:
+        return None
+    found = SIZE.fullmatch(text)
+    if not found or int(found[1]) == 0:
+        raise ValueError(f"MODEL_MAX_SIZE is {text!r}: set it to bytes, or to a number with K, M, G or T")
+    return int(found[1]) << 10 * " KMGT".index(found[2].upper() or " ")
