@@ -63,7 +63,7 @@ def sync_directory(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes what stands at `path`, its model first as readers count on; what will not go is left to the next start."""
+    """Removes what stands at `path`, its model first, as readers rely on; what stays is left to the next start."""
     try:
         if stat.S_ISDIR(os.lstat(path).st_mode):
             (path / MODEL).unlink(missing_ok=True)
