@@ -7,6 +7,7 @@ import base64
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
@@ -20,7 +21,7 @@ from storage import OpenModel
 Header = Callable[[str], str | None]    # a request's header by name
 
 ENTITY_TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')     # RFC 9110 8.8.3
-BYTE_RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*")     # RFC 9110 14.1.2, one range of it
+BYTE_RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.IGNORECASE)     # RFC 9110 14.1.2, one range of it
 SEND_BLOCK = 256 * 1024     # one read of a file where the server below cannot send files itself
 MAX_DIGITS = 18     # of a position: 10**18 bytes is beyond every file, int() of 5,000 digits raises
 
@@ -101,17 +102,17 @@ def check_write(header: Header, *etags: str) -> None:
         raise PreconditionFailed("it exists already, and If-None-Match forbids to replace it")
 
 
-def read_status(header: Header, etag: str, modified: datetime) -> int:
-    """200, 304 or 412 for a GET or HEAD, in the order of RFC 9110 13.2.2."""
+def read_status(header: Header, etag: str, modified: datetime | None) -> int:
+    """200, 304 or 412 for a GET or HEAD, in the order of RFC 9110 13.2.2; dates count where there is one to compare."""
     wanted, unwanted = header("If-Match"), header("If-None-Match")
     if wanted is not None:
         if not matches(wanted, etag, weak=False):
             return 412
-    elif (limit := date_of(header("If-Unmodified-Since") or "")) and modified > limit:
+    elif modified and (limit := date_of(header("If-Unmodified-Since") or "")) and modified > limit:
         return 412
     if unwanted is not None:
         return 304 if matches(unwanted, etag, weak=True) else 200
-    if (since := date_of(header("If-Modified-Since") or "")) and modified <= since:
+    if modified and (since := date_of(header("If-Modified-Since") or "")) and modified <= since:
         return 304
     return 200
 
@@ -184,27 +185,23 @@ def file_headers(model: Model) -> list[tuple[str, str]]:
 def file_response(method: str, header: Header, opened: OpenModel) -> Response:
     """The whole model, a range of it, or what the request's conditions make of it; closes what it does not send."""
     model, file = opened.model, opened.file
-    etag, modified, headers = etag_of(model), last_modified(model), file_headers(model)
-    try:
+    with ExitStack() as undo:
+        undo.callback(file.close)
+        etag, modified, headers = etag_of(model), last_modified(model), file_headers(model)
         status = read_status(header, etag, modified)
         if status == 412:
             raise PreconditionFailed(f"the model is {etag}, last modified {modified:%Y-%m-%d %H:%M:%S} UTC")
+        if status == 304:
+            return Response(304, [(name, value) for name, value in headers if not name.startswith("Content-")])
         wanted = None
-        # RFC 9110 14.2: Range is defined for GET alone
-        if status == 200 and method == "GET" and range_holds(header, etag, modified):
+        if method == "GET" and range_holds(header, etag, modified):     # RFC 9110 14.2: Range is for GET alone
             wanted = byte_range(header("Range") or "", model.size)
-    except (PreconditionFailed, RangeNotSatisfiable):
-        file.close()
-        raise
-    start, stop = wanted or (0, model.size)
-    if status == 304:
-        file.close()
-        return Response(304, [(name, value) for name, value in headers if not name.startswith("Content-")])
-    if wanted:
-        status = 206
-        headers.append(("Content-Range", f"bytes {start}-{stop - 1}/{model.size}"))
-    headers.append(("Content-Length", str(stop - start)))
-    return Response(status, headers, FileBody(file, start, stop - start))
+        start, stop = wanted or (0, model.size)
+        if wanted:
+            headers.append(("Content-Range", f"bytes {start}-{stop - 1}/{model.size}"))
+        headers.append(("Content-Length", str(stop - start)))
+        undo.pop_all()
+        return Response(206 if wanted else 200, headers, FileBody(file, start, stop - start))
 
 
 # ---- sending
@@ -239,7 +236,8 @@ class SentFile:
 
     def __init__(self, file: BinaryIO, done: Callable[[int], None]) -> None:
         self._file, self._done, self._start = file, done, file.tell()
-        self.read, self.seek, self.tell, self.seekable = file.read, file.seek, file.tell, file.seekable
+        self.read, self.fileno = file.read, file.fileno
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def blocks(self, length: int) -> Iterator[bytes]:
         try:

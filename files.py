@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 log = logging.getLogger("model_server.files")
 
@@ -19,7 +20,6 @@ ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # ELOOP: a symbolic link, w
 OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
 NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-REGULAR = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC    # NONBLOCK: a planted fifo must not hang us
 IOV_MAX = 1024          # Linux takes this many buffers in one writev
 
 
@@ -76,13 +76,34 @@ def remove(path: Path) -> None:
         log.error("cannot remove %s: %s", path, error)
 
 
-def is_file(path: Path) -> bool:
+class NotRegular(FileNotFoundError):
+    """Something is there, and no regular file."""
+
+
+def open_regular(name: str, directory: int) -> BinaryIO:
+    """Opens a regular file in a directory, no link followed; raises FileNotFoundError for all that is none."""
     try:
-        return stat.S_ISREG(os.lstat(path).st_mode)
+        # NONBLOCK: a planted fifo must not hang us
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):   # a link, a socket
+            raise NotRegular(error.errno, f"{name} is no regular file") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotRegular(errno.EISDIR, f"{name} is no regular file")
+    return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def stamp(path: str) -> tuple[int, int, int] | None:
+    """What changes with a regular file; None where there is none, nor behind a link. Raises what is not an answer."""
+    try:
+        status = os.lstat(path)
     except OSError as error:
         if error.errno in ABSENT:
-            return False
-        raise   # EIO is not an answer, os.path.isfile would say it is
+            return None
+        raise   # EIO, of which os.path.isfile would make a no
+    return (status.st_ino, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 @contextmanager
@@ -95,10 +116,15 @@ def flock(path: Path, flags: int = 0) -> Iterator[None]:
         os.close(descriptor)
 
 
-def rename_exchange(source: Path, parent: int, name: str) -> None:
-    """renameat2(2) with RENAME_EXCHANGE, which Python does not have; raises OSError, or ENOSYS."""
+def rename_exchange(source: Path, parent: int, name: str) -> bool:
+    """renameat2(2) with RENAME_EXCHANGE, which Python lacks; False where the file system or the C library lacks it."""
     at_cwd, exchange = -100, 2
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None or renameat2(at_cwd, os.fsencode(source), parent, os.fsencode(name), exchange):
-        code = errno.ENOSYS if renameat2 is None else ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    if renameat2 is None:
+        return False
+    if renameat2(at_cwd, os.fsencode(source), parent, os.fsencode(name), exchange):
+        code = ctypes.get_errno()
+        if code not in NO_EXCHANGE:
+            raise OSError(code, os.strerror(code))
+        return False
+    return True

@@ -138,12 +138,15 @@ def parse_part(block: bytes) -> Part:
         text = block.decode()
     except UnicodeDecodeError:
         text = block.decode("latin-1")
-    kind, name, filename, encoding = from_headers(text, lambda headers: (
+    kind, name, filename, encoding, defects = from_headers(text, lambda headers: (
         headers.get_content_disposition(),
         collapse_rfc2231_value(headers.get_param("name", "", "content-disposition")),
         headers.get_filename(),
         str(headers.get("Content-Transfer-Encoding", "binary")).strip().lower(),
+        headers.defects,
     ))
+    if defects:
+        raise BadUpload(f"the headers of a part are broken: {type(defects[0]).__name__}")
     if kind != "form-data" or not name:
         raise BadUpload('a part lacks its Content-Disposition: form-data; name="…"')
     if encoding not in ("binary", "8bit", "7bit"):     # RFC 7578 4.7: not to be used; storing it encoded would be worse

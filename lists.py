@@ -2,44 +2,48 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 from urllib.parse import urlencode
 
 from downloads import Response
 from forms import BadUpload
-from models import Model, ModelKey, check_name, describe, url_of
+from index import Names
+from models import NAME_FIELDS, ModelKey
 from storage import Storage
 
 MAX_PAGE = 1000     # models on one page
+BLOCK = 64 * 1024   # the first is sent after some 100 models, a millisecond
 
 
 def list_response(store: Storage, names: Mapping[str, str], query: Mapping[str, str], base_url: str) -> Response:
-    """The models below `names`, streamed; raises BadUpload and InvalidName."""
-    for name, value in names.items():
-        check_name(name, value)
-    form = query.get("format", "json")
+    """The models below `names`, streamed; raises BadUpload."""
+    form, below = query.get("format", "json"), tuple(names.values())
     if form not in LINE_OF and form != "json":
         raise BadUpload(f"format {form[:50]!r} is not known: use json, {', '.join(LINE_OF)}")
-    found: Iterator[Model] = (model for model in stored(store, names, cursor_of(query)) if is_wanted(model, query))
+    found = wanted(store, below, query, cursor_of(query))
     headers: list[tuple[str, str]] = []
     more: dict[str, Any] = {}
     if "limit" in query:
         limit = limit_of(query)
         page = list(islice(found, limit + 1))
         found = iter(page[:limit])
-        more["total_models"] = sum(is_wanted(model, query) for model in stored(store, names, ()))
+        more["total_models"] = (sum(1 for _ in wanted(store, below, query, ())) if is_filtered(query)
+                                else store.index.total(below))
         if len(page) > limit:
-            more["next"] = str(page[limit - 1].key)
-            path = "/".join(names.values()) or "list"
-            link = f"{base_url}/models/{path}?{urlencode({**query, 'after': more['next']})}"
+            more["next"] = "/".join(page[limit - 1][0])
+            link = f"{base_url}/models/{'/'.join(below) or 'list'}?{urlencode({**query, 'after': more['next']})}"
             headers.append(("Link", f'<{link}>; rel="next"'))
     if form == "json":
         kind, body = "application/json", json_list(names, found, more, base_url)
     else:
         kind = "application/x-ndjson" if form == "ndjson" else "text/plain; charset=utf-8"
-        body = (LINE_OF[form](model, base_url, len(names)).encode() for model in found)
-    return Response(200, [("Content-Type", kind), ("Cache-Control", "no-cache"), *headers], body)
+        body = (LINE_OF[form](model, line, base_url, len(below)) for model, line in found)
+    blocks = in_blocks(body)
+    first, second = next(blocks), next(blocks, None)
+    # whole where it is short: waitress closes the connection after an answer without a length
+    whole = first if second is None else chain((first, second), blocks)
+    return Response(200, [("Content-Type", kind), ("Cache-Control", "no-cache"), *headers], whole)
 
 
 def cursor_of(query: Mapping[str, str]) -> tuple[str, ...]:
@@ -56,19 +60,23 @@ def limit_of(query: Mapping[str, str]) -> int:
     return int(text)
 
 
-def stored(store: Storage, names: Mapping[str, str], after: tuple[str, ...]) -> Iterator[Model]:
-    for key in store.keys(*names.values(), after=after):
-        if model := store.find(key):    # else it was deleted since
-            yield model
+def wanted(store: Storage, names: Names, query: Mapping[str, str], after: Names) -> Iterator[tuple[Names, bytes]]:
+    """The models that the filters let through: their names and their JSON, see Index.lines."""
+    lines = store.index.lines(names, after)
+    return (x for x in lines if passes(json.loads(x[1] + b"}"), query)) if is_filtered(query) else lines
 
 
-def is_wanted(model: Model, query: Mapping[str, str]) -> bool:
-    details = model.details
-    if "framework" in query and query["framework"] != (details.framework or ""):
+def is_filtered(query: Mapping[str, str]) -> bool:
+    return any(name in ("framework", "q") or name.startswith("metadata.") for name in query)
+
+
+def passes(model: Mapping[str, Any], query: Mapping[str, str]) -> bool:
+    if "framework" in query and query["framework"] != (model["framework"] or ""):
         return False
-    if query.get("q", "").casefold() not in "\n".join((*model.key.names, details.description or "")).casefold():
+    text = "\n".join((*(model[name] for name in NAME_FIELDS), model["description"] or ""))
+    if query.get("q", "").casefold() not in text.casefold():
         return False
-    return all(as_text(details.metadata.get(name.removeprefix("metadata."))) == value
+    return all(as_text(model["metadata"].get(name.removeprefix("metadata."))) == value
                for name, value in query.items() if name.startswith("metadata."))
 
 
@@ -76,28 +84,41 @@ def as_text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def json_list(names: Mapping[str, str], found: Iterator[Model], more: dict[str, Any], base_url: str) -> Iterator[bytes]:
+def json_list(names: Mapping[str, str], found: Iterator[tuple[Names, bytes]], more: dict[str, Any], base_url: str,
+              ) -> Iterator[bytes]:
     """One JSON document, made while it is sent; the count comes last, when it is known."""
     yield (json.dumps(dict(names))[:-1] + (", " if names else "") + '"models": [').encode()
     count = 0
-    for model in found:
-        yield (",\n" if count else "\n").encode() + ndjson_line(model, base_url, 0).rstrip().encode()
+    for model, line in found:
+        yield (b",\n" if count else b"\n") + with_url(model, line, base_url)
         count += 1
     yield ("], " + json.dumps({"total_models": count, **more})[1:] + "\n").encode()
 
 
-def ndjson_line(model: Model, base_url: str, depth: int) -> str:
-    return json.dumps(describe(model, base_url)) + "\n"
+def in_blocks(lines: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes in fewer pieces: each costs the server a lock and a system call."""
+    block = bytearray()
+    for line in lines:
+        block += line
+        if len(block) > BLOCK:
+            yield bytes(block)
+            block.clear()
+    yield bytes(block)
 
 
-def sum_line(model: Model, base_url: str, depth: int) -> str:
+def with_url(model: Names, line: bytes, base_url: str) -> bytes:
+    return line + f', "url": "{base_url}/models/{"/".join(model)}"'.encode() + b"}"
+
+
+def sum_line(model: Names, line: bytes, base_url: str, depth: int) -> bytes:
+    sha256 = json.loads(line + b"}")["sha256"]
     # relative to what is listed: as wget -i saves one version, as wget -x saves more
-    return f"{model.sha256}  {'/'.join(model.key.names[depth:])}\n" if model.sha256 else ""
+    return f"{sha256}  {'/'.join(model[depth:])}\n".encode() if sha256 else b""
 
 
-LINE_OF: dict[str, Callable[[Model, str, int], str]] = {
-    "ndjson": ndjson_line,
-    "txt": lambda model, base_url, depth: f"{model.key}\n",
-    "urls": lambda model, base_url, depth: f"{url_of(model.key, base_url)}\n",
+LINE_OF: dict[str, Callable[[Names, bytes, str, int], bytes]] = {
+    "ndjson": lambda model, line, base_url, depth: with_url(model, line, base_url) + b"\n",
+    "txt": lambda model, line, base_url, depth: f"{'/'.join(model)}\n".encode(),
+    "urls": lambda model, line, base_url, depth: f"{base_url}/models/{'/'.join(model)}\n".encode(),
     "sha256sums": sum_line,
 }

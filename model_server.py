@@ -230,11 +230,12 @@ def open_model(store: Storage, names: Mapping[str, str], suffix: str = "") -> tu
     except ModelNotFound:
         if key.version != ALIAS:
             raise
-    while versions := list(store.versions(key.project_id, key.app_name, key.model_name)):
-        newest = replace(key, version=max(versions, key=models.precedence))
+    versions = store.versions(key.project_id, key.app_name, key.model_name)
+    for version in sorted(versions, key=models.precedence, reverse=True):
+        newest = replace(key, version=version)
         try:
             location = ("Content-Location", f"/models/{newest}{suffix}")
-            return store.open(newest), [location, ("X-Model-Version", newest.version)]
+            return store.open(newest), [location, ("X-Model-Version", version)]
         except ModelNotFound:
             continue    # deleted since we looked
     raise ModelNotFound(f"there is no version of {key.project_id}/{key.app_name} that has {key.model_name}")
@@ -268,11 +269,11 @@ def info(request: Request, store: Storage, **names: str) -> Response:
     opened, headers = open_model(store, names, "/info")
     opened.file.close()
     etag = etag_of_info(opened.model)
-    status = downloads.read_status(request.header, etag, downloads.last_modified(opened.model))
+    status = downloads.read_status(request.header, etag, None)
     if status == 412:
         raise PreconditionFailed(f"the metadata of the model is {etag}")
     if status == 304:
-        return Response(304, [("ETag", etag), *headers])
+        return Response(304, [("ETag", etag), ("Cache-Control", "no-cache"), *headers])
     return json_response(200, describe(opened.model, request.base_url), ("ETag", etag), *headers)
 
 
@@ -283,8 +284,8 @@ def etag_of_info(model: Model) -> str:
 
 def amend(request: Request, store: Storage, **names: str) -> Response:
     try:
-        patch = json.loads(request.body.data, parse_constant=int)   # which refuses NaN, as JSON does
-    except (ValueError, RecursionError) as error:
+        patch = models.parse_json(request.body.data)
+    except ValueError as error:
         raise BadUpload(f"the body is not a JSON document: {error}") from error
 
     def change(model: Model) -> models.Details:
@@ -360,7 +361,7 @@ ROUTES = (
 
 
 def find_route(request: Request) -> tuple[Route, dict[str, str]]:
-    """The route of a request and the names in its path; raises HttpError 404 and 405, and 204 for OPTIONS."""
+    """The route of a request and the names in its path, which follow the grammar; raises HttpError 404, 405, 204."""
     raw = request.environ.get("REQUEST_URI", "").partition("?")[0]
     if "%2f" in raw.lower():    # decoded it would be a slash, and the name another one (TRAPS 10)
         raise InvalidName("a name in the path has an encoded slash, which no name may have")
@@ -372,6 +373,8 @@ def find_route(request: Request) -> tuple[Route, dict[str, str]]:
         raise HttpError(404, f"there is nothing at {request.path[:200]}: see the README for the routes")
     for route in fitting:
         if route.method == method and (found := route.pattern.fullmatch(path)):
+            for name, value in found.groupdict().items():
+                models.check_name(name, value)
             return route, found.groupdict()
     methods = {route.method for route in fitting}
     allow = ("Allow", ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))))
@@ -473,7 +476,7 @@ def main() -> None:
         try:
             server = Server(create_app(store, settings), settings.host, settings.port, settings.threads,
                             raise_descriptor_limit())
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise SystemExit(f"model_server: cannot listen on {settings.host}:{settings.port}: {error}") from error
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())

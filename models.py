@@ -15,6 +15,7 @@ SEMVER = re.compile(    # semver.org, "Is there a suggested regular expression"
     r"(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_CUSTOM = 64         # custom metadata fields, as the contract says
+MAX_DEPTH = 64          # levels of a JSON document; somebody sends thousands to make us recurse
 MAX_FIELD = 8 * 1024    # bytes of any field, as the contract says
 
 
@@ -167,6 +168,26 @@ def patched(details: Details, patch: Any) -> Details:
     result = Details(details.filename, after.get("description"), after.get("framework"), after.get("metadata") or {})
     check_details(result)
     return result
+
+
+def parse_json(text: bytes) -> Any:
+    """A JSON document that can be written again as one, not nested too deep; raises ValueError.
+
+    json.loads takes NaN, 1e999 and half a surrogate pair, and what it can nest json.dumps cannot.
+    """
+    try:
+        document = json.loads(text)
+        if not is_shallow(document, MAX_DEPTH):
+            raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+        json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    return document
+
+
+def is_shallow(value: Any, levels: int) -> bool:
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(is_shallow(each, levels - 1) for each in below)
 
 
 def merge(target: Any, patch: Any) -> Any:

@@ -22,7 +22,7 @@ class Settings:
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> "Settings":
         """Raises ValueError with a line that says what is wrong."""
-        path, overwrite = env.get("MODEL_STORAGE_PATH", ""), env.get("MODEL_OVERWRITE", "allow")
+        path, overwrite = env.get("MODEL_STORAGE_PATH"), env.get("MODEL_OVERWRITE") or "allow"
         if overwrite not in ("allow", "deny"):
             raise ValueError(f"MODEL_OVERWRITE is {overwrite!r}: set it to allow or deny")
         return cls(

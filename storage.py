@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import secrets
-import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,6 +25,7 @@ from typing import Any, BinaryIO, NamedTuple, Self
 import files
 import models
 from files import MODEL
+from index import Index, Signature
 from models import NAME_FIELDS, Details, Model, ModelExists, ModelKey, ModelNotFound, StorageFailed, StorageFull
 
 log = logging.getLogger("model_server.storage")
@@ -79,6 +79,7 @@ class Storage:
         self._staging = root / STAGING
         self._session = self._staging / secrets.token_hex(8)
         self._numbers = itertools.count()
+        self.index = Index(os.fspath(root), self._subdirectories, self._sign, self.find)
         with own_words(), ExitStack() as undo:
             (self._staging / "locks").mkdir(parents=True, exist_ok=True)
             for stripe in range(LOCKS):     # all now: a delete must find its lock on a full disk
@@ -91,11 +92,15 @@ class Storage:
                 fcntl.flock(self._session_lock, fcntl.LOCK_EX)
                 self._session.mkdir()
             self._restore_replaced()
-            self.probe()
+            try:
+                self.probe()
+            except StorageFull as error:    # to serve and to delete is what is needed now
+                log.warning("%s", error)
             undo.pop_all()
 
     def close(self) -> None:
         """Gives the staging directory back; drafts still open are gone."""
+        self.index.close()
         files.remove(self._session)
         with suppress(FileNotFoundError):
             os.unlink(f"{self._session}.lock")
@@ -137,14 +142,15 @@ class Storage:
         """The models below the given names, in order, those up to and including `after` left out."""
         with own_words():
             for found in self._scan((), names, after):
-                if files.is_file(self.root.joinpath(*found, MODEL)):
+                if files.stamp(f"{self.root}/{'/'.join(found)}/{MODEL}"):
                     yield ModelKey(*found)
 
     def versions(self, project_id: str, app_name: str, model_name: str) -> Iterator[str]:
         """The versions that have this model, in no useful order."""
         with own_words():
             for version in self._subdirectories(project_id, app_name):
-                if files.is_file(self.root / project_id / app_name / version / model_name / MODEL):
+                place = (project_id, app_name, version)
+                if model_name in self._subdirectories(*place) and self._sign((*place, model_name)):
                     yield version
 
     def free_bytes(self) -> int:
@@ -177,32 +183,28 @@ class Storage:
         # Metadata first: a directory on its way out loses its model before its metadata, so a pair is never torn.
         document = self._read_metadata(directory, key)
         try:
-            descriptor = os.open(MODEL, files.REGULAR, dir_fd=directory)
-        except OSError as error:
-            if error.errno not in files.ABSENT:
-                raise
+            file = files.open_regular(MODEL, directory)
+        except FileNotFoundError:
             return None
-        with ExitStack() as undo:
-            undo.callback(os.close, descriptor)
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                return None
-            model = self._describe(key, document, status)
-            undo.pop_all()
-            return OpenModel(model, os.fdopen(descriptor, "rb", buffering=0))
+        return OpenModel(self._describe(key, document, os.fstat(file.fileno())), file)
+
+    def _sign(self, names: tuple[str, ...]) -> Signature:
+        """Changes with either file of a model; None when there is no model."""
+        model = files.stamp(f"{self.root}/{'/'.join(names)}/{MODEL}")
+        return model and hash((model, files.stamp(f"{self.root}/{'/'.join(names)}/{METADATA}")))
 
     def _read_metadata(self, directory: int, key: ModelKey) -> dict[str, Any]:
         try:
-            with os.fdopen(os.open(METADATA, files.REGULAR, dir_fd=directory), "rb") as file:
+            with files.open_regular(METADATA, directory) as file:
                 text = file.read(MAX_METADATA + 1)
-            document = json.loads(text) if len(text) <= MAX_METADATA else "too long"
+            document = models.parse_json(text) if len(text) <= MAX_METADATA else None
             if isinstance(document, dict):
                 return document
             log.warning("%s/%s is broken: it is no JSON object", key, METADATA)
+        except (files.NotRegular, ValueError) as error:
+            log.warning("%s/%s is broken: %s", key, METADATA, error)
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, RecursionError) as error:
-            log.warning("%s/%s is broken: %s", key, METADATA, error)
         return {}
 
     def _describe(self, key: ModelKey, document: dict[str, Any], status: os.stat_result) -> Model:
@@ -226,16 +228,17 @@ class Storage:
     def delete(self, key: ModelKey, check: Check) -> Model:
         """Removes one model for good when `check` lets it; raises ModelNotFound."""
         grave = self._session / str(next(self._numbers))
-        with own_words():
+        with own_words(), ExitStack() as undo:
             with self._changing(key):
                 model = self.info(key)
                 check(model)
                 with self._walk(*key.names[:3]) as descriptors:
                     os.rename(key.model_name, grave, src_dir_fd=descriptors[-1])
+                    undo.callback(files.remove, grave)
+                    self.index.forget(key)
                     files.sync(descriptors)
             self._prune(*key.names[:3])
-            files.remove(grave)
-        return model
+            return model
 
     def amend(self, key: ModelKey, change: Callable[[Model], Details]) -> Model:
         """Replaces what a user says about a model by what `change` makes of it; raises ModelNotFound."""
@@ -249,6 +252,7 @@ class Storage:
             _write_document(scratch, model)
             descriptors = undo.enter_context(self._walk(*key.names))
             os.rename(scratch, METADATA, dst_dir_fd=descriptors[-1])
+            self.index.forget(key)
             files.sync(descriptors)
             return model
 
@@ -262,52 +266,45 @@ class Storage:
 
     def _place(self, draft: Path, key: ModelKey, replacing: bool) -> None:
         """Puts a finished draft in place; what it replaces stands at `draft` afterwards."""
+        aside = False
         for _ in range(LOOKS):
             # a delete may prune the parents between our making them and our rename
             with suppress(FileNotFoundError), self._walk(*key.names[:3], create=True) as descriptors:
-                if replacing:
-                    replacing = False   # for the next look: gone by a hand that takes no lock
-                    self._exchange(draft, descriptors[-1], key)
-                elif not files.rename_new(draft, descriptors[-1], key.model_name):
-                    raise ModelExists(f"{key} is taken by something that appeared just now or is no model")
+                if not files.rename_new(draft, descriptors[-1], key.model_name):
+                    if not replacing:
+                        raise ModelExists(f"{key} is taken by something that appeared just now or is no model")
+                    if not files.rename_exchange(draft, descriptors[-1], key.model_name):
+                        self._set_aside(descriptors[-1], key)
+                        aside = True
+                        continue
                 files.sync(descriptors)
+                if aside:
+                    os.rename(self._rescue_of(key), draft)
+                    self._prune(STAGING, RESCUE, *key.names[:3])
                 return
         raise StorageFailed(f"the directories of {key} vanish as fast as they are made")
 
-    def _exchange(self, draft: Path, parent: int, key: ModelKey) -> None:
-        try:
-            files.rename_exchange(draft, parent, key.model_name)
-            return
-        except OSError as error:
-            if error.errno not in files.NO_EXCHANGE:
-                raise
-        # Three renames instead of one: the old version is at a place named after its key in between, where readers
-        # look for it and where the next start, or the next change of this model, finds it after a crash.
-        names = (STAGING, RESCUE, *key.names[:3])
-        with self._walk(*names, create=True) as rescue:
-            os.rename(key.model_name, key.model_name, src_dir_fd=parent, dst_dir_fd=rescue[-1])
-            files.sync(rescue)
-            try:
-                os.rename(draft, key.model_name, dst_dir_fd=parent)
-            except OSError:
-                os.rename(key.model_name, key.model_name, src_dir_fd=rescue[-1], dst_dir_fd=parent)
-                raise
-            os.fsync(parent)
-            os.rename(key.model_name, draft, src_dir_fd=rescue[-1])
-        self._prune(*names)
+    def _set_aside(self, parent: int, key: ModelKey) -> None:
+        """Without an atomic exchange a replacement is three renames, this one the first.
+
+        The old version is at a place named after its key in between, where readers look for it and where the next
+        start, or the next change of this model, finds it after a crash.
+        """
+        with self._walk(STAGING, RESCUE, *key.names[:3], create=True) as descriptors:
+            os.rename(key.model_name, key.model_name, src_dir_fd=parent, dst_dir_fd=descriptors[-1])
+            files.sync(descriptors)
+
+    def _rescue_of(self, key: ModelKey) -> Path:
+        return self._staging.joinpath(RESCUE, *key.names)
 
     def _restore(self, key: ModelKey) -> None:
-        """Brings back the old version that a crash in the middle of a replacement left in the rescue place."""
-        rescued = self.root.joinpath(STAGING, RESCUE, *key.names)
+        """Brings back the old version that a replacement left aside, in a crash or by a fault."""
+        rescued = self._rescue_of(key)
         if not os.path.lexists(rescued):
             return
         with self._walk(*key.names[:3], create=True) as descriptors:
-            try:
-                os.rename(rescued, key.model_name, dst_dir_fd=descriptors[-1])
-            except OSError as error:
-                if error.errno not in files.OCCUPIED:
-                    raise
-                files.remove(rescued)    # the new version had arrived
+            if not files.rename_new(rescued, descriptors[-1], key.model_name):
+                files.remove(rescued)   # the new version had arrived
             files.sync(descriptors)
         self._prune(STAGING, RESCUE, *key.names[:3])
 
@@ -315,6 +312,9 @@ class Storage:
         for names in list(self._scan((STAGING, RESCUE), (), ())):
             with self._changing(ModelKey(*names)):
                 pass    # which restores it
+        for directory, _, _ in os.walk(self._staging / RESCUE, topdown=False):
+            with suppress(OSError):     # not empty: another process is replacing there
+                os.rmdir(directory)
 
     def _remove_orphans(self) -> None:
         kept = {"locks", RESCUE, "start.lock"}
@@ -396,6 +396,11 @@ class Draft:
         with own_words():
             self.size += files.write_all(self._file, blocks)
 
+    def sync(self) -> None:
+        """Puts on disk what is written; an error here may not show again with the next one, so heed it."""
+        with own_words():
+            os.fdatasync(self._file)
+
     def publish(self, key: ModelKey, sha256: str, details: Details, check: Check) -> Published:
         """Makes the draft the model `key` when `check` lets it; on disk when this returns."""
         with own_words():
@@ -407,7 +412,11 @@ class Draft:
                     with self._store._walk(*key.names[:3]) as descriptors:
                         files.sync(descriptors)  # it may be another's, not yet acknowledged
                     return Published(current, created=False, unchanged=True)
-                self._store._place(self._path, key, replacing=current is not None)
+                try:
+                    self._store._place(self._path, key, replacing=current is not None)
+                finally:
+                    self._store._restore(key)   # after a fault in the middle of it
+                    self._store.index.forget(key)
             return Published(model, created=current is None, unchanged=False)
 
     def _seal(self, key: ModelKey, sha256: str, details: Details) -> Model:

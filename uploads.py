@@ -8,6 +8,7 @@ import base64
 import binascii
 import hashlib
 import logging
+import os
 import re
 import socket
 import sys
@@ -16,9 +17,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from waitress import wasyncore
+from waitress.buffers import ReadOnlyFileBasedBuffer
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.receiver import ChunkedReceiver, FixedStreamReceiver
@@ -30,8 +32,10 @@ from forms import BadUpload, FormCutter, Part, PartEnd
 from models import MAX_FIELD, SHA256, StoreError
 from storage import Draft, Storage
 
+SYNC_EVERY = 32 << 20           # bytes after which the disk is made to follow, so that the last fsync finds little left
 OWN_BACKLOG = 4 << 20           # bytes of one upload received and not yet written and hashed: some ms of a disk
 ALL_BACKLOG = 24 << 20          # of all of them; with four uploads the first limit counts, with forty this one
+TURN = 2 << 20                  # bytes of a file sent to one client before the next one's: under a ms
 BLOCK = 256 * 1024              # one recv: smaller costs system calls, larger costs cache
 MAX_CHUNK_LINE = 1024           # a chunk size has at most 16 digits; the rest is extensions nobody uses
 MAX_TRAILER = 16 * 1024
@@ -147,11 +151,12 @@ class Lane:
                  ) -> None:
         self._intake, self._work, self._refuse = intake, work, refuse
         self._waiting: list[memoryview] = []
-        self._busy = False
+        self._busy = self._again = False
 
     def put(self, *blocks: memoryview) -> None:
         with self._intake.changed:
             self._waiting += blocks
+            self._again = True      # without blocks too: it is to look whether the upload was closed or refused
             if self._busy:
                 return
             self._busy = True
@@ -159,13 +164,13 @@ class Lane:
 
     def _run(self) -> None:
         with self._intake.changed:
-            batch, self._waiting = self._waiting, []
+            batch, self._waiting, self._again = self._waiting, [], False
         try:
             self._work(batch)
         except Exception as error:  # noqa: BLE001  kept, and raised where the upload is finished
             self._refuse(error)
         with self._intake.changed:
-            self._busy = again = bool(self._waiting)
+            self._busy = again = self._again
             self._intake.changed.notify_all()
         if again:   # at the end of the queue: one fast upload must not starve the others
             self._intake.workers.submit(self._run)
@@ -191,6 +196,8 @@ class Upload(Body):
         self._backlog = self._size = 0
         self._writes = Lane(intake, self._write, self.refuse)
         self._hashes = Lane(intake, self._hash, self.refuse)
+        self._syncs = Lane(intake, self._sync, self.refuse)
+        self._unsynced = 0
         self.wake: Callable[[], None] = lambda: None    # called when congested() turns false
         self.draft: Draft | None = None
         self.fields: list[tuple[str, str]] = []
@@ -249,6 +256,14 @@ class Upload(Body):
             self._release(batch)
             raise
         self._hashes.put(*batch)
+        self._unsynced += sum(map(len, batch))
+        if self._unsynced > SYNC_EVERY:
+            self._unsynced = 0
+            self._syncs.put()
+
+    def _sync(self, _: list[memoryview]) -> None:
+        if self.draft and not self._closed and not self.refusal:
+            self.draft.sync()
 
     def _hash(self, batch: list[memoryview]) -> None:
         for block in batch:
@@ -287,8 +302,8 @@ class Upload(Body):
             self._writes.put()  # the lane discards it: a worker may be writing to it just now
 
     def settle(self) -> None:
-        self._writes.join()
-        self._hashes.join()
+        for lane in (self._writes, self._hashes, self._syncs):
+            lane.join()
 
     def wait_for_room(self) -> None:
         with self._intake.changed:
@@ -338,9 +353,10 @@ class StreamingParser(HTTPRequestParser):
         except ValueError as error:     # a Content-Length of 5,000 digits
             raise ParsingError(f"the request's head cannot be read: {error}") from error
         # RFC 9112 6.1 and 6.3: the first three are how a second request is smuggled in (TRAPS 7)
+        encodings = len(TRANSFER_ENCODING.findall(header_plus))     # waitress has taken the header away
         for wrong, detail in (
-            (len(TRANSFER_ENCODING.findall(header_plus)) > 1, "Transfer-Encoding comes twice"),
-            (self.chunked and "CONTENT_LENGTH" in self.headers, "Transfer-Encoding excludes Content-Length"),
+            (encodings > 1, "Transfer-Encoding comes twice"),
+            (encodings and "CONTENT_LENGTH" in self.headers, "Transfer-Encoding excludes Content-Length"),
             ("TRANSFER_ENCODING" in self.headers, "Transfer-Encoding is not known to HTTP/1.0"),
             (self.version not in ("1.0", "1.1"), "this server speaks HTTP/1.0 and HTTP/1.1"),
             (BAD_TARGET.search(self.request_uri), "the request target has a control character or a # in it"),
@@ -371,11 +387,27 @@ class StreamingParser(HTTPRequestParser):
         return self.headers_finished and self.body_rcv is not None and self.body_rcv.getfile().congested()
 
 
+class FileSlice(NamedTuple):
+    """Bytes to send that stay in their file until the kernel copies them."""
+
+    descriptor: int
+    offset: int
+    length: int
+
+
+class FileBuffer(ReadOnlyFileBasedBuffer):
+    """wsgi.file_wrapper: waitress would read as much as the socket may ever take for each little that it takes."""
+
+    def get(self, numbytes: int = -1, skip: bool = False) -> FileSlice:
+        return FileSlice(self.file.fileno(), self.file.tell(), self.remain)
+
+
 class StreamingTask(WSGITask):
     """Lets the application answer everything, faults below it included: those travel as the refusal of a body."""
 
     def get_environment(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environment()
+        environ["wsgi.file_wrapper"] = FileBuffer
         if error := self.request.error:
             environ["wsgi.input"] = Body(ProtocolError(error.code, error.body))
         return environ
@@ -395,6 +427,7 @@ class StreamingChannel(HTTPChannel):
 
     task_class = error_task_class = StreamingTask
     lingers = close_when_flushed = False
+    turn = 0    # bytes of files it may send before the others have theirs
     linger_until = 0.0
 
     def __init__(self, admit: Callable[[dict[str, Any]], Body], *args: Any, **kwargs: Any) -> None:
@@ -424,6 +457,26 @@ class StreamingChannel(HTTPChannel):
                 self.handle_close()
             return
         super().handle_write()
+
+    def _flush_some(self, do_close: bool = True) -> bool:
+        self.turn = TURN
+        return bool(super()._flush_some(do_close))
+
+    def send(self, data: bytes | FileSlice, do_close: bool = True) -> int:
+        if not isinstance(data, FileSlice):
+            return int(super().send(data, do_close))
+        try:
+            sent = os.sendfile(self.socket.fileno(), data.descriptor, data.offset, min(data.length, self.turn))
+        except BlockingIOError:
+            return 0
+        except ConnectionError:
+            if do_close:
+                self.handle_close()
+            return 0
+        if sent == 0 < self.turn:
+            raise OSError("a file became shorter while it was sent")    # waitress closes the connection
+        self.turn -= sent
+        return sent
 
     def handle_close(self) -> None:
         if self.request is not None:

@@ -1,0 +1,165 @@
+"""kill -9, at random moments and at every system call of every operation: what was acknowledged is there, nothing else.
+
+A killed process leaves its file system as it was, so this tries the order of the steps; test_power_loss tries fsync.
+"""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, running, staged
+
+from .ledger import SIZES, Ledger
+from .tracing import CALLS, NO_EXCHANGE, WITHOUT_EXCHANGE, count_calls, points, start_single, strace, threads_of
+from .witness import Version, assert_knows, delete, half_models, listed, patch, perform, post, put
+
+OLD, NEW = Version(b"old " * 1000, "old"), Version(b"new!" * 1500, "new")
+AMENDED = OLD._replace(description="amended")
+KEPT = "kept/app/1/m"
+OPERATIONS = {  # name: the version before, the request, the version after
+    "publish": (None, lambda key: post(key, NEW), NEW),
+    "replace": (OLD, lambda key: put(key, NEW), NEW),
+    "delete": (OLD, delete, None),
+    "amend": (OLD, lambda key: patch(key, AMENDED), AMENDED),
+}
+CRASHES = (*CALLS, "sendto")    # the last: the answer is ready and is never sent
+
+
+def prepare(server, key, version):
+    assert perform(server, put(KEPT, OLD)).status in (200, 201)     # which also warms the server up
+    if version:
+        assert perform(server, put(key, version)).status == 201
+
+
+def crash_at(server, log, key, operation, kind, call, n, *expressions):
+    """The answer that still came, None for none, of an operation whose server dies entering its n-th `call`."""
+    thread = threads_of(server)[kind]
+    inject = f"inject={call}:signal=KILL:when={n}"
+    with strace(log, [thread], "trace=" + ",".join(CRASHES), inject, *expressions):
+        answer = perform(server, operation(key))
+        if answer:      # the call comes behind the answer or, this time, not at all
+            time.sleep(0.05)
+    server.stop(signal.SIGKILL)
+    return answer
+
+
+@pytest.mark.parametrize(("name", "expressions"), [
+    *((name, ()) for name in OPERATIONS),
+    ("replace", (NO_EXCHANGE,)),
+], ids=[*OPERATIONS, "replace without exchange"])
+def test_a_crash_at_any_system_call_leaves_the_old_or_the_new(tmp_path, some, say, name, expressions):
+    before, operation, after = OPERATIONS[name]
+    storage, log = tmp_path / "models", tmp_path / "strace.log"
+    server = start_single(storage)
+    prepare(server, "count/app/1/m", before)
+    counted = count_calls(server, log, lambda: perform(server, operation("count/app/1/m")), CRASHES, *expressions)
+    cases = points(counted)
+    if expressions:     # all that is new is in the thread that renames; the injections of a tracer are for one thread
+        cases = [case for case in cases if case[0] == "task"]
+    cases = some(cases, 25 if expressions else 20,
+                 always=lambda case: case[1] not in ("openat", "write", "mkdirat", "sendto") and case[2] % 2)
+    outcomes, wrong = {before: 0, after: 0}, []
+    try:
+        for number, (kind, call, n) in enumerate(cases):
+            key = f"n{number}/app/1/m"
+            prepare(server, key, before)
+            answer = crash_at(server, log, key, operation, kind, call, n, *expressions)
+            assert answer is None or answer.status in (200, 201), (kind, call, n, answer)
+            server = start_single(storage)
+            where = f"killed at {call} {n} of the {kind} thread"
+            found = assert_knows(server, key, *((after,) if answer else (before, after)))
+            assert_knows(server, KEPT, OLD)
+            outcomes[found] += 1
+            if rest := half_models(storage) + staged(storage):
+                wrong.append(f"{where}: {rest} left")
+            if found:
+                assert perform(server, delete(key)).status == 200
+        assert listed(server) - {"count/app/1/m"} == {KEPT}
+    finally:
+        server.stop(signal.SIGKILL)
+    say(f"{name}{' without exchange' if expressions else ''}: {len(cases)} crashes, of "
+        f"{sum(counted.values())} calls; {outcomes[before]} left the old, {outcomes[after]} the new")
+    assert wrong == []
+    assert all(outcomes.values()), "it died before everything or after everything, each time"
+
+
+def dies_at_start(storage, tmp_path, call, n):
+    """Whether a server that is killed at its n-th `call` gets to it before it serves."""
+    output = tmp_path / "output"
+    tracer = ("strace", "-f", "-D", "-qq", "-o", str(tmp_path / "strace.log"), "-e", f"trace={call}",
+              "-e", f"inject={call}:signal=KILL:when={n}")
+    with output.open("w") as out:
+        server = subprocess.Popen([*tracer, sys.executable, str(ROOT / "model_server.py")], stdout=out, stderr=out,
+                                  env={**os.environ, "MODEL_STORAGE_PATH": str(storage), "SERVER_HOST": "127.0.0.1",
+                                       "SERVER_PORT": "0", "PYTHONDONTWRITEBYTECODE": "1"})
+    while server.poll() is None:
+        if " serving " in output.read_text():
+            server.kill()
+            server.wait()
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def test_a_crash_while_a_crash_is_mended_is_mended_too(tmp_path, some, say):
+    """The worst case of the file systems without exchange: the old version is in the rescue place at the start."""
+    storage, log = tmp_path / "models", tmp_path / "strace.log"
+    key = "twice/app/1/m"
+    server = start_single(storage)
+    prepare(server, key, OLD)
+    count = count_calls(server, log, lambda: perform(server, put(key, NEW)), CRASHES, NO_EXCHANGE)
+    assert count["task", "renameat"] == 3, "the fallback has three renames: old away, new there, old to the draft"
+    cases = [(rename, call, n) for rename in (2, 3) for call in CALLS if call not in ("openat", "write")
+             for n in range(1, 20)]  # of those two an interpreter makes hundreds on its own
+    cases = some(cases, 12, always=lambda case: case[1] in ("fsync", "mkdir", "renameat", "unlink", "unlinkat"))
+    died, unreached, wrong = 0, set(), []
+    try:
+        for rename, call, n in cases:
+            if any((rename, call, less) in unreached for less in range(n)):
+                continue    # a start makes fewer calls than that
+            perform(server, delete(key))
+            prepare(server, key, OLD)
+            assert crash_at(server, log, key, lambda k: put(k, NEW), "task", "renameat", rename, NO_EXCHANGE) is None
+            if dies_at_start(storage, tmp_path, call, n):
+                died += 1
+            else:
+                unreached.add((rename, call, n))
+            server = start_single(storage)
+            assert_knows(server, key, OLD if rename == 2 else NEW)
+            assert_knows(server, KEPT, OLD)
+            wrong += staged(storage) + half_models(storage)
+    finally:
+        server.stop(signal.SIGKILL)
+    assert wrong == []
+    say(f"{died} starts killed while they mended a crash")
+
+
+@pytest.mark.parametrize("prefix", [(), WITHOUT_EXCHANGE], ids=["", "without exchange"])
+def test_a_kill_at_a_random_moment_loses_nothing(tmp_path, count, say, prefix):
+    rounds = count(13, 150)
+    ledger, seed = Ledger(), random.randrange(10**9)
+    moments = random.Random(seed)
+    begun, changes, left = time.monotonic(), 0, []
+    for number in range(rounds):
+        with running(tmp_path / "models", *prefix) as server:
+            def kill(workers, server=server):
+                while sum(worker.acknowledged for worker in workers) < 3:
+                    time.sleep(0.001)
+                time.sleep(moments.random() * 0.3)
+                server.process.kill()
+
+            changes += ledger.disturb(server, 6, SIZES, kill, f"{seed} {number}")
+            server.stop(signal.SIGKILL)
+            assert not re.search("Traceback|ERROR", server.log()), server.log()[-5000:]
+        with running(tmp_path / "models") as server:
+            assert ledger.losses(server) == [], f"round {number} of seed {seed}"
+            assert half_models(server.storage) == []
+            left += staged(server.storage)
+    assert left == []
+    say(f"{rounds} kills at random moments, {changes} acknowledged changes, none lost, "
+        f"{time.monotonic() - begun:.0f} s")

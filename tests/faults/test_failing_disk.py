@@ -1,0 +1,201 @@
+"""A disk that fails or is full: each system call of every operation with each error. The server says so and goes on."""
+
+import errno
+import os
+import re
+import subprocess
+from collections import Counter
+
+import pytest
+from conftest import running, staged
+
+from .tracing import CALLS, NO_EXCHANGE, calls_in, count_calls, points, start_single, strace, threads_of
+from .witness import Version, assert_knows, delete, half_models, leftovers, patch, perform, post, put, send
+
+OLD, NEW = Version(b"old " * 1000, "old"), Version(b"new!" * 1500, "new")
+AMENDED = OLD._replace(description="amended")
+KEY = "here/app/1/m"
+OPERATIONS = {  # name: the version before, the request, the version after
+    "publish": (None, post(KEY, NEW), NEW),
+    "replace": (OLD, put(KEY, NEW), NEW),
+    "delete": (OLD, delete(KEY), None),
+    "amend": (OLD, patch(KEY, AMENDED), AMENDED),
+}
+ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EMFILE", "EACCES")
+FULL = ("ENOSPC", "EDQUOT")
+CLEANING = re.compile(r"(unlink|rmdir|openat\(.*/\.staging/[0-9a-f]{16}/\d+\", O_RDONLY\|O_CLOEXEC)")  # which failed
+
+
+def reset(server, version):
+    """Puts `version` where the tests look for it, as the next upload after a failure."""
+    assert perform(server, delete(KEY)).status in (200, 404)
+    if version:
+        assert perform(server, put(KEY, version)).status == 201
+
+
+def syncs(log):
+    return sum(call == "fsync" and line.endswith("= 0") for _, call, line in calls_in(log))
+
+
+def fail(server, log, request, before, after, synced, kind, call, when, error, *expressions):
+    """What is wrong with how the server takes this failure, in words; the answer's status."""
+    reset(server, before)
+    with strace(log, [threads_of(server)[kind]], "trace=" + ",".join(CALLS),
+                f"inject={call}:error={error}:when={when}", *expressions):
+        answer = perform(server, request)
+    injected = [line for _, _, line in calls_in(log) if f"{error} " in line and "INJECTED" in line]
+    if not answer:
+        return ["no answer"], "none"
+    problems = []
+    try:
+        seen = assert_knows(server, KEY, before, after)
+    except AssertionError as error:
+        return [f"{answer.status} and {str(error).splitlines()[0]}"], answer.status
+    log_lines = all("write(" in line and "<pipe:" in line for line in injected)   # the access log: fails nobody
+    if answer.status in (200, 201):
+        if seen != after:
+            problems.append(f"{answer.status} and {seen} is there")
+        if kind == "task" and syncs(log) < synced:
+            problems.append(f"{answer.status} after {syncs(log)} fsyncs of {synced}")
+        if injected and not log_lines and call in ("fsync", "write", "writev", "rename", "renameat", "mkdir"):
+            problems.append(f"{answer.status} though {call} failed")
+    elif answer.status < 500 or set(answer.json) != {"detail"}:
+        problems.append(f"{answer.status} {answer.body}")
+    elif error in FULL and answer.status != 507:
+        problems.append(f"{answer.status} for {error}")
+    if half := half_models(server.storage):
+        problems.append(f"half a model: {half}")
+    if (left := leftovers(server.storage)) and not any(CLEANING.search(line) for line in injected):
+        problems.append(f"left in staging: {left}")
+    return problems, answer.status
+
+
+def cases_of(counted, expressions):
+    for kind, call, n in points(counted):
+        if expressions and (kind != "task" or call == "renameat2"):
+            continue
+        yield from ((kind, call, str(n), error) for error in ERRORS)
+        if call in ("fsync", "write", "writev"):    # and a disk that stays broken
+            yield from ((kind, call, f"{n}+", error) for error in ("ENOSPC", "EIO"))
+
+
+@pytest.mark.parametrize(("name", "expressions"), [
+    *((name, ()) for name in OPERATIONS),
+    ("replace", (NO_EXCHANGE,)),
+], ids=[*OPERATIONS, "replace without exchange"])
+def test_any_failing_call_is_a_5xx_and_nothing_is_lost(tmp_path, some, say, name, expressions):
+    before, request, after = OPERATIONS[name]
+    log, wrong, statuses = tmp_path / "strace.log", [], []
+    server = start_single(tmp_path / "models")
+    try:
+        reset(server, OLD)
+        assert perform(server, put("kept/app/1/m", OLD)).status == 201
+        reset(server, before)
+        counted = count_calls(server, log, lambda: perform(server, request), CALLS, *expressions)
+        synced = syncs(log)
+        assert synced >= 4
+        cases = some(list(cases_of(counted, expressions)), 60)
+        for case in cases:
+            problems, status = fail(server, log, request, before, after, synced, *case, *expressions)
+            statuses.append(status)
+            wrong += [f"{' '.join(case)}: {problem}" for problem in problems]
+            assert_knows(server, "kept/app/1/m", OLD)
+            if leftovers(server.storage):  # what could not be removed is removed at the next start
+                server.stop()
+                server = start_single(tmp_path / "models")
+                wrong += [f"{case}: {left} after a restart" for left in staged(server.storage)]
+                reset(server, OLD)
+        reset(server, OLD)
+        assert_knows(server, KEY, OLD)
+    finally:
+        server.stop()
+    say(f"{name}{' without exchange' if expressions else ''}: {len(cases)} failures injected, {len(wrong)} taken "
+        f"wrongly, answers {dict(Counter(statuses))}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("error", ["EIO", "ENOSPC", "EDQUOT"])
+@pytest.mark.parametrize("act", [put, post])
+def test_an_error_from_close_is_a_failed_upload(tmp_path, act, error):
+    """NFS and quotas tell of a failed write as late as that."""
+    server, log = start_single(tmp_path / "models"), tmp_path / "strace.log"
+    try:
+        reset(server, OLD)
+        threads = threads_of(server)
+        with strace(log, [threads["task"]], "trace=close"):
+            perform(server, put("count/app/1/m", NEW))
+        files = [n for n, (_, _, line) in enumerate(calls_in(log), 1) if re.search(r"/(model|metadata\.json)>", line)]
+        drafts = [n for n in files if "/.staging/" in calls_in(log)[n - 1][2]]
+        assert len(drafts) == 2, "the draft's model and its metadata"
+        for n in drafts:
+            with strace(log, [threads["task"]], "trace=close", f"inject=close:error={error}:when={n}"):
+                answer = perform(server, act(KEY, NEW))
+            assert "INJECTED" in log.read_text()
+            assert answer.status == (500 if error == "EIO" else 507) and "detail" in answer.json
+            assert_knows(server, KEY, OLD)
+            assert staged(server.storage) == []
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 4 MiB."""
+    path = tmp_path / "small"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "small", path], check=True)
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+def fill(path):
+    """Takes the last free byte."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("act", [put, post])
+@pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "chunked"])
+def test_a_full_disk_takes_no_upload_until_something_is_deleted(small_disk, act, chunked):
+    big, first, second = (Version(bytes([n]) * (5 << 20 if n == 0 else 1 << 20), f"v{n}") for n in range(3))
+
+    def upload(key, version):
+        method, target, body = act(key, version)
+        return perform(server, (method, target, iter([body[:70_000], body[70_000:]]) if chunked else body))
+
+    with running(small_disk) as server:
+        assert upload("p/a/1/first", first).status == 201
+        for _ in range(3):
+            answer = upload("p/a/1/big", big)
+            assert (answer.status == 507 and "full" in answer.json["detail"]) or "fit" in answer.json["detail"]
+            assert staged(small_disk) == []
+        assert upload("p/a/1/second", second).status == 201
+        answer = upload("p/a/1/first", big)
+        assert answer.status == 507
+        assert_knows(server, "p/a/1/first", first)
+        fill(small_disk / "filler")
+        assert os.statvfs(small_disk).f_bavail == 0
+        assert upload("p/a/1/none", Version(b"x", "tiny")).status == 507
+        assert perform(server, patch("p/a/1/first", first._replace(description="x"))).status == 507
+        assert_knows(server, "p/a/1/first", first)
+        assert send(server, "GET", "/health").status == 503
+        assert perform(server, delete("p/a/1/first")).status == 200
+        assert upload("p/a/1/third", first._replace(data=first.data[:-65_536])).status == 201
+        assert_knows(server, "p/a/1/second", second)
+        assert staged(small_disk) == [] and half_models(small_disk) == []
+
+
+def test_an_empty_disk_of_no_space_can_still_be_served_and_deleted_from_after_a_restart(small_disk):
+    """The start writes too: it must not refuse to serve what is there, or nothing could be deleted."""
+    with running(small_disk) as server:
+        assert perform(server, put("p/a/1/m", OLD)).status == 201
+        server.stop()
+    fill(small_disk / "filler")
+    with running(small_disk) as server:
+        assert_knows(server, "p/a/1/m", OLD)
+        assert perform(server, delete("p/a/1/m")).status == 200
+        assert perform(server, put("p/a/1/m", Version(b"x", "tiny"))).status == 201

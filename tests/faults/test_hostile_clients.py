@@ -1,0 +1,217 @@
+"""Clients that are slow, many, or that try to hide a request in another: the others are served, and nothing gets in."""
+
+import random
+import resource
+import selectors
+import socket
+import statistics
+import threading
+import time
+
+import pytest
+
+from .witness import Version, assert_knows, assert_whole, attempt, delete, listed, perform, put, send
+
+BIG = Version(bytes(1 << 20) * 20, "big")
+PUT = "PUT /models/hidden/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
+FORM = "Content-Type: multipart/form-data; boundary=cut\r\n"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def many_descriptors():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def connect(server, receive=None):
+    sock = socket.socket()
+    if receive:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
+    sock.settimeout(20)
+    sock.connect(("127.0.0.1", server.port))
+    return sock
+
+
+class Trickle(threading.Thread):
+    """Connections that send or read a byte at a time: a third each heads, bodies and downloads."""
+
+    def __init__(self, server, connections):
+        super().__init__(daemon=True)
+        self.enough = threading.Event()
+        self.socks, self.gone = [], 0
+        for number in range(connections):
+            sock = connect(server, 4096)
+            self.socks.append((sock, number % 3))
+            if number % 3 == 0:
+                sock.send(b"GET /models/list HTTP/1.1\r\nX-Slow: ")
+            elif number % 3 == 1:
+                sock.send(f"PUT /models/slow/app/1/m{number} HTTP/1.1\r\nHost: x\r\n"
+                          "Content-Length: 100000\r\n\r\n".encode())
+            else:
+                sock.send(b"GET /models/p/app/1/big HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    def run(self):
+        while not self.enough.is_set():
+            for sock, kind in self.socks:
+                try:
+                    _ = sock.recv(1) if kind == 2 else sock.send(b"x")
+                except OSError:
+                    self.gone += 1
+
+    def stop(self):
+        self.enough.set()
+        self.join()
+        for sock, _ in self.socks:
+            sock.close()
+
+
+def latencies(server, number):
+    """Milliseconds that each of the ordinary requests took."""
+    found = []
+    for n in range(number):
+        key, version = f"quick/app/1/m{n}", Version(random.randbytes(10_000), f"of{n}")
+        for request in (put(key, version), ("GET", f"/models/{key}", None), ("GET", "/models/list", None),
+                        ("GET", "/health", None), delete(key)):
+            begun = time.monotonic()
+            answer = perform(server, request)
+            found.append((time.monotonic() - begun) * 1000)
+            assert answer and answer.status in (200, 201), answer
+    return found
+
+
+def test_500_clients_that_trickle_do_not_keep_others_waiting(server, count, say):
+    assert perform(server, put("p/app/1/big", BIG)).status == 201
+    alone = latencies(server, 20)
+    slow = Trickle(server, 500)
+    slow.start()
+    try:
+        time.sleep(0.5)
+        beside = latencies(server, count(40, 400))
+    finally:
+        slow.stop()
+    figures = "; ".join(f"{name}: median {statistics.median(values):.1f} ms, p99 {sorted(values)[len(values) * 99 // 100]:.1f}"
+                        f" ms, max {max(values):.1f} ms" for name, values in (("alone", alone), ("beside 500", beside)))
+    say(f"latency {figures}")
+    assert max(beside) < 5000, figures
+    assert not slow.gone
+    time.sleep(1)
+    assert_whole(server)
+
+
+def test_1200_open_connections_do_not_break_the_loop(server, say):
+    socks = [connect(server) for _ in range(1200)]
+    try:
+        begun = time.monotonic()
+        for sock in socks:
+            sock.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        for sock in socks:
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+        say(f"{len(socks)} connections open at once, each answered, in {time.monotonic() - begun:.2f} s")
+        assert perform(server, put("p/app/1/m", Version(b"x", "x"))).status == 201
+    finally:
+        for sock in socks:
+            sock.close()
+    assert "Traceback" not in server.log()
+
+
+@pytest.mark.long
+def test_idle_connections_are_closed(server, say):
+    """After two minutes, whatever they were in the middle of."""
+    said = {"nothing": b"", "half a head": b"GET / HT", "half a body": b"PUT /models/i/a/1/m HTTP/1.1\r\nHost: x\r\n"
+            b"Content-Length: 100\r\n\r\nxx", "one request": b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"}
+    begun, open_still, took = time.monotonic(), selectors.DefaultSelector(), {}
+    for name, data in said.items():
+        sock = connect(server)
+        sock.send(data)
+        open_still.register(sock, selectors.EVENT_READ, name)
+    while len(took) < len(said) and time.monotonic() - begun < 240:
+        for ready, _ in open_still.select(1):
+            if not ready.fileobj.recv(65536):
+                took[ready.data] = round(time.monotonic() - begun)
+                open_still.unregister(ready.fileobj)
+                ready.fileobj.close()
+    for ready in list(open_still.get_map().values()):
+        ready.fileobj.close()
+    assert took.keys() == said.keys(), f"still open: {said.keys() - took.keys()}"
+    say(f"idle connections closed after seconds: {took}")
+    assert_whole(server)
+
+
+SMUGGLING = {   # the bytes sent; a second request hides in them for whoever reads the first one in another way
+    "CL and TE": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{PUT}",
+    "TE and CL": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n{PUT}",
+    "two CLs": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: {len(PUT) + 1}\r\n\r\nx{PUT}",
+    "a list of CLs": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: 1, {len(PUT) + 1}\r\n\r\nx{PUT}",
+    "CL with a sign": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\nx{PUT}",
+    "CL in hex": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: 0x1\r\n\r\nx{PUT}",
+    "CL below zero": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n{PUT}",
+    "CL with an underscore": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: 1_0\r\n\r\n{PUT}",
+    "CL of 5,000 digits": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: {'9' * 5000}\r\n\r\n{PUT}",
+    "two TEs": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n{PUT}",
+    "TE: identity": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity\r\n\r\n{PUT}",
+    "TE: gzip, chunked": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n{PUT}",
+    "TE: xchunked": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n{PUT}",
+    "TE with a vertical tab": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n{PUT}",
+    "space before the colon": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length : 1\r\n\r\nx{PUT}",
+    "TE in HTTP/1.0": f"PUT /models/s/app/1/m HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{PUT}",
+    "obs-fold": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nX: y\r\n Content-Length: 1\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n{PUT}",
+    "bare LF in the head": f"PUT /models/s/app/1/m HTTP/1.1\nHost: x\nContent-Length: 1\n\nx{PUT}",
+    "bare LF in a header": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nX: y\nContent-Length: 1\r\n\r\nx{PUT}",
+    "bare CR in a header": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nX: y\rContent-Length: 1\r\n\r\nx{PUT}",
+    "NUL in a header": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nX: y\0z\r\nContent-Length: 1\r\n\r\nx{PUT}",
+    "chunk size with a sign": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n+1\r\nx\r\n0\r\n\r\n{PUT}",
+    "chunk size 0x1": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\nx\r\n0\r\n\r\n{PUT}",
+    "chunk size too long": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{'f' * 40}\r\nx\r\n0\r\n\r\n{PUT}",
+    "chunk without its CRLF": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxx0\r\n\r\n{PUT}",
+    "huge chunk extension": "PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;" + "e" * (1 << 20) + f"\r\nx\r\n0\r\n\r\n{PUT}",
+    "endless trailer": "PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + "t: x\r\n" * 100_000 + f"\r\n{PUT}",
+    "a header of 1 MiB": f"GET /health HTTP/1.1\r\nHost: x\r\nX: {'y' * (1 << 20)}\r\n\r\n{PUT}",
+    "a target of 1 MiB": f"GET /{'y' * (1 << 20)} HTTP/1.1\r\nHost: x\r\n\r\n{PUT}",
+    "100,000 headers": "GET /health HTTP/1.1\r\nHost: x\r\n" + "X: y\r\n" * 100_000 + f"\r\n{PUT}",
+    "no request line": f"\0\x01\x02\r\n\r\n{PUT}",
+}
+
+
+@pytest.mark.parametrize("shape", SMUGGLING)
+def test_no_request_hides_in_another(server, shape):
+    kept = Version(b"kept", "kept")
+    assert perform(server, put("kept/app/1/m", kept)).status == 201
+    data = SMUGGLING[shape].encode("latin-1")
+    for step in (len(data), 7 if len(data) < 5000 else 100_000):     # at once, and in pieces
+        with server.connect() as wire:
+            try:
+                for at in range(0, len(data), step):
+                    wire.send(data[at:at + step])
+            except OSError:
+                pass    # refused and closed in the middle of it
+            status, headers, body = wire.response()
+            assert 400 <= status < 502 and status not in (500, 404), (shape, status, body)
+            assert headers["content-type"] == "application/json" and b'"detail"' in body
+            assert wire.at_end(), "the connection must not go on"
+    assert attempt(server, "GET", "/models/hidden/app/1/m").status == 404, "the hidden request was executed"
+    assert listed(server) == {"kept/app/1/m"}
+    assert_knows(server, "kept/app/1/m", kept)
+    assert "Traceback" not in server.log() and " ERROR " not in server.log(), server.log()[-3000:]
+
+
+@pytest.mark.parametrize("head", ["", FORM], ids=["raw", "form"])
+def test_a_body_that_never_ends_takes_no_memory(server, head):
+    """As fast as it takes it, for a second; what was written is gone when the client is."""
+    line = "POST /models/upload" if head else "PUT /models/endless/app/1/m"
+    with server.connect() as wire:
+        wire.send(f"{line} HTTP/1.1\r\nHost: x\r\n{head}Content-Length: {1 << 33}\r\n\r\n")
+        if head:
+            wire.send('--cut\r\nContent-Disposition: form-data; name="file"\r\n\r\n')
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            wire.send(bytes(1 << 20))
+        status = open(f"/proc/{server.process.pid}/status").read()
+        peak = int(status.split("VmHWM:")[1].split()[0])
+    assert peak < 200_000, f"{peak} kB"
+    for _ in range(50):
+        if send(server, "GET", "/health").status == 200 and not list((server.storage / ".staging").glob("*/*/model")):
+            break
+        time.sleep(0.1)
+    assert_whole(server)

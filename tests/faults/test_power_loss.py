@@ -1,0 +1,116 @@
+"""The power fails, really: ext4 on a loop device is shut down in the middle of the work, what was not synced is gone.
+
+`xfs_io -x -c shutdown` stops the file system without writing its journal; with -f the journal is written and the data
+are not, which finds files that have a name and no content.
+"""
+
+import random
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import contextmanager, suppress
+
+import pytest
+from conftest import running
+
+from .ledger import Ledger
+from .witness import assert_whole
+
+pytestmark = pytest.mark.power
+SIZES = (0, 100, 5_000, 70_000, 300_000)
+SHUTDOWNS = ("shutdown", "shutdown -f")
+
+
+def run(*command):
+    subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True)
+
+
+class Disk:
+    """An ext4 file system in a file, which can lose its power."""
+
+    def __init__(self, path):
+        self.image, self.mountpoint = path / "image", path / "disk"
+        self.mountpoint.mkdir()
+        with self.image.open("wb") as file:
+            file.truncate(512 << 20)
+        run("mkfs.ext4", "-q", "-F", self.image)
+
+    @contextmanager
+    def mounted(self):
+        run("mount", "-o", "loop,commit=1", self.image, self.mountpoint)
+        try:
+            yield self.mountpoint / "models"
+        finally:
+            self.unmount()
+
+    def unmount(self):
+        for _ in range(100):    # a killed server may still be in the middle of a write
+            with suppress(subprocess.CalledProcessError):
+                return run("umount", self.mountpoint)
+            time.sleep(0.05)
+        run("umount", "-l", self.mountpoint)
+
+    def cut_power(self, how):
+        run("xfs_io", "-x", "-c", how, self.mountpoint)
+
+
+@pytest.fixture(scope="module")
+def can_cut_power(tmp_path_factory):
+    """Skips where there are no loop devices, or no way to shut a file system down."""
+    try:
+        disk = Disk(tmp_path_factory.mktemp("probe"))
+        with disk.mounted():
+            disk.cut_power("shutdown")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no loop device, no ext4 or no shutdown here: {getattr(error, 'stderr', '') or error}")
+
+
+@pytest.fixture
+def disk(can_cut_power, tmp_path):
+    return Disk(tmp_path)
+
+
+def lose_power(disk, ledger, seed, how, *prefix):
+    """One round: clients at work, the power goes, the next start. How many changes were acknowledged, what is lost."""
+    moments = random.Random(seed)
+    with disk.mounted() as storage, running(storage, *prefix) as server:
+        def cut(workers):
+            while sum(worker.acknowledged for worker in workers) < 10:
+                time.sleep(0.001)
+            time.sleep(moments.random() * 0.7)
+            disk.cut_power(how)
+
+        changes = ledger.disturb(server, 4, SIZES, cut, seed)
+        server.stop(signal.SIGKILL)
+    with disk.mounted() as storage, running(storage) as server:
+        losses = ledger.losses(server)
+        if not losses:
+            assert_whole(server)
+        server.stop()
+    return changes, losses
+
+
+@pytest.mark.parametrize("how", SHUTDOWNS)
+def test_a_power_cut_loses_nothing_that_was_acknowledged(disk, count, say, how):
+    rounds, ledger, seed, changes = count(2, 15), Ledger(), random.randrange(10**9), 0
+    begun = time.monotonic()
+    for number in range(rounds):
+        acknowledged, losses = lose_power(disk, ledger, f"{seed} {number}", how)
+        assert losses == [], f"round {number} of seed {seed}"
+        changes += acknowledged
+    say(f"{rounds} power cuts ({how}), {changes} acknowledged changes, none lost, {time.monotonic() - begun:.0f} s")
+
+
+@pytest.mark.parametrize("how", SHUTDOWNS)
+def test_without_fsync_the_same_test_finds_losses(disk, say, how):
+    """The control: eatmydata makes fsync do nothing."""
+    assert shutil.which("eatmydata"), "the package eatmydata is not installed"
+    ledger, seed = Ledger(), random.randrange(10**9)
+    for number in range(5):
+        acknowledged, losses = lose_power(disk, ledger, f"{seed} {number}", how, "eatmydata")
+        if losses:
+            say(f"control without fsync ({how}): {len(losses)} models lost in round {number + 1}, of "
+                f"{acknowledged} changes")
+            return
+    raise AssertionError("five rounds without fsync lost nothing: this test finds nothing")

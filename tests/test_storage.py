@@ -1,0 +1,364 @@
+"""The tree of files: what is in it, what is planted in it, what a crash leaves in it; and what the modules may know."""
+
+import ast
+import ctypes
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TestApp, sha256, staged
+
+from model_server import Settings, create_app
+from models import Details, ModelExists, ModelKey, ModelNotFound, StoreError
+from storage import Storage
+
+KEY = ModelKey("p", "a", "v", "m")
+
+
+def anything(_):
+    """The check of a change that is always welcome."""
+
+
+def put(store, data=b"data", key=KEY, **details):
+    with store.draft() as draft:
+        if data:
+            draft.write([data])
+        return draft.publish(key, sha256(data), Details(**details), anything)
+
+
+def read(store, key=KEY):
+    opened = store.open(key)
+    with opened.file as file:
+        return file.read(), opened.model
+
+
+def plant(root, document=None, data=b"by hand", key=KEY):
+    """A model as cp, rsync or an older server would leave it."""
+    directory = root.joinpath(*key.names)
+    directory.mkdir(parents=True)
+    (directory / "model").write_bytes(data)
+    if document is not None:
+        (directory / "metadata.json").write_bytes(document)
+    return directory
+
+
+def app_on(store):
+    return TestApp(create_app(store, Settings()), lint=False)
+
+
+# ---- what is there
+
+
+def test_the_layout_is_a_model_and_its_metadata_and_nothing_else(store):
+    put(store, description="d")
+    put(store, b"other", description="e")
+    tree = sorted(str(path.relative_to(store.root)) for path in store.root.rglob("*") if ".staging" not in path.parts)
+    assert tree == ["p", "p/a", "p/a/v", "p/a/v/m", "p/a/v/m/metadata.json", "p/a/v/m/model"]
+    document = json.loads((store.root / "p/a/v/m/metadata.json").read_text())
+    assert (document["sha256"], document["size"], document["description"]) == (sha256(b"other"), 5, "e")
+    assert staged(store.root) == []
+
+
+def test_a_copied_tree_is_a_storage(store, tmp_path):
+    put(store, description="d")
+    subprocess.run(["cp", "-r", str(store.root / "p"), str(tmp_path / "copy")], check=True)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "copy").rename(tmp_path / "new" / "p")
+    with Storage(tmp_path / "new") as copy:
+        assert read(copy)[0] == b"data"
+        assert read(copy)[1].sha256 == sha256(b"data")
+
+
+def test_a_root_may_be_a_link_itself(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with Storage(tmp_path / "link") as store:
+        put(store)
+        assert read(store)[0] == b"data"
+    assert (tmp_path / "real/p/a/v/m/model").exists()
+
+
+BROKEN = [b"", b"{", b"not json", b"[]", b'"x"', b"null", b"\xff\xfe\x00", b"[" * 100_000, b"x" * (5 << 20),
+          b'{"size": ' + b"9" * 5000 + b"}"]
+FOREIGN = [b"{}", b'{"size": "x", "sha256": 5, "description": [], "framework": {}, "metadata": "x", "filename": 1}',
+           b'{"sha256": "zz", "size": 7}', b'{"name": "other", "extra": {"a": 1}}',
+           b'{"metadata": {"n": NaN}}', b'{"metadata": {"n": 1e999}}',
+           b'{"description": "\\ud800", "filename": "\\udfff.pt", "metadata": {"\\ud800": "\\ud800"}}',
+           b'{"filename": "a\\r\\nX-Evil: 1\\".pt"}', b'{"filename": ""}',
+           b'{"metadata": {"a": ' + b'{"a":' * 940 + b"1" + b"}" * 942,
+           b'{"metadata": {"a": ' + b"[" * 4000 + b"]" * 4000 + b"}}"]
+
+
+@pytest.mark.parametrize("document", [None, *BROKEN, *FOREIGN], ids=lambda d: repr(d and d[:40]))
+def test_a_model_put_there_by_hand_is_listed_served_and_deletable(store, caplog, document):
+    def strictly(text):
+        return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+
+    put(store, b"good", ModelKey("p", "a", "v", "good"))
+    plant(store.root, document)
+    app = app_on(store)
+    info = strictly(app.get("/models/p/a/v/m/info").body)
+    assert (info["size"], info["sha256"], info["uploaded_at"]) == (7, None, None)
+    assert info["framework"] is None
+    assert [entry["model_name"] for entry in strictly(app.get("/models/list").body)["models"]] == ["good", "m"]
+    assert len([strictly(line) for line in app.get("/models/p?format=ndjson").body.splitlines()]) == 2
+    app.get("/models/p?format=sha256sums&q=o", status=200)
+    got = app.get("/models/p/a/v/m")
+    assert (got.body, got.headers["ETag"][:2], "X-Evil" in got.headers) == (b"by hand", "W/", False)
+    assert "X-Checksum-Sha256" not in got.headers
+    app.get("/models/p/a/v/m.sha256", status=404)
+    app.get("/models/p/a/v/m?sha256=" + sha256(b"by hand"), status=412)     # nobody knows
+    if document in BROKEN:
+        assert "p/a/v/m/metadata.json" in caplog.text
+    app.delete("/models/p/a/v/m", status=200)
+    assert not (store.root / "p/a/v/m").exists()
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "fifo with a writer", "link", "dangling link", "socket"])
+def test_metadata_that_is_no_file_does_not_hide_the_model(store, tmp_path, caplog, kind):
+    path = plant(store.root) / "metadata.json"
+    (tmp_path / "secret").write_text('{"description": "secret"}')
+    held = []
+    if kind == "directory":
+        path.mkdir()
+    elif kind.startswith("fifo"):
+        os.mkfifo(path)
+        held += [os.open(path, os.O_RDWR)] if "writer" in kind else []
+    elif kind == "socket":
+        os.mknod(path, 0o140644)
+    else:
+        path.symlink_to(tmp_path / ("secret" if kind == "link" else "nothing"))
+    before = len(os.listdir("/proc/self/fd"))
+    data, model = read(store)
+    assert (data, model.details.description, model.sha256) == (b"by hand", None, None)
+    app = app_on(store)
+    assert app.get("/models/list").json["total_models"] == 1
+    assert "p/a/v/m/metadata.json" in caplog.text
+    app.delete("/models/p/a/v/m", status=200)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert (tmp_path / "secret").exists()
+    for descriptor in held:
+        os.close(descriptor)
+
+
+def test_metadata_that_tells_of_another_size_vouches_for_nothing(store, caplog):
+    put(store, description="kept")
+    (store.root / "p/a/v/m/model").write_bytes(b"replaced by hand")
+    data, model = read(store)
+    assert (data, model.size, model.sha256) == (b"replaced by hand", 16, None)
+    assert model.details.description == "kept"
+    assert "p/a/v/m/metadata.json" in caplog.text
+    assert not put(store, description="kept").unchanged
+
+
+# ---- what is planted
+
+
+@pytest.mark.parametrize("level", range(5))
+def test_a_planted_link_is_not_followed(store, tmp_path, level):
+    outside = plant(tmp_path / "outside", json.dumps({"description": "secret"}).encode())
+    source = [*KEY.names, "model"][:level + 1]
+    link = store.root.joinpath(*source)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to((tmp_path / "outside").joinpath(*source))
+    before = sorted(str(path) for path in (tmp_path / "outside").rglob("*"))
+    assert list(store.keys()) == list(store.keys(*KEY.names[:1])) == list(store.keys(*KEY.names[:3])) == []
+    assert list(store.versions("p", "a", "m")) == []
+    with pytest.raises(ModelNotFound):
+        store.open(KEY)
+    with pytest.raises(ModelNotFound):
+        store.delete(KEY, anything)
+    with pytest.raises(StoreError):
+        put(store, b"through the link")
+    with pytest.raises(StoreError):
+        store.amend(KEY, lambda model: Details(description="through the link"))
+    app = app_on(store)
+    app.get("/models/p/a/v/m", status=404)
+    app.delete("/models/p?recursive=true", status=404)
+    assert sorted(str(path) for path in (tmp_path / "outside").rglob("*")) == before
+    assert (outside / "model").read_bytes() == b"by hand"
+    assert staged(store.root) == []
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "socket"])
+def test_what_is_no_file_is_no_model(store, kind):
+    path = store.root.joinpath(*KEY.names, "model")
+    path.parent.mkdir(parents=True)
+    path.mkdir() if kind == "directory" else os.mkfifo(path) if kind == "fifo" else os.mknod(path, 0o140644)
+    with pytest.raises(ModelNotFound):      # and at once: no writer will ever come
+        store.open(KEY)
+    assert list(store.keys()) == []
+    with pytest.raises(ModelExists):
+        put(store)
+    assert path.exists()
+
+
+def test_what_lies_around_in_the_tree_is_not_listed(store):
+    put(store)
+    for path in (".hidden/a/v/m", "p/.git/v/m", "p/a b/v/m", "list/a/v/m", "p/a/v/empty", "p/a/v/-x"):
+        (store.root / path).mkdir(parents=True)
+        if "empty" not in path:
+            (store.root / path / "model").write_bytes(b"x")
+    (store.root / "p/a/README").write_text("a file")
+    assert list(store.keys()) == [KEY]
+    assert list(store.keys("p", "a", "README")) == []
+
+
+# ---- drafts, and processes that die
+
+
+def test_a_discarded_draft_leaves_nothing(store):
+    with store.draft() as draft:
+        draft.write([b"x" * 1000])
+        assert staged(store.root) != []
+    assert staged(store.root) == []
+    with pytest.raises(ZeroDivisionError), store.draft() as draft:
+        draft.publish(KEY, sha256(b""), Details(), lambda current: 1 / 0)
+    assert (staged(store.root), list(store.keys())) == ([], [])
+    assert sorted(path.name for path in store.root.iterdir()) == [".staging"]
+
+
+ABANDON = """
+import sys
+from pathlib import Path
+from storage import Storage
+draft = Storage(Path(sys.argv[1])).draft()
+draft.write([b"x" * 1000])
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_start_removes_what_the_dead_left_and_not_what_the_living_write(store):
+    killed = subprocess.Popen([sys.executable, "-c", ABANDON, str(store.root)], cwd=ROOT,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    killed.stdout.readline()
+    with store.draft() as mine:
+        mine.write([b"mine"])
+        with Storage(store.root):
+            assert len({Path(path).parts[0] for path in staged(store.root)}) == 2     # both live
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        with Storage(store.root) as third:
+            assert len({Path(path).parts[0] for path in staged(store.root)}) == 1
+            put(third, b"third", ModelKey("p", "a", "v", "third"))
+        assert mine.publish(KEY, sha256(b"mine"), Details(), anything).created
+    killed.stdin.close()
+    killed.stdout.close()
+    assert read(store)[0] == b"mine"
+    assert staged(store.root) == []
+
+
+@pytest.fixture(params=[errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, None])
+def no_exchange(monkeypatch, request):
+    """A file system, or a C library, that cannot exchange two directories; tells how often it was asked to."""
+    asked = []
+
+    class Library:
+        def __init__(self, *_, **__):
+            asked.append(1)
+            if request.param:
+                self.renameat2 = self.refuse
+
+        def refuse(self, *_):
+            ctypes.set_errno(request.param)
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    return asked
+
+
+def test_replacing_works_without_an_exchange(store, no_exchange):
+    put(store, description="one")
+    for round_ in range(3):
+        data = f"round {round_}".encode()
+        published = put(store, data, description="two")
+        assert (published.created, published.unchanged) == (False, False)
+        got, model = read(store)
+        assert (got, model.sha256) == (data, sha256(data))
+    assert len(no_exchange) == 3
+    assert staged(store.root) == []
+    store.delete(KEY, anything)
+    assert [path.name for path in store.root.iterdir()] == [".staging"]
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["before the new version", "after the new version"])
+def test_a_crash_between_the_renames_of_a_replacement_is_mended(store, newer):
+    put(store, b"old", description="old")
+    rescued = store.root.joinpath(".staging", "replaced", *KEY.names)
+    rescued.parent.mkdir(parents=True)
+    store.root.joinpath(*KEY.names).rename(rescued)
+    if newer:
+        plant(store.root, json.dumps({"sha256": sha256(b"new"), "size": 3}).encode(), b"new")
+    expected = b"new" if newer else b"old"
+    got, model = read(store)      # before anybody repaired it
+    assert (got, model.sha256) == (expected, sha256(expected))
+    with Storage(store.root) as restarted:
+        assert read(restarted)[0] == expected
+        assert list(restarted.keys()) == [KEY]
+    assert store.root.joinpath(*KEY.names, "model").read_bytes() == expected
+    assert not rescued.exists()
+    assert staged(store.root) == []
+
+
+def test_the_next_change_mends_it_too(store):
+    put(store, b"old")
+    rescued = store.root.joinpath(".staging", "replaced", *KEY.names)
+    rescued.parent.mkdir(parents=True)
+    store.root.joinpath(*KEY.names).rename(rescued)
+    assert not put(store, b"new").created       # the old version was there all the time
+    assert read(store)[0] == b"new"
+    assert staged(store.root) == []
+
+
+# ---- what the modules may know
+
+
+def imports(module):
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+OURS = {path.stem for path in ROOT.glob("*.py")}
+
+
+def below(module):
+    """The modules of ours that it imports, and those that they import."""
+    own = imports(module) & OURS
+    return own.union(*map(below, own))
+
+
+def test_the_store_knows_nothing_of_http():
+    for module in {"storage", *below("storage")}:
+        assert not imports(module) & {"http", "email", "urllib", "waitress", "wsgiref", "socket"}, module
+
+
+def test_the_arrows_point_down():
+    assert {"uploads", "downloads", "storage"} <= below("model_server")
+    assert not below("storage") & {"model_server", "uploads", "downloads"}
+    assert not below("uploads") & {"model_server", "downloads"}
+    assert not below("downloads") & {"model_server", "uploads"}
+    assert {module for module in OURS if "waitress" in imports(module)} == {"uploads"}
+
+
+def test_importing_a_module_does_nothing(tmp_path):
+    code = (f"import sys, threading, logging, os; sys.path.insert(0, {str(ROOT)!r})\n"
+            f"before = set(os.listdir('/proc/self/fd'))\nimport {', '.join(sorted(OURS))}\n"
+            "assert threading.active_count() == 1 and not logging.root.handlers\n"
+            "assert set(os.listdir('/proc/self/fd')) == before")
+    env = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "SERVER_PORT": "nonsense",
+           "MODEL_STORAGE_PATH": str(tmp_path / "m")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
