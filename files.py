@@ -17,6 +17,7 @@ log = logging.getLogger("model_server.files")
 MODEL = "model"         # the file that goes first when a directory is removed
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # ELOOP: a symbolic link, which is never followed
+IN_THE_WAY = (errno.ENOTDIR, errno.ELOOP)
 OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
 NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -95,15 +96,22 @@ def open_regular(name: str, directory: int) -> BinaryIO:
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
-def stamp(path: str) -> tuple[int, int, int] | None:
-    """What changes with a regular file; None where there is none, nor behind a link. Raises what is not an answer."""
+Stamp = tuple[int, int, int]     # inode, size in bytes, mtime in ns: what changes with a file
+
+
+def stamp(path: str, directory: int | None = None) -> Stamp | None:
+    """None where there is no regular file, nor behind a link. Raises what is not an answer."""
     try:
-        status = os.lstat(path)
+        status = os.lstat(path, dir_fd=directory)
     except OSError as error:
         if error.errno in ABSENT:
             return None
         raise   # EIO, of which os.path.isfile would make a no
-    return (status.st_ino, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+    return stamp_of(status) if stat.S_ISREG(status.st_mode) else None
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @contextmanager

@@ -49,18 +49,15 @@ class Index:
     def lines(self, names: Names, after: Names = ()) -> Iterator[tuple[Names, bytes]]:
         """The models below `names` beyond `after`, in order: their four names and their JSON without the last brace."""
         self._asked = time.monotonic()
-        if all(names[depth] in self._look(names[:depth]).children for depth in range(len(names))):
-            for model in self._walk(names, after):
-                if line := self._line(model):
-                    yield model, line
+        if self._reaches(names):
+            for place in self._places(names, after):
+                yield from self._lines_in(place, after)
 
     def total(self, names: Names) -> int:
         """How many models are below `names`."""
         if time.monotonic() - self._refreshed > 2 * FRESH:
             self._refresh()
-        if not all(names[depth] in self._look(names[:depth]).children for depth in range(len(names))):
-            return 0
-        return self._total(names)
+        return self._total(names) if self._reaches(names) else 0
 
     def forget(self, key: ModelKey) -> None:
         """Looks again at what this process has just changed."""
@@ -79,16 +76,20 @@ class Index:
     def close(self) -> None:
         self._closed.set()
 
-    def _walk(self, names: Names, after: Names) -> Iterator[Names]:
+    def _reaches(self, names: Names) -> bool:
+        """Whether these directories are there, none of them a link."""
+        return all(names[depth] in self._look(names[:depth]).children for depth in range(len(names)))
+
+    def _places(self, names: Names, after: Names) -> Iterator[Names]:
+        """The directories of versions below `names`, in order, from that of `after` on."""
         depth = len(names)
+        if depth == DEPTH:
+            yield names
+            return
         first = after[depth] if after[:depth] == names and depth < len(after) else ""
         children = self._look(names).children
         for name in children[bisect_left(children, first):]:
-            below = (*names, name)
-            if depth < DEPTH:
-                yield from self._walk(below, after)
-            elif below > after:
-                yield below
+            yield from self._places((*names, name), after)
 
     def _total(self, names: Names) -> int:
         directory = self._directories.get(names) or self._look(names)
@@ -142,19 +143,23 @@ class Index:
             for name in directory.children:
                 self._drop((*names, name))
 
-    def _line(self, model: Names) -> bytes:
-        """Its JSON; empty when it has just been deleted."""
-        directory, name = self._look(model[:DEPTH]), model[DEPTH]
-        with self._lock:
-            moment = time.monotonic()
-            if moment - directory.looked > FRESH:
-                directory.entries = {other: entry for other, entry in directory.entries.items()
-                                     if entry[0] == self._sign((*model[:DEPTH], other))}
-                directory.looked = moment
-            if name not in directory.entries:
-                signature, found = self._sign(model), self._find(ModelKey(*model))
-                if signature is None or found is None:
-                    return b""
-                document = {**found.as_json(), "path": f"{found.key}/model"}
-                directory.entries[name] = signature, json.dumps(document)[:-1].encode()
-            return directory.entries[name][1]
+    def _lines_in(self, place: Names, after: Names) -> Iterator[tuple[Names, bytes]]:
+        directory = self._look(place)
+        moment, entries = time.monotonic(), directory.entries
+        if moment - directory.looked > FRESH:
+            changed = [name for name, entry in list(entries.items()) if entry[0] != self._sign((*place, name))]
+            for name in changed:
+                entries.pop(name, None)
+            directory.looked = moment
+        for name in directory.children:
+            model = (*place, name)
+            if model > after and (entry := entries.get(name) or self._read_model(model, entries)):
+                yield model, entry[1]
+
+    def _read_model(self, names: Names, entries: dict[str, tuple[int, bytes]]) -> tuple[int, bytes] | None:
+        signature, found = self._sign(names), self._find(ModelKey(*names))  # in this order: a change shows next time
+        if signature is None or found is None:
+            return None     # deleted just now
+        document = {**found.as_json(), "path": f"{found.key}/model"}
+        entry = entries[names[-1]] = signature, json.dumps(document)[:-1].encode()
+        return entry

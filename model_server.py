@@ -13,6 +13,7 @@ import resource
 import secrets
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -478,6 +479,7 @@ def main() -> None:
                             raise_descriptor_limit())
         except (OSError, ValueError) as error:
             raise SystemExit(f"model_server: cannot listen on {settings.host}:{settings.port}: {error}") from error
+        threading.Thread(target=store.index.watch, name="index", daemon=True).start()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
         log.info("serving %s at %s, overwrite %s, limit %s", store.root, " ".join(server.addresses),

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 
 import files
 import models
@@ -29,6 +29,7 @@ from index import Index, Signature
 from models import NAME_FIELDS, Details, Model, ModelExists, ModelKey, ModelNotFound, StorageFailed, StorageFull
 
 log = logging.getLogger("model_server.storage")
+T = TypeVar("T")
 
 STAGING = ".staging"    # a name may not begin with a dot, so no model can be called this
 RESCUE = "replaced"     # below STAGING: old versions while a file system without exchange replaces them
@@ -37,6 +38,7 @@ METADATA = "metadata.json"
 
 LOCKS = 64              # stripes over all models: more than threads, few enough to be made at start
 LOOKS = 50              # how often a reader looks again when a writer moved the directory under it
+KNOWN = 4096            # models whose metadata is kept parsed, some MiB; an info a second time reads no file
 MAX_METADATA = 4 << 20  # the largest we write is 64 fields of 8 KiB, each byte escaped to six
 
 
@@ -48,6 +50,8 @@ def own_words() -> Iterator[None]:
     except OSError as error:
         if error.errno in files.FULL:
             raise StorageFull(f"the storage is full ({error.strerror}): delete models or free some space") from error
+        if error.errno in files.IN_THE_WAY:
+            raise ModelExists("a file or a link stands where a directory should be: remove it") from error
         raise StorageFailed(f"the storage failed: {error.strerror}; see the server's log") from error
 
 
@@ -79,6 +83,7 @@ class Storage:
         self._staging = root / STAGING
         self._session = self._staging / secrets.token_hex(8)
         self._numbers = itertools.count()
+        self._known: dict[ModelKey, tuple[tuple[files.Stamp | None, files.Stamp], Model]] = {}
         self.index = Index(os.fspath(root), self._subdirectories, self._sign, self.find)
         with own_words(), ExitStack() as undo:
             (self._staging / "locks").mkdir(parents=True, exist_ok=True)
@@ -116,20 +121,11 @@ class Storage:
 
     def open(self, key: ModelKey) -> OpenModel:
         """Opens the bytes and the metadata of one version; raises ModelNotFound."""
-        with own_words():
-            for _ in range(LOOKS):
-                try:
-                    if opened := self._look(key):
-                        return opened
-                except FileNotFoundError:
-                    break
-        raise ModelNotFound(f"there is no model {key}")
+        return self._seek(key, self._open_in)
 
     def info(self, key: ModelKey) -> Model:
         """What is known of one model; raises ModelNotFound."""
-        opened = self.open(key)
-        opened.file.close()
-        return opened.model
+        return self._seek(key, self._model_in)
 
     def find(self, key: ModelKey) -> Model | None:
         """What is known of one model, None when it is not there."""
@@ -167,26 +163,56 @@ class Storage:
             finally:
                 path.unlink(missing_ok=True)
 
-    def _look(self, key: ModelKey) -> OpenModel | None:
-        """The model; None when its directory was taken away while we looked. FileNotFoundError: there is none."""
-        # Without RENAME_EXCHANGE the old version stands in the rescue place while it is replaced, see _exchange.
+    def _seek(self, key: ModelKey, read: Callable[[int, ModelKey], T | None]) -> T:
+        """What `read` makes of the model's directory; None says that it was taken away meanwhile: look again."""
+        with own_words():
+            for _ in range(LOOKS):
+                try:
+                    if found := self._look(key, read):
+                        return found
+                except FileNotFoundError:
+                    break
+        raise ModelNotFound(f"there is no model {key}")
+
+    def _look(self, key: ModelKey, read: Callable[[int, ModelKey], T | None]) -> T | None:
+        # Without RENAME_EXCHANGE the old version stands in the rescue place while it is replaced, see _set_aside.
         for place in ((), (STAGING, RESCUE)) * 2:
             try:
                 with self._walk(*place, *key.names) as descriptors:
-                    return self._open_in(descriptors[-1], key)
+                    return read(descriptors[-1], key)
             except OSError as error:
                 if error.errno not in files.ABSENT:
                     raise
         raise FileNotFoundError
 
     def _open_in(self, directory: int, key: ModelKey) -> OpenModel | None:
-        # Metadata first: a directory on its way out loses its model before its metadata, so a pair is never torn.
-        document = self._read_metadata(directory, key)
         try:
             file = files.open_regular(MODEL, directory)
         except FileNotFoundError:
             return None
-        return OpenModel(self._describe(key, document, os.fstat(file.fileno())), file)
+        status = os.fstat(file.fileno())
+        model = self._model_in(directory, key)
+        if model is None or (model.inode, model.size, model.mtime_ns) != files.stamp_of(status):
+            file.close()    # somebody changed it under our hands
+            return None
+        return OpenModel(model, file)
+
+    def _model_in(self, directory: int, key: ModelKey) -> Model | None:
+        # The model last: a directory on its way out loses it before its metadata, so a pair is never torn.
+        metadata = files.stamp(METADATA, directory)
+        model = files.stamp(MODEL, directory)
+        if model is None:
+            return None
+        known = self._known.get(key)
+        if known is None or known[0] != (metadata, model):
+            document = self._read_metadata(directory, key)
+            if files.stamp(MODEL, directory) != model:
+                return None
+            known = (metadata, model), self._describe(key, document, *model)
+            if len(self._known) > KNOWN:
+                self._known.clear()
+            self._known[key] = known
+        return known[1]
 
     def _sign(self, names: tuple[str, ...]) -> Signature:
         """Changes with either file of a model; None when there is no model."""
@@ -207,16 +233,15 @@ class Storage:
             pass
         return {}
 
-    def _describe(self, key: ModelKey, document: dict[str, Any], status: os.stat_result) -> Model:
+    def _describe(self, key: ModelKey, document: dict[str, Any], inode: int, size: int, mtime_ns: int) -> Model:
         known = {name: value for name, value in document.items() if isinstance(value, str)}
         sha256, custom = known.get("sha256"), document.get("metadata")
-        if sha256 is not None and (not models.SHA256.fullmatch(sha256) or document.get("size") != status.st_size):
+        if sha256 is not None and (not models.SHA256.fullmatch(sha256) or document.get("size") != size):
             log.warning("%s/%s is broken: it tells of another file than the model beside it", key, METADATA)
             sha256 = None
         details = Details(known.get("filename"), known.get("description"), known.get("framework"),
                           custom if isinstance(custom, dict) else {})
-        return Model(key, status.st_size, sha256, details, known.get("uploaded_at"), known.get("updated_at"),
-                     status.st_mtime_ns, status.st_ino)
+        return Model(key, size, sha256, details, known.get("uploaded_at"), known.get("updated_at"), mtime_ns, inode)
 
     # ---- changing
 

@@ -45,6 +45,7 @@ LINGER = 5.0                    # seconds to read what a refused client still se
 GRACE = 10.0                    # seconds for running requests after SIGTERM, docker stop waits 10
 WORKERS = 4                     # two write while two hash; more gain nothing on one disk
 BAD_TARGET = re.compile(r"[\x00-\x20\x7f#]")     # a raw TAB would vanish, a fragment be cut off (TRAPS 10)
+FOLDED = re.compile(rb"\n[ \t]")
 TRANSFER_ENCODING = re.compile(rb"^transfer-encoding[ \t]*:", re.IGNORECASE | re.MULTILINE)
 
 
@@ -333,6 +334,8 @@ class BoundedChunks(ChunkedReceiver):
         consumed: int = super().received(data)
         if len(self.control_line) > MAX_CHUNK_LINE or len(self.trailer) > MAX_TRAILER:
             self.error = BadRequest("a line of the chunked coding is too long")
+        if self.chunk_remainder >= 1 << 63:
+            self.error = BadRequest("no chunk is that large")
         return consumed
 
 
@@ -352,9 +355,10 @@ class StreamingParser(HTTPRequestParser):
             super().parse_header(header_plus)
         except ValueError as error:     # a Content-Length of 5,000 digits
             raise ParsingError(f"the request's head cannot be read: {error}") from error
-        # RFC 9112 6.1 and 6.3: the first three are how a second request is smuggled in (TRAPS 7)
+        # RFC 9112 6.1 and 6.3: most are how a second request is smuggled in (TRAPS 7)
         encodings = len(TRANSFER_ENCODING.findall(header_plus))     # waitress has taken the header away
         for wrong, detail in (
+            (FOLDED.search(header_plus), "a header is folded over two lines"),   # RFC 9112 5.2
             (encodings > 1, "Transfer-Encoding comes twice"),
             (encodings and "CONTENT_LENGTH" in self.headers, "Transfer-Encoding excludes Content-Length"),
             ("TRANSFER_ENCODING" in self.headers, "Transfer-Encoding is not known to HTTP/1.0"),
@@ -405,12 +409,23 @@ class FileBuffer(ReadOnlyFileBasedBuffer):
 class StreamingTask(WSGITask):
     """Lets the application answer everything, faults below it included: those travel as the refusal of a body."""
 
+    content_bytes_written = 0
+
     def get_environment(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environment()
         environ["wsgi.file_wrapper"] = FileBuffer
         if error := self.request.error:
             environ["wsgi.input"] = Body(ProtocolError(error.code, error.body))
         return environ
+
+    def write(self, data: bytes) -> None:
+        if self.content_bytes_written or self.content_length != len(data) or not self.has_body:
+            super().write(data)
+            return
+        header = self.build_response_header()   # head and body of a short answer in one packet
+        self.wrote_header = True
+        self.content_bytes_written = len(data)
+        self.channel.write_soon(header + data)
 
     def execute(self) -> None:
         if self.request.error or self.request.refused:

@@ -7,10 +7,11 @@ import socket
 import statistics
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from .witness import Version, assert_knows, assert_whole, attempt, delete, listed, perform, put, send
+from .witness import Version, assert_knows, assert_whole, attempt, delete, leftovers, listed, perform, put, send
 
 BIG = Version(bytes(1 << 20) * 20, "big")
 PUT = "PUT /models/hidden/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
@@ -91,8 +92,9 @@ def test_500_clients_that_trickle_do_not_keep_others_waiting(server, count, say)
         beside = latencies(server, count(40, 400))
     finally:
         slow.stop()
-    figures = "; ".join(f"{name}: median {statistics.median(values):.1f} ms, p99 {sorted(values)[len(values) * 99 // 100]:.1f}"
-                        f" ms, max {max(values):.1f} ms" for name, values in (("alone", alone), ("beside 500", beside)))
+    figures = "; ".join(
+        f"{name}: median {statistics.median(values):.1f} ms, p99 {sorted(values)[len(values) * 99 // 100]:.1f} ms, "
+        f"max {max(values):.1f} ms" for name, values in (("alone", alone), ("beside 500", beside)))
     say(f"latency {figures}")
     assert max(beside) < 5000, figures
     assert not slow.gone
@@ -139,38 +141,43 @@ def test_idle_connections_are_closed(server, say):
     assert_whole(server)
 
 
-SMUGGLING = {   # the bytes sent; a second request hides in them for whoever reads the first one in another way
-    "CL and TE": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{PUT}",
-    "TE and CL": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n{PUT}",
-    "two CLs": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: {len(PUT) + 1}\r\n\r\nx{PUT}",
-    "a list of CLs": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: 1, {len(PUT) + 1}\r\n\r\nx{PUT}",
-    "CL with a sign": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\nx{PUT}",
-    "CL in hex": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: 0x1\r\n\r\nx{PUT}",
-    "CL below zero": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n{PUT}",
-    "CL with an underscore": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: 1_0\r\n\r\n{PUT}",
-    "CL of 5,000 digits": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: {'9' * 5000}\r\n\r\n{PUT}",
-    "two TEs": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n{PUT}",
-    "TE: identity": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity\r\n\r\n{PUT}",
-    "TE: gzip, chunked": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n{PUT}",
-    "TE: xchunked": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n{PUT}",
-    "TE with a vertical tab": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n{PUT}",
-    "space before the colon": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length : 1\r\n\r\nx{PUT}",
-    "TE in HTTP/1.0": f"PUT /models/s/app/1/m HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{PUT}",
-    "obs-fold": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nX: y\r\n Content-Length: 1\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n{PUT}",
-    "bare LF in the head": f"PUT /models/s/app/1/m HTTP/1.1\nHost: x\nContent-Length: 1\n\nx{PUT}",
-    "bare LF in a header": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nX: y\nContent-Length: 1\r\n\r\nx{PUT}",
-    "bare CR in a header": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nX: y\rContent-Length: 1\r\n\r\nx{PUT}",
-    "NUL in a header": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nX: y\0z\r\nContent-Length: 1\r\n\r\nx{PUT}",
-    "chunk size with a sign": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n+1\r\nx\r\n0\r\n\r\n{PUT}",
-    "chunk size 0x1": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\nx\r\n0\r\n\r\n{PUT}",
-    "chunk size too long": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{'f' * 40}\r\nx\r\n0\r\n\r\n{PUT}",
-    "chunk without its CRLF": f"PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxx0\r\n\r\n{PUT}",
-    "huge chunk extension": "PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;" + "e" * (1 << 20) + f"\r\nx\r\n0\r\n\r\n{PUT}",
-    "endless trailer": "PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + "t: x\r\n" * 100_000 + f"\r\n{PUT}",
-    "a header of 1 MiB": f"GET /health HTTP/1.1\r\nHost: x\r\nX: {'y' * (1 << 20)}\r\n\r\n{PUT}",
-    "a target of 1 MiB": f"GET /{'y' * (1 << 20)} HTTP/1.1\r\nHost: x\r\n\r\n{PUT}",
-    "100,000 headers": "GET /health HTTP/1.1\r\nHost: x\r\n" + "X: y\r\n" * 100_000 + f"\r\n{PUT}",
-    "no request line": f"\0\x01\x02\r\n\r\n{PUT}",
+HEAD, TE, END = "PUT /models/s/app/1/m HTTP/1.1\r\nHost: x\r\n", "Transfer-Encoding: chunked\r\n", "0\r\n\r\n"
+SMUGGLING = {   # what is sent before a second request, which is hidden for whoever reads the first in another way
+    "CL and TE": f"{HEAD}Content-Length: 5\r\n{TE}\r\n{END}",
+    "TE and CL": f"{HEAD}{TE}Content-Length: 5\r\n\r\n{END}",
+    "two CLs": f"{HEAD}Content-Length: 1\r\nContent-Length: {len(PUT) + 1}\r\n\r\nx",
+    "a list of CLs": f"{HEAD}Content-Length: 1, {len(PUT) + 1}\r\n\r\nx",
+    "CL with a sign": f"{HEAD}Content-Length: +1\r\n\r\nx",
+    "CL in hex": f"{HEAD}Content-Length: 0x1\r\n\r\nx",
+    "CL below zero": f"{HEAD}Content-Length: -1\r\n\r\n",
+    "CL with an underscore": f"{HEAD}Content-Length: 1_0\r\n\r\n",
+    "CL of 5,000 digits": f"{HEAD}Content-Length: {'9' * 5000}\r\n\r\n",
+    "two TEs": f"{HEAD}{TE}Transfer-Encoding: x\r\n\r\n{END}",
+    "TE: identity": f"{HEAD}Transfer-Encoding: identity\r\n\r\n",
+    "TE: gzip, chunked": f"{HEAD}Transfer-Encoding: gzip, chunked\r\n\r\n{END}",
+    "TE: xchunked": f"{HEAD}Transfer-Encoding: xchunked\r\n\r\n{END}",
+    "TE with a vertical tab": f"{HEAD}Transfer-Encoding: \x0bchunked\r\n\r\n{END}",
+    "TE in HTTP/1.0": f"{HEAD}{TE}\r\n{END}".replace("HTTP/1.1", "HTTP/1.0"),
+    "space before the colon": f"{HEAD}Content-Length : 1\r\n\r\nx",
+    "obs-fold of a TE": f"{HEAD}Transfer-Encoding:\r\n chunked\r\n\r\n{END}",
+    "obs-fold before a TE": f"{HEAD}X: y\r\n Content-Length: 1\r\n{TE}\r\n{END}",
+    "obs-fold at the start": f"{HEAD} X: y\r\nContent-Length: 1\r\n\r\nx",
+    "bare LF in the head": f"{HEAD}Content-Length: 1\r\n\r\nx".replace("\r\n", "\n"),
+    "bare LF in a header": f"{HEAD}X: y\nContent-Length: 1\r\n\r\nx",
+    "bare CR in a header": f"{HEAD}X: y\rContent-Length: 1\r\n\r\nx",
+    "NUL in a header": f"{HEAD}X: y\0z\r\nContent-Length: 1\r\n\r\nx",
+    "chunk size with a sign": f"{HEAD}{TE}\r\n+1\r\nx\r\n{END}",
+    "chunk size 0x1": f"{HEAD}{TE}\r\n0x1\r\nx\r\n{END}",
+    "chunk size of 40 digits": f"{HEAD}{TE}\r\n{'f' * 40}\r\nx\r\n{END}",
+    "chunk size below zero": f"{HEAD}{TE}\r\n-1\r\nx\r\n{END}",
+    "chunk without its CRLF": f"{HEAD}{TE}\r\n1\r\nxx{END}",
+    "chunk size with a bare LF": f"{HEAD}{TE}\r\n1\nx\r\n{END}",
+    "huge chunk extension": f"{HEAD}{TE}\r\n1;{'e' * (1 << 20)}\r\nx\r\n{END}",
+    "endless trailer": f"{HEAD}{TE}\r\n0\r\n" + "t: x\r\n" * 100_000 + "\r\n",
+    "a header of 1 MiB": f"GET /health HTTP/1.1\r\nHost: x\r\nX: {'y' * (1 << 20)}\r\n\r\n",
+    "a target of 1 MiB": f"GET /{'y' * (1 << 20)} HTTP/1.1\r\nHost: x\r\n\r\n",
+    "100,000 headers": "GET /health HTTP/1.1\r\nHost: x\r\n" + "X: y\r\n" * 100_000 + "\r\n",
+    "no request line": "\0\x01\x02\r\n\r\n",
 }
 
 
@@ -178,9 +185,9 @@ SMUGGLING = {   # the bytes sent; a second request hides in them for whoever rea
 def test_no_request_hides_in_another(server, shape):
     kept = Version(b"kept", "kept")
     assert perform(server, put("kept/app/1/m", kept)).status == 201
-    data = SMUGGLING[shape].encode("latin-1")
+    data = (SMUGGLING[shape] + PUT).encode("latin-1")
     for step in (len(data), 7 if len(data) < 5000 else 100_000):     # at once, and in pieces
-        with server.connect() as wire:
+        with server.connect(5) as wire:
             try:
                 for at in range(0, len(data), step):
                     wire.send(data[at:at + step])
@@ -207,11 +214,10 @@ def test_a_body_that_never_ends_takes_no_memory(server, head):
         until = time.monotonic() + 1
         while time.monotonic() < until:
             wire.send(bytes(1 << 20))
-        status = open(f"/proc/{server.process.pid}/status").read()
-        peak = int(status.split("VmHWM:")[1].split()[0])
+        peak = int(Path(f"/proc/{server.process.pid}/status").read_text().split("VmHWM:")[1].split()[0])
     assert peak < 200_000, f"{peak} kB"
     for _ in range(50):
-        if send(server, "GET", "/health").status == 200 and not list((server.storage / ".staging").glob("*/*/model")):
+        if send(server, "GET", "/health").status == 200 and not leftovers(server.storage):
             break
         time.sleep(0.1)
     assert_whole(server)

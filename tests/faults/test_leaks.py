@@ -62,7 +62,8 @@ def test_two_thousand_requests_a_fifth_of_them_broken_off_leave_nothing(server, 
         assert_whole(server)
     after = settled(server)
     say(f"{requests} requests in {time.monotonic() - begun:.0f} s, a fifth broken off: before {before}, after {after}")
-    assert (after["descriptors"], after["threads"]) == (before["descriptors"], before["threads"])
+    assert after["descriptors"] == before["descriptors"]
+    assert after["threads"] <= before["threads"] + 4, "more than the workers that are started when they are needed"
     assert sizes[1] - sizes[0] < 4096, f"the second half took memory again: {before['kilobytes']}, {sizes} kB"
     assert "Traceback" not in server.log() and " ERROR " not in server.log(), server.log()[-3000:]
 

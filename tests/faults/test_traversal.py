@@ -44,6 +44,10 @@ def tree(path):
     return found
 
 
+def outside(jail):
+    return {path: state for path, state in tree(jail.around).items() if not path.startswith(f"{jail.storage}/")}
+
+
 @pytest.fixture(scope="module")
 def jail(tmp_path_factory):
     """A server that can write to one directory alone: storage in the middle of things that it must not touch."""
@@ -89,8 +93,8 @@ def test_no_coding_of_a_bad_name_is_taken_anywhere(jail, some, say, field):
     for name in names:
         for line, body, kind in requests_with(field, name):
             with jail.connect() as wire:
-                head = f"{line} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
-                wire.send(head.encode("latin-1") + (f"Content-Type: {kind}\r\n" if kind else "").encode(), b"\r\n", body)
+                wire.send(f"{line} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nConnection: close\r\n",
+                          f"Content-Type: {kind}\r\n" if kind else "", b"\r\n", body)
                 status, headers, answer = wire.response()
             sent += 1
             if not 400 <= status < 500 or headers["content-type"] != "application/json" or b"detail" not in answer:
@@ -104,7 +108,7 @@ def test_no_coding_of_a_bad_name_is_taken_anywhere(jail, some, say, field):
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_no_coding_of_a_bad_name_is_read_anywhere(jail, some, field):
-    names = {key: value for key, value in zip(FIELDS, KEPT.split("/"), strict=True)}
+    names = dict(zip(FIELDS, KEPT.split("/"), strict=True))
     for name in some(NAMES, 110, always=lambda name: name in ODD):
         path = "/models/" + "/".join({**names, field: name}.values())
         for target in (path, path + "/info", path + ".sha256"):
@@ -116,10 +120,12 @@ def test_no_coding_of_a_bad_name_is_read_anywhere(jail, some, field):
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT", "PATCH"])
 @pytest.mark.parametrize("path", [
-    "/models/../secret", "/models/kept/../../secret", "/models/kept/app/1/../../../../secret", "//etc/passwd", "/../secret",
-    "/models//kept/app/1/m", "/models/kept//1/m", "/models/kept/app/1/m/..", "/models/kept/app/1/.", "/models/kept/app/..",
-    "/models/kept/app/1/m/model", "/models/.staging/locks/00/x", "/models/.staging", "/models/./.", "http://x/models/../x",
-    "/models/kept/app/1/m/../m", "/models/kept/app/1/m/info/..", "/models/..%2f..%2fsecret/a/1/m", "*", "/models/kept/app/1/m%00",
+    "/models/../secret", "/models/kept/../../secret", "/models/kept/app/1/../../../../secret", "//etc/passwd",
+    "/../secret",
+    "/models//kept/app/1/m", "/models/kept//1/m", "/models/kept/app/1/m/..", "/models/kept/app/1/.",
+    "/models/kept/app/..", "/models/kept/app/1/m/model", "/models/.staging/locks/00/x", "/models/.staging",
+    "/models/./.", "http://x/models/../x", "/models/kept/app/1/m/../m", "/models/kept/app/1/m/info/..",
+    "/models/..%2f..%2fsecret/a/1/m", "*", "/models/kept/app/1/m%00",
 ])
 def test_no_odd_path_deletes_or_shows_anything(jail, method, path):
     before = tree(jail.around)
@@ -150,7 +156,7 @@ def test_a_planted_link_is_not_followed_out(jail, link, target):
     place.symlink_to(jail.around / target)
     if link.endswith("metadata.json"):
         place.with_name("model").write_bytes(b"by hand")
-    before = {path: state for path, state in tree(jail.around).items() if not path.startswith(str(jail.storage))}
+    before = outside(jail)
     project = link.split("/")[0]
     model = f"/models/{project}/app/1/m"
     try:
@@ -164,8 +170,7 @@ def test_a_planted_link_is_not_followed_out(jail, link, target):
                        ("DELETE", f"/models/{project}?recursive=true", None)):
             answer = send(jail, *change)
             assert answer.status < 500, (change, answer)
-            outside = {path: state for path, state in tree(jail.around).items() if not path.startswith(str(jail.storage))}
-            assert outside == before, f"{change} changed what is outside: {answer}"
+            assert outside(jail) == before, f"{change} changed what is outside: {answer}"
         assert_knows(jail, KEPT, OLD)
     finally:
         rest = jail.storage / project

@@ -1,5 +1,6 @@
 """strace as a means to kill a server at, or to break, the n-th system call of one of its threads."""
 
+import os
 import re
 import signal
 import subprocess
@@ -10,25 +11,32 @@ from pathlib import Path
 
 from conftest import LiveServer
 
+from .witness import Version, perform, put
+
 CALLS = ("openat", "write", "pwrite64", "writev", "fsync", "rename", "renameat", "renameat2", "linkat", "unlink",
          "unlinkat", "mkdir", "mkdirat", "rmdir")
 NO_EXCHANGE = "inject=renameat2:error=EINVAL"      # what file systems without RENAME_EXCHANGE say
 WITHOUT_EXCHANGE = ("strace", "-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null",   # -D: our child is the server
                     "-e", "trace=renameat2", "-e", NO_EXCHANGE)
-THREADS = ("network", "task", "intake")
 
 
 def start_single(storage, *prefix, **env):
-    """A server with one thread of each kind, warmed up by one upload, after which it has all of them."""
+    """A server with one thread of each kind that works for an upload."""
     launcher = (sys.executable, "-u", str(Path(__file__).with_name("one_worker.py")))
     return LiveServer(storage, *prefix, *launcher, SERVER_THREADS="1", **env)
 
 
 def threads_of(server):
-    """{network, task, intake: thread id} of a warmed up single server: they are made in this order."""
-    found = sorted(int(path.name) for path in Path(f"/proc/{server.process.pid}/task").iterdir())
-    assert len(found) == len(THREADS), "the server has more threads than one of each kind: warm it up, look at its log"
-    return dict(zip(THREADS, found, strict=True))
+    """{network, task, intake: thread id} of a single server, found by what each does for an upload."""
+    if not hasattr(server, "threads"):
+        log = server.storage.with_suffix(".threads")
+        every = [int(path.name) for path in Path(f"/proc/{server.process.pid}/task").iterdir()]
+        with strace(log, every, "trace=writev,fsync"):
+            version = Version(os.urandom(100), "warm")
+            assert perform(server, put("warm/app/1/m", version)).status in (200, 201)
+        did = {call: thread for thread, call, _ in calls_in(log)}
+        server.threads = {"network": server.process.pid, "task": did["fsync"], "intake": did["writev"]}
+    return server.threads
 
 
 @contextmanager
