@@ -476,7 +476,7 @@ def main() -> None:
     with open_storage(settings.storage_path) as store:
         try:
             server = Server(create_app(store, settings), settings.host, settings.port, settings.threads,
-                            raise_descriptor_limit())
+                            raise_descriptor_limit(), settings.idle_seconds)
         except (OSError, ValueError) as error:
             raise SystemExit(f"model_server: cannot listen on {settings.host}:{settings.port}: {error}") from error
         threading.Thread(target=store.index.watch, name="index", daemon=True).start()

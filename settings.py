@@ -16,6 +16,7 @@ class Settings:
     host: str = "0.0.0.0"
     port: int = 8000
     threads: int = 8
+    idle_seconds: int = 120     # of silence after which a connection is closed, and for the head of a request
     max_size: int | None = None
     overwrite: bool = True
 
@@ -30,6 +31,7 @@ class Settings:
             host=env.get("SERVER_HOST") or "0.0.0.0",
             port=whole_number(env, "SERVER_PORT", 8000, 0, 65535),
             threads=whole_number(env, "SERVER_THREADS", 8, 1, 256),
+            idle_seconds=whole_number(env, "SERVER_IDLE_SECONDS", 120, 1, 86400),
             max_size=size_of(env.get("MODEL_MAX_SIZE", "")),
             overwrite=overwrite == "allow",
         )

@@ -349,6 +349,7 @@ class StreamingParser(HTTPRequestParser):
     def __init__(self, adj: Any, channel: "StreamingChannel") -> None:
         super().__init__(adj)
         self._channel = channel
+        self._begun = time.monotonic()
 
     def parse_header(self, header_plus: bytes) -> None:
         try:
@@ -386,6 +387,10 @@ class StreamingParser(HTTPRequestParser):
         if body.refusal and self.expect_continue:
             # RFC 9110 10.1.1: a final status instead of 100, and the body is not asked for
             self.expect_continue, self.completed, self.refused = False, True, True
+
+    def overdue(self) -> bool:
+        """Whether its head has come in drops for as long as a silent connection is kept."""
+        return not self.headers_finished and time.monotonic() - self._begun > self.adj.channel_timeout
 
     def congested(self) -> bool:
         return self.headers_finished and self.body_rcv is not None and self.body_rcv.getfile().congested()
@@ -441,7 +446,7 @@ class StreamingChannel(HTTPChannel):
     """One connection: reads while the disk keeps up, cleans up after a client that leaves, lingers after a refusal."""
 
     task_class = error_task_class = StreamingTask
-    lingers = close_when_flushed = False
+    lingers = close_when_flushed = will_close = False
     turn = 0    # bytes of files it may send before the others have theirs
     linger_until = 0.0
 
@@ -453,7 +458,10 @@ class StreamingChannel(HTTPChannel):
     def readable(self) -> bool:
         if self.linger_until:
             return True
-        return super().readable() and not (self.request is not None and self.request.congested())
+        if self.request is None:
+            return bool(super().readable())
+        self.will_close = self.will_close or self.request.overdue()
+        return super().readable() and not self.request.congested()
 
     def handle_read(self) -> None:
         if not self.linger_until:
@@ -505,13 +513,15 @@ class StreamingChannel(HTTPChannel):
 class Server:
     """waitress with our channel. run() returns after stop(), when the running requests are done or GRACE is over."""
 
-    def __init__(self, application: Any, host: str, port: int, threads: int, connections: int) -> None:
+    def __init__(self, application: Any, host: str, port: int, threads: int, connections: int, idle: int,
+                 ) -> None:
         self._map: dict[int, Any] = {}
         self._stopping = False
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)     # it warns of each request that waits
         create_server(
             application, map=self._map, host=host, port=port, threads=threads, ident="ai-model-repository",
-            connection_limit=connections, asyncore_use_poll=True, recv_bytes=BLOCK, max_request_header_size=MAX_HEADERS,
+            connection_limit=connections, channel_timeout=idle, cleanup_interval=min(30, idle),
+            asyncore_use_poll=True, recv_bytes=BLOCK, max_request_header_size=MAX_HEADERS,
             max_request_body_size=sys.maxsize,  # ours is checked where it can be answered
             outbuf_high_watermark=sys.maxsize,  # a list waits for a slow reader in a file, not in a thread
         )

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,13 @@ class LiveServer:
 
     def log(self):
         return "".join(self.lines)
+
+    def wait_for_log(self, text, seconds=15):
+        """The log comes through a pipe and a thread: what was written is not here yet."""
+        deadline = time.monotonic() + seconds
+        while text not in self.log():
+            assert time.monotonic() < deadline, f"{text!r} is not in the log"
+            time.sleep(0.003)
 
     def connect(self, timeout=20):
         return Wire(socket.create_connection(("127.0.0.1", self.port), timeout))
