@@ -5,6 +5,7 @@ This is the door: settings, the route table, one handler for each route, errors 
 
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -61,6 +62,7 @@ STATUS_OF: dict[type[Exception], int] = {
     models.InvalidMetadata: 400,
     BadUpload: 400,
     DigestMismatch: 400,
+    models.ReadOnly: 403,
     ModelNotFound: 404,
     ModelExists: 409,
     NotEmpty: 409,
@@ -78,7 +80,7 @@ STATUS_OF: dict[type[Exception], int] = {
 class Request:
     """One request, from its WSGI environment."""
 
-    def __init__(self, environ: dict[str, Any], settings: Settings) -> None:
+    def __init__(self, environ: dict[str, Any], settings: Settings, new_id: str = "-") -> None:
         self.environ = environ
         self.settings = settings
         self.method: str = environ["REQUEST_METHOD"]
@@ -86,7 +88,7 @@ class Request:
         self.path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
         self.body = Body()
         given = self.header("X-Request-Id") or ""
-        self.id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        self.id = given if REQUEST_ID.fullmatch(given) else new_id
 
     def header(self, name: str) -> str | None:
         variable = name.upper().replace("-", "_")
@@ -145,7 +147,7 @@ def error_response(error: Exception) -> Response:
 
 
 def health(request: Request, store: Storage) -> Response:
-    state = {"timestamp": now(), "storage_path": str(store.root)}
+    state = {"timestamp": now(), "storage_path": str(store.root), **({"read_only": True} if store.read_only else {})}
     try:
         store.probe()
         return json_response(200, {"status": "healthy", **state, "free_bytes": store.free_bytes()})
@@ -195,6 +197,7 @@ def may_write(request: Request) -> Check:
 
 def admit_upload(request: Request, store: Storage, intake: Intake, **names: str) -> Body:
     """Refuses by the head of the request whatever can be known from it."""
+    store.check_writable()
     fields = merged(names.items(), request.query.items())
     for name in NAME_FIELDS:
         if name in fields:
@@ -223,7 +226,8 @@ def admit_document(request: Request, store: Storage, intake: Intake, **names: st
     return Body(limit=MAX_DOCUMENT)
 
 
-def open_model(store: Storage, names: Mapping[str, str], suffix: str = "") -> tuple[OpenModel, list[tuple[str, str]]]:
+def open_model(request: Request, store: Storage, names: Mapping[str, str], suffix: str = "",
+               ) -> tuple[OpenModel, list[tuple[str, str]]]:
     """The model of these names, `latest` resolved; with the headers that name the version then."""
     key = ModelKey(**names)
     try:
@@ -235,8 +239,8 @@ def open_model(store: Storage, names: Mapping[str, str], suffix: str = "") -> tu
     for version in sorted(versions, key=models.precedence, reverse=True):
         newest = replace(key, version=version)
         try:
-            location = ("Content-Location", f"/models/{newest}{suffix}")
-            return store.open(newest), [location, ("X-Model-Version", version)]
+            path = f"{request.environ.get('SCRIPT_NAME', '')}/models/{newest}{suffix}"
+            return store.open(newest), [("Content-Location", path), ("X-Model-Version", version)]
         except ModelNotFound:
             continue    # deleted since we looked
     raise ModelNotFound(f"there is no version of {key.project_id}/{key.app_name} that has {key.model_name}")
@@ -246,7 +250,7 @@ def checksum(request: Request, store: Storage, **names: str) -> Response:
     try:
         return download(request, store, **{**names, "model_name": names["model_name"] + ".sha256"})
     except (ModelNotFound, InvalidName):
-        opened, headers = open_model(store, names, ".sha256")
+        opened, headers = open_model(request, store, names, ".sha256")
     opened.file.close()
     model = opened.model
     if not model.sha256:
@@ -256,7 +260,7 @@ def checksum(request: Request, store: Storage, **names: str) -> Response:
 
 
 def download(request: Request, store: Storage, **names: str) -> Response:
-    opened, headers = open_model(store, names)
+    opened, headers = open_model(request, store, names)
     pinned = request.query.get("sha256")
     if pinned is not None and pinned.lower() != opened.model.sha256:
         opened.file.close()
@@ -267,7 +271,7 @@ def download(request: Request, store: Storage, **names: str) -> Response:
 
 
 def info(request: Request, store: Storage, **names: str) -> Response:
-    opened, headers = open_model(store, names, "/info")
+    opened, headers = open_model(request, store, names, "/info")
     opened.file.close()
     etag = etag_of_info(opened.model)
     status = downloads.read_status(request.header, etag, None)
@@ -391,17 +395,20 @@ class Application:
         self.store = store
         self.settings = settings
         self.intake = Intake()
+        self._process, self._numbers = secrets.token_hex(6), itertools.count(1)
 
     def admit(self, environ: dict[str, Any]) -> Body:
         request = Request(environ, self.settings)
         try:
-            route, names = find_route(request)
-            return route.admit(request, self.store, self.intake, **names) if route.admit else Body()
+            return self.body_of(request, *find_route(request))
         except Exception as error:      # noqa: BLE001  raised again when the request is answered
             return Body(error)
 
+    def body_of(self, request: Request, route: Route, names: dict[str, str]) -> Body:
+        return route.admit(request, self.store, self.intake, **names) if route.admit else Body()
+
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        request = Request(environ, self.settings)
+        request = Request(environ, self.settings, f"{self._process}-{next(self._numbers):x}")
         try:
             response = self.respond(request)
         except Exception as error:      # noqa: BLE001  this is where every fault turns into its answer
@@ -413,23 +420,20 @@ class Application:
         return downloads.send(response, environ, start_response, functools.partial(request.log, response.status))
 
     def respond(self, request: Request) -> Response:
-        body = request.environ["wsgi.input"]
-        if isinstance(body, Body):      # our own server filled it while it arrived
-            request.body = body
-        else:
-            self.read(request)
+        environ, arrived = request.environ, request.environ["wsgi.input"]
+        if isinstance(arrived, Body):   # our own server filled it while it arrived
+            request.body = arrived
+            if arrived.refusal:
+                raise arrived.refusal
+        route, names = find_route(request)
+        if request.body is not arrived:
+            request.body = self.body_of(request, route, names)
+            if isinstance(request.body, Upload) and not {"CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"} & environ.keys():
+                raise HttpError(411, "the request has no body and does not say that it is empty: send a Content-Length")
+            read_body(environ, request.body)
         if request.body.refusal:
             raise request.body.refusal
-        route, names = find_route(request)
         return route.handler(request, self.store, **names)
-
-    def read(self, request: Request) -> None:
-        environ = request.environ
-        request.body = self.admit(environ)
-        if isinstance(request.body, Upload) and not {"CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"} & environ.keys():
-            raise HttpError(411, "the request has no body and does not say that it is empty: send a Content-Length")
-        if not request.body.refusal:
-            read_body(environ, request.body)
 
 
 def create_app(store: Storage, settings: Settings) -> Application:
@@ -467,6 +471,7 @@ def raise_descriptor_limit() -> int:
 
 
 def main() -> None:
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False     # our lines do not have them
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, datefmt="%Y-%m-%dT%H:%M:%S%z",
                         format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
@@ -476,7 +481,8 @@ def main() -> None:
     with open_storage(settings.storage_path) as store:
         try:
             server = Server(create_app(store, settings), settings.host, settings.port, settings.threads,
-                            raise_descriptor_limit(), settings.idle_seconds)
+                            raise_descriptor_limit(), idle=settings.idle_seconds, proxy=settings.trusted_proxy,
+                            prefix=settings.url_prefix)
         except (OSError, ValueError) as error:
             raise SystemExit(f"model_server: cannot listen on {settings.host}:{settings.port}: {error}") from error
         threading.Thread(target=store.index.watch, name="index", daemon=True).start()

@@ -39,6 +39,10 @@ class ModelExists(StoreError):
     pass
 
 
+class ReadOnly(StoreError):
+    pass
+
+
 class StorageFull(StoreError):
     pass
 

@@ -3,9 +3,11 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)", re.IGNORECASE)
+PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,8 @@ class Settings:
     threads: int = 8
     idle_seconds: int = 120     # of silence after which a connection is closed, and for the head of a request
     max_size: int | None = None
+    trusted_proxy: str | None = None    # the address from which X-Forwarded-For, -Proto and -Host are believed
+    url_prefix: str = ""        # the path below which a proxy has this server
     overwrite: bool = True
 
     @classmethod
@@ -33,6 +37,8 @@ class Settings:
             threads=whole_number(env, "SERVER_THREADS", 8, 1, 256),
             idle_seconds=whole_number(env, "SERVER_IDLE_SECONDS", 120, 1, 86400),
             max_size=size_of(env.get("MODEL_MAX_SIZE", "")),
+            trusted_proxy=address_of(env.get("TRUSTED_PROXY", "")),
+            url_prefix=prefix_of(env.get("URL_PREFIX", "")),
             overwrite=overwrite == "allow",
         )
 
@@ -52,3 +58,16 @@ def size_of(text: str) -> int | None:
     if not found or int(found[1]) == 0:
         raise ValueError(f"MODEL_MAX_SIZE is {text!r}: set it to bytes, or to a number with K, M, G or T")
     return int(found[1]) << 10 * " KMGT".index(found[2].upper() or " ")
+
+
+def address_of(text: str) -> str | None:
+    try:
+        return str(ip_address(text)) if text else None
+    except ValueError:
+        raise ValueError(f"TRUSTED_PROXY is {text!r}: set it to the IP address of the proxy") from None
+
+
+def prefix_of(text: str) -> str:
+    if not PREFIX.fullmatch(text):
+        raise ValueError(f"URL_PREFIX is {text!r}: set it to a path like /models-eu")
+    return text.rstrip("/")

@@ -8,6 +8,7 @@ A model appears by one rename of a finished directory and is replaced by one exc
 walked by descriptor and without following symbolic links, so no name and no planted link leads out of the root.
 """
 
+import errno
 import fcntl
 import itertools
 import json
@@ -26,7 +27,17 @@ import files
 import models
 from files import MODEL
 from index import Index, Signature
-from models import NAME_FIELDS, Details, Model, ModelExists, ModelKey, ModelNotFound, StorageFailed, StorageFull
+from models import (
+    NAME_FIELDS,
+    Details,
+    Model,
+    ModelExists,
+    ModelKey,
+    ModelNotFound,
+    ReadOnly,
+    StorageFailed,
+    StorageFull,
+)
 
 log = logging.getLogger("model_server.storage")
 T = TypeVar("T")
@@ -36,6 +47,7 @@ RESCUE = "replaced"     # below STAGING: old versions while a file system withou
 METADATA = "metadata.json"
 
 
+READ_ONLY = "the storage is mounted read-only: this server serves models and takes none"
 LOCKS = 64              # stripes over all models: more than threads, few enough to be made at start
 LOOKS = 50              # how often a reader looks again when a writer moved the directory under it
 KNOWN = 4096            # models whose metadata is kept parsed, some MiB; an info a second time reads no file
@@ -50,6 +62,8 @@ def own_words() -> Iterator[None]:
     except OSError as error:
         if error.errno in files.FULL:
             raise StorageFull(f"the storage is full ({error.strerror}): delete models or free some space") from error
+        if error.errno == errno.EROFS:
+            raise ReadOnly(READ_ONLY) from error
         if error.errno in files.IN_THE_WAY:
             raise ModelExists("a file or a link stands where a directory should be: remove it") from error
         raise StorageFailed(f"the storage failed: {error.strerror}; see the server's log") from error
@@ -85,7 +99,18 @@ class Storage:
         self._numbers = itertools.count()
         self._known: dict[ModelKey, tuple[tuple[files.Stamp | None, files.Stamp], Model]] = {}
         self.index = Index(os.fspath(root), self._subdirectories, self._sign, self.find)
-        with own_words(), ExitStack() as undo:
+        self.read_only = False
+        with own_words():
+            try:
+                self._claim()
+            except OSError as error:
+                if error.errno != errno.EROFS or not root.is_dir():
+                    raise
+                self.read_only = True
+                log.warning("%s is mounted read-only: models are served, not taken", root)
+
+    def _claim(self) -> None:
+        with ExitStack() as undo:
             (self._staging / "locks").mkdir(parents=True, exist_ok=True)
             for stripe in range(LOCKS):     # all now: a delete must find its lock on a full disk
                 (self._staging / "locks" / f"{stripe:02}").touch()
@@ -106,10 +131,15 @@ class Storage:
     def close(self) -> None:
         """Gives the staging directory back; drafts still open are gone."""
         self.index.close()
-        files.remove(self._session)
-        with suppress(FileNotFoundError):
-            os.unlink(f"{self._session}.lock")
-        os.close(self._session_lock)
+        if not self.read_only:
+            files.remove(self._session)
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self._session}.lock")
+            os.close(self._session_lock)
+
+    def check_writable(self) -> None:
+        if self.read_only:
+            raise ReadOnly(READ_ONLY)
 
     def __enter__(self) -> Self:
         return self
@@ -155,8 +185,10 @@ class Storage:
             return disk.f_bavail * disk.f_frsize
 
     def probe(self) -> None:
-        """Raises StorageFull or StorageFailed unless a file can be written now."""
+        """Raises StorageFull or StorageFailed unless a file can be written now, or never could."""
         path = self._session / f"probe-{next(self._numbers)}"
+        if self.read_only:
+            return
         with own_words():
             try:
                 path.write_bytes(b"x")
@@ -247,6 +279,7 @@ class Storage:
 
     def draft(self) -> "Draft":
         """A place to write a model to; leaves no trace unless published."""
+        self.check_writable()
         with own_words():
             return Draft(self, self._session / str(next(self._numbers)))
 
@@ -284,6 +317,7 @@ class Storage:
     @contextmanager
     def _changing(self, key: ModelKey) -> Iterator[None]:
         """One change of a model at a time, among all processes on this storage."""
+        self.check_writable()
         stripe = zlib.crc32(str(key).encode()) % LOCKS
         with files.flock(self._staging / "locks" / f"{stripe:02}"):
             self._restore(key)
@@ -354,16 +388,17 @@ class Storage:
     @contextmanager
     def _walk(self, *names: str, create: bool = False) -> Iterator[list[int]]:
         """Descriptors of the root and of each directory below it on the way down, no symbolic link followed."""
-        with ExitStack() as opened:
-            descriptors = [os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
-            opened.callback(os.close, descriptors[0])
+        descriptors = [os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+        try:
             for name in names:
                 if create:
                     with suppress(FileExistsError):
                         os.mkdir(name, dir_fd=descriptors[-1])
                 descriptors.append(os.open(name, files.DIRECTORY, dir_fd=descriptors[-1]))
-                opened.callback(os.close, descriptors[-1])
             yield descriptors
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     def _subdirectories(self, *names: str) -> list[str]:
         try:

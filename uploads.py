@@ -5,7 +5,6 @@ waitress alone would spool the body to a temporary file first.
 """
 
 import base64
-import binascii
 import hashlib
 import logging
 import os
@@ -44,6 +43,7 @@ MAX_BEHIND = 1 << 20            # unsent bytes with which pipelined requests are
 LINGER = 5.0                    # seconds to read what a refused client still sends, so that it sees the answer
 GRACE = 10.0                    # seconds for running requests after SIGTERM, docker stop waits 10
 WORKERS = 4                     # two write while two hash; more gain nothing on one disk
+PROXY_HEADERS = "x-forwarded-for x-forwarded-proto x-forwarded-host"
 BAD_TARGET = re.compile(r"[\x00-\x20\x7f#]")     # a raw TAB would vanish, a fragment be cut off (TRAPS 10)
 FOLDED = re.compile(rb"\n[ \t]")
 TRANSFER_ENCODING = re.compile(rb"^transfer-encoding[ \t]*:", re.IGNORECASE | re.MULTILINE)
@@ -75,7 +75,7 @@ def expected_sha256(header: Callable[[str], str | None], fields: dict[str, str])
         for encoded in re.findall(r"(?:^|,)\s*sha-256=([^,;\s]*)", header(name) or ""):
             try:
                 claims.add(base64.b64decode(encoded[1:-1], validate=True).hex() if encoded[:1] == ":" else encoded)
-            except binascii.Error:
+            except ValueError:
                 claims.add(encoded)
     for claim in claims:
         if not SHA256.fullmatch(claim):
@@ -513,14 +513,15 @@ class StreamingChannel(HTTPChannel):
 class Server:
     """waitress with our channel. run() returns after stop(), when the running requests are done or GRACE is over."""
 
-    def __init__(self, application: Any, host: str, port: int, threads: int, connections: int, idle: int,
-                 ) -> None:
+    def __init__(self, application: Any, host: str, port: int, threads: int, connections: int, *, idle: int,
+                 proxy: str | None = None, prefix: str = "") -> None:
         self._map: dict[int, Any] = {}
         self._stopping = False
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)     # it warns of each request that waits
         create_server(
             application, map=self._map, host=host, port=port, threads=threads, ident="ai-model-repository",
             connection_limit=connections, channel_timeout=idle, cleanup_interval=min(30, idle),
+            trusted_proxy=proxy, trusted_proxy_headers=PROXY_HEADERS if proxy else (), url_prefix=prefix,
             asyncore_use_poll=True, recv_bytes=BLOCK, max_request_header_size=MAX_HEADERS,
             max_request_body_size=sys.maxsize,  # ours is checked where it can be answered
             outbuf_high_watermark=sys.maxsize,  # a list waits for a slow reader in a file, not in a thread
