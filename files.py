@@ -12,16 +12,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from models import ModelExists, ReadOnly, StorageFailed, StorageFull
+
 log = logging.getLogger("model_server.files")
 
 MODEL = "model"         # the file that goes first when a directory is removed
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # ELOOP: a symbolic link, which is never followed
+READ_ONLY = "the storage is mounted read-only: this server serves models and takes none"
 IN_THE_WAY = (errno.ENOTDIR, errno.ELOOP)
 OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
 NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 IOV_MAX = 1024          # Linux takes this many buffers in one writev
+
+
+@contextmanager
+def own_words() -> Iterator[None]:
+    """Turns an OSError from below into the store's own words."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise StorageFull(f"the storage is full ({error.strerror}): delete models or free some space") from error
+        if error.errno == errno.EROFS:
+            raise ReadOnly(READ_ONLY) from error
+        if error.errno in IN_THE_WAY:
+            raise ModelExists("a file or a link stands where a directory should be: remove it") from error
+        raise StorageFailed(f"the storage failed: {error.strerror}; see the server's log") from error
 
 
 def write_all(descriptor: int, blocks: Sequence[bytes | memoryview]) -> int:

@@ -1,7 +1,7 @@
 """multipart/form-data, cut while it arrives: bytes in, events out, no files and no sockets."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from email.message import Message
 from email.parser import HeaderParser
@@ -23,6 +23,14 @@ BOUNDARY = re.compile(r"[ -~]{0,%d}[!-~]" % (MAX_BOUNDARY - 1))  # noqa: UP031  
 
 class BadUpload(Exception):
     """What was sent cannot be taken: the request is wrong."""
+
+
+class TooLarge(BadUpload):
+    pass
+
+
+class DigestMismatch(BadUpload):
+    pass
 
 
 @dataclass(frozen=True)
@@ -158,3 +166,12 @@ def clean_filename(filename: str) -> str:
     """The last part of the path a browser may send; curl and browsers write a quote as %22 (TRAPS 27)."""
     name = re.split(r"[/\\]", filename.replace("%22", '"'))[-1]
     return "".join(c for c in name if c.isprintable())[:MAX_FILENAME]
+
+
+def merged(*pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Fields of several sources in one; raises BadUpload when one has two values."""
+    fields: dict[str, str] = {}
+    for name, value in (pair for several in pairs for pair in several):
+        if fields.setdefault(name, value) != value:
+            raise BadUpload(f"{name[:100]!r} is given twice, with different values: give it once")
+    return fields

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from models import NAME_FIELDS, Model, ModelKey
 
 Names = tuple[str, ...]
-Signature = int | None      # of the two files of a model; None: there is no model
+Signature = tuple[int, int] | None      # of the two files of a model, and its bytes; None: there is no model
 
 FRESH = 0.9     # seconds; twice that and a pass over 100,000 models stay below the two seconds that we promise
 RACY = 2.0      # seconds in which a directory may change again without a new mtime, on the coarsest file system
@@ -25,18 +25,18 @@ DEPTH = len(NAME_FIELDS) - 1
 
 @dataclass(slots=True)
 class Directory:
-    """`children` are in order; `count` is of the models below, None when it must be added up again."""
+    """`children` are in order; `total` is models and bytes below, None when it must be added up again."""
 
     children: list[str] = field(default_factory=list)
     stamp: int = 0              # mtime in ns of what `children` tells; 0 when that may have changed since
     checked: float = 0.0
-    count: int | None = None
+    total: tuple[int, int] | None = None
     looked: float = 0.0         # when the entries were last compared with their files
-    entries: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    entries: dict[str, tuple[Signature, bytes]] = field(default_factory=dict)
 
 
 class Index:
-    """`children(names)` lists a directory, `sign(names)` signs a model's files, `find` reads a model."""
+    """`children(names)` lists a directory, `sign(names)` tells states of a model's files apart, `find` reads."""
 
     def __init__(self, root: str, children: Callable[..., list[str]], sign: Callable[[Names], Signature],
                  find: Callable[[ModelKey], Model | None]) -> None:
@@ -49,15 +49,15 @@ class Index:
     def lines(self, names: Names, after: Names = ()) -> Iterator[tuple[Names, bytes]]:
         """The models below `names` beyond `after`, in order: their four names and their JSON without the last brace."""
         self._asked = time.monotonic()
-        if self._reaches(names):
+        if self.reaches(names):
             for place in self._places(names, after):
                 yield from self._lines_in(place, after)
 
-    def total(self, names: Names) -> int:
-        """How many models are below `names`."""
-        if time.monotonic() - self._refreshed > 2 * FRESH:
+    def total(self, names: Names = (), at_most: float = 2 * FRESH) -> tuple[int, int]:
+        """How many models are below `names` and how many bytes they have, as of at most so many seconds ago."""
+        if time.monotonic() - self._refreshed > at_most:
             self._refresh()
-        return self._total(names) if self._reaches(names) else 0
+        return self._total(names) if self.reaches(names) else (0, 0)
 
     def forget(self, key: ModelKey) -> None:
         """Looks again at what this process has just changed."""
@@ -65,10 +65,11 @@ class Index:
             for depth in range(DEPTH + 1):
                 if directory := self._directories.get(key.names[:depth]):
                     directory.checked = directory.looked = directory.stamp = 0
+                    directory.total = None
 
     def watch(self) -> None:
         """Reads the tree once, then follows it while lists are asked for; returns after close()."""
-        self.total(())
+        self.total()
         while not self._closed.wait(FRESH):
             if time.monotonic() - self._asked < WATCHED:
                 self._refresh()
@@ -76,9 +77,14 @@ class Index:
     def close(self) -> None:
         self._closed.set()
 
-    def _reaches(self, names: Names) -> bool:
+    def reaches(self, names: Names) -> bool:
         """Whether these directories are there, none of them a link."""
-        return all(names[depth] in self._look(names[:depth]).children for depth in range(len(names)))
+        for depth, name in enumerate(names):
+            children = self._look(names[:depth]).children
+            place = bisect_left(children, name)
+            if place == len(children) or children[place] != name:
+                return False
+        return True
 
     def _places(self, names: Names, after: Names) -> Iterator[Names]:
         """The directories of versions below `names`, in order, from that of `after` on."""
@@ -91,12 +97,14 @@ class Index:
         for name in children[bisect_left(children, first):]:
             yield from self._places((*names, name), after)
 
-    def _total(self, names: Names) -> int:
-        directory = self._directories.get(names) or self._look(names)
-        if directory.count is None:
-            directory.count = (len(directory.children) if len(names) == DEPTH else
-                               sum(self._total((*names, name)) for name in directory.children))
-        return directory.count
+    def _total(self, names: Names) -> tuple[int, int]:
+        directory = self._directories.get(names)
+        if directory is None or directory.total is None:
+            directory = self._look(names)
+        if directory.total is None:
+            below = [self._total((*names, name)) for name in directory.children]
+            directory.total = sum(count for count, _ in below), sum(size for _, size in below)
+        return directory.total
 
     def _refresh(self) -> None:
         """Looks at every directory known; the files of each model are looked at when it is asked for."""
@@ -116,7 +124,7 @@ class Index:
                 mtime = os.lstat("/".join((self._root, *names))).st_mtime_ns
             except (FileNotFoundError, NotADirectoryError):
                 mtime = -1
-            if mtime != directory.stamp or mtime == 0:
+            if mtime != directory.stamp:
                 self._read(names, directory, mtime)
             directory.checked = moment
             if mtime < 0:
@@ -125,18 +133,19 @@ class Index:
 
     def _read(self, names: Names, directory: Directory, mtime: int) -> None:
         children = self._children(*names) if mtime >= 0 else []
+        total = None
         if len(names) == DEPTH:
-            children = [name for name in children if self._sign((*names, name)) is not None]
-            directory.looked = 0.0
-        directory.stamp = mtime if abs(time.time_ns() - mtime) > RACY * 1e9 else 0
-        if children != directory.children:
-            for gone in set(directory.children).difference(children):
-                self._drop((*names, gone))
-                directory.entries.pop(gone, None)
-            directory.children = children
-            for depth in range(len(names) + 1):
-                if above := self._directories.get(names[:depth]):
-                    above.count = None
+            signed = {name: self._sign((*names, name)) for name in children}
+            sizes = {name: signature[1] for name, signature in signed.items() if signature}
+            children, total, directory.looked = list(sizes), (len(sizes), sum(sizes.values())), 0.0
+        for gone in set(directory.children).difference(children):
+            self._drop((*names, gone))
+            directory.entries.pop(gone, None)
+        directory.children, directory.stamp = children, mtime if abs(time.time_ns() - mtime) > RACY * 1e9 else 0
+        for depth in range(len(names)):
+            if above := self._directories.get(names[:depth]):
+                above.total = None
+        directory.total = total
 
     def _drop(self, names: Names) -> None:
         if directory := self._directories.pop(names, None):
@@ -156,7 +165,8 @@ class Index:
             if model > after and (entry := entries.get(name) or self._read_model(model, entries)):
                 yield model, entry[1]
 
-    def _read_model(self, names: Names, entries: dict[str, tuple[int, bytes]]) -> tuple[int, bytes] | None:
+    def _read_model(self, names: Names, entries: dict[str, tuple[Signature, bytes]],
+                    ) -> tuple[Signature, bytes] | None:
         signature, found = self._sign(names), self._find(ModelKey(*names))  # in this order: a change shows next time
         if signature is None or found is None:
             return None     # deleted just now

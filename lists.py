@@ -29,7 +29,7 @@ def list_response(store: Storage, names: Mapping[str, str], query: Mapping[str, 
         page = list(islice(found, limit + 1))
         found = iter(page[:limit])
         more["total_models"] = (sum(1 for _ in wanted(store, below, query, ())) if is_filtered(query)
-                                else store.index.total(below))
+                                else store.index.total(below)[0])
         if len(page) > limit:
             more["next"] = "/".join(page[limit - 1][0])
             link = f"{base_url}/models/{'/'.join(below) or 'list'}?{urlencode({**query, 'after': more['next']})}"

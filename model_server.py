@@ -19,33 +19,35 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote
 
 import downloads
+import logs
 import models
 from downloads import PreconditionFailed, RangeNotSatisfiable, Response, check_write, etag_of, json_response
-from forms import BadUpload
+from forms import BadUpload, DigestMismatch, TooLarge, merged
+from lanes import Intake
 from lists import list_response
+from metrics import Metrics
 from models import NAME_FIELDS, InvalidName, Model, ModelExists, ModelKey, ModelNotFound, describe, url_of
 from settings import Settings
-from storage import Check, OpenModel, Storage, now
-from uploads import Body, DigestMismatch, Intake, Server, TooLarge, Upload, expected_sha256, read_body
+from storage import Check, Storage, now
+from uploads import Body, ProtocolError, Server, Upload, expected_sha256, read_body
 
+T = TypeVar("T")
 log = logging.getLogger("model_server")
 access = logging.getLogger("access")
 
 FORM_OVERHEAD = 8 * 1024    # how much longer than its file a form may be before its length alone refuses it
 MAX_QUERY = 200             # parameters; ours and the custom ones are under 80
 MAX_DOCUMENT = 1 << 20      # bytes of a PATCH: 64 fields of 8 KiB are half of it
+METRICS_AGE = 60.0          # seconds: what others changed on disk may be missing so long, a scrape costs no look at it
+METHODS = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS")
 CONNECTIONS = 4096          # open at once; each upload adds a descriptor, hence a quarter of those we may have
 ALIAS = "latest"
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
-
-
-class NotEmpty(Exception):
-    """A delete would take more than one model with it."""
 
 
 class HttpError(Exception):
@@ -65,7 +67,7 @@ STATUS_OF: dict[type[Exception], int] = {
     models.ReadOnly: 403,
     ModelNotFound: 404,
     ModelExists: 409,
-    NotEmpty: 409,
+    models.NotEmpty: 409,
     PreconditionFailed: 412,
     TooLarge: 413,
     RangeNotSatisfiable: 416,
@@ -80,9 +82,11 @@ STATUS_OF: dict[type[Exception], int] = {
 class Request:
     """One request, from its WSGI environment."""
 
-    def __init__(self, environ: dict[str, Any], settings: Settings, new_id: str = "-") -> None:
+    def __init__(self, environ: dict[str, Any], application: "Application", new_id: str = "-") -> None:
         self.environ = environ
-        self.settings = settings
+        self.application = application
+        self.settings = application.settings
+        self.route = "none"
         self.method: str = environ["REQUEST_METHOD"]
         # what is not UTF-8 turns into U+FFFD, which no name may have
         self.path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
@@ -116,17 +120,12 @@ class Request:
         return f"{self.environ['wsgi.url_scheme']}://{host}{self.environ.get('SCRIPT_NAME', '')}"
 
     def log(self, status: int, sent: int) -> None:
-        milliseconds = (time.monotonic() - self.body.started) * 1000
+        """Tells the log and the metrics of the request when its answer is over."""
+        seconds, received = time.monotonic() - self.body.started, self.body.received
         access.info("%s %s %d %d %.1f %s %s", self.method, quote(self.path, safe="/+,:"), status,
-                    self.body.received or sent, milliseconds, self.id, self.environ.get("REMOTE_ADDR", "-"))
-
-
-def merged(*pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    fields: dict[str, str] = {}
-    for name, value in (pair for several in pairs for pair in several):
-        if fields.setdefault(name, value) != value:
-            raise BadUpload(f"{name[:100]!r} is given twice, with different values: give it once")
-    return fields
+                    received or sent, seconds * 1000, self.id, self.environ.get("REMOTE_ADDR", "-"))
+        method = self.method if self.method in METHODS else "other"     # a label may not have values without end
+        self.application.metrics.count(self.route, method, status, seconds, received, sent)
 
 
 def error_response(error: Exception) -> Response:
@@ -155,20 +154,12 @@ def health(request: Request, store: Storage) -> Response:
         return json_response(503, {"status": "unhealthy", "reason": str(error), **state})
 
 
-def upload_form(request: Request, store: Storage) -> Response:
-    return receive(request, store)
-
-
-def upload_raw(request: Request, store: Storage, **names: str) -> Response:
-    return receive(request, store, **names)
-
-
-def receive(request: Request, store: Storage, **names: str) -> Response:
-    upload = request.body
-    assert isinstance(upload, Upload)
-    digest = upload.finish()
-    assert upload.draft
-    fields = merged(names.items(), request.query.items(), upload.fields)
+def upload(request: Request, store: Storage, **names: str) -> Response:
+    body = request.body
+    assert isinstance(body, Upload)
+    digest = body.finish()
+    assert body.draft
+    fields = merged(names.items(), request.query.items(), body.fields)
     missing = [name for name in NAME_FIELDS if name not in fields]
     if missing:
         raise BadUpload(f"{', '.join(missing)} missing: give them as query parameters or as form fields")
@@ -176,14 +167,13 @@ def receive(request: Request, store: Storage, **names: str) -> Response:
     if expected and expected != digest:
         raise DigestMismatch(f"it arrived with sha256 {digest}, not {expected}: nothing was stored, send it again")
     key = ModelKey(*(fields[name] for name in NAME_FIELDS))
-    result = upload.draft.publish(key, digest, models.details_of(fields, upload.filename), may_write(request))
-    message = "unchanged" if result.unchanged else "uploaded" if result.created else "replaced"
-    answer = {"message": f"Model {message} successfully" if not result.unchanged else "Model is unchanged"}
-    return json_response(
-        201 if result.created else 200,
-        {**answer, **({"unchanged": True} if result.unchanged else {}), **describe(result.model, request.base_url)},
-        ("Location", url_of(key, request.base_url)), ("ETag", etag_of(result.model)),
-    )
+    result = body.draft.publish(key, digest, models.details_of(fields, body.filename), may_write(request))
+    answer: dict[str, Any] = {"message": f"Model {'uploaded' if result.created else 'replaced'} successfully"}
+    if result.unchanged:
+        answer = {"message": "Model is unchanged", "unchanged": True}
+    headers = ("Location", url_of(key, request.base_url)), ("ETag", etag_of(result.model))
+    answer |= describe(result.model, request.base_url)
+    return json_response(201 if result.created else 200, answer, *headers)
 
 
 def may_write(request: Request) -> Check:
@@ -208,8 +198,6 @@ def admit_upload(request: Request, store: Storage, intake: Intake, **names: str)
         raise BadUpload("a part of a model cannot be uploaded (Content-Range): send the whole")
     if (request.header("Content-Encoding") or "identity").lower() != "identity":
         raise HttpError(415, "the model would be stored compressed: send it without Content-Encoding")
-    form = None if names else request.header("Content-Type") or ""
-    upload = Upload(store, intake, form, request.settings.max_size)
     limit = request.settings.max_size
     if limit is not None and request.length > limit + (0 if names else FORM_OVERHEAD):
         raise TooLarge(f"{request.length} bytes are more than the {limit} that this server takes (MODEL_MAX_SIZE)")
@@ -217,7 +205,7 @@ def admit_upload(request: Request, store: Storage, intake: Intake, **names: str)
         raise models.StorageFull(f"{request.length} bytes do not fit into the {free} free ones: delete models first")
     if all(name in fields for name in NAME_FIELDS):
         may_write(request)(store.find(ModelKey(*(fields[name] for name in NAME_FIELDS))))
-    return upload
+    return Upload(store, intake, None if names else request.header("Content-Type") or "", limit)
 
 
 def admit_document(request: Request, store: Storage, intake: Intake, **names: str) -> Body:
@@ -226,21 +214,21 @@ def admit_document(request: Request, store: Storage, intake: Intake, **names: st
     return Body(limit=MAX_DOCUMENT)
 
 
-def open_model(request: Request, store: Storage, names: Mapping[str, str], suffix: str = "",
-               ) -> tuple[OpenModel, list[tuple[str, str]]]:
-    """The model of these names, `latest` resolved; with the headers that name the version then."""
+def newest(request: Request, store: Storage, read: Callable[[ModelKey], T], names: Mapping[str, str], suffix: str = "",
+           ) -> tuple[T, list[tuple[str, str]]]:
+    """What `read` gives for the model of these names, `latest` resolved; with headers that name the version then."""
     key = ModelKey(**names)
     try:
-        return store.open(key), []      # a version that is really called latest wins
+        return read(key), []    # a version that is really called latest wins
     except ModelNotFound:
         if key.version != ALIAS:
             raise
     versions = store.versions(key.project_id, key.app_name, key.model_name)
     for version in sorted(versions, key=models.precedence, reverse=True):
-        newest = replace(key, version=version)
+        found = replace(key, version=version)
         try:
-            path = f"{request.environ.get('SCRIPT_NAME', '')}/models/{newest}{suffix}"
-            return store.open(newest), [("Content-Location", path), ("X-Model-Version", version)]
+            path = f"{request.environ.get('SCRIPT_NAME', '')}/models/{found}{suffix}"
+            return read(found), [("Content-Location", path), ("X-Model-Version", version)]
         except ModelNotFound:
             continue    # deleted since we looked
     raise ModelNotFound(f"there is no version of {key.project_id}/{key.app_name} that has {key.model_name}")
@@ -250,9 +238,7 @@ def checksum(request: Request, store: Storage, **names: str) -> Response:
     try:
         return download(request, store, **{**names, "model_name": names["model_name"] + ".sha256"})
     except (ModelNotFound, InvalidName):
-        opened, headers = open_model(request, store, names, ".sha256")
-    opened.file.close()
-    model = opened.model
+        model, headers = newest(request, store, store.info, names, ".sha256")
     if not model.sha256:
         raise ModelNotFound(f"the digest of {model.key} is not known: it was put there by hand; upload it to have one")
     body = f"{model.sha256}  {model.key.model_name}\n".encode()
@@ -260,8 +246,8 @@ def checksum(request: Request, store: Storage, **names: str) -> Response:
 
 
 def download(request: Request, store: Storage, **names: str) -> Response:
-    opened, headers = open_model(request, store, names)
     pinned = request.query.get("sha256")
+    opened, headers = newest(request, store, store.open if request.method == "GET" else store.peek, names)
     if pinned is not None and pinned.lower() != opened.model.sha256:
         opened.file.close()
         raise PreconditionFailed(f"the model is not {pinned[:100]} but {opened.model.sha256}")
@@ -271,15 +257,14 @@ def download(request: Request, store: Storage, **names: str) -> Response:
 
 
 def info(request: Request, store: Storage, **names: str) -> Response:
-    opened, headers = open_model(request, store, names, "/info")
-    opened.file.close()
-    etag = etag_of_info(opened.model)
+    model, headers = newest(request, store, store.info, names, "/info")
+    etag = etag_of_info(model)
     status = downloads.read_status(request.header, etag, None)
     if status == 412:
         raise PreconditionFailed(f"the metadata of the model is {etag}")
     if status == 304:
         return Response(304, [("ETag", etag), ("Cache-Control", "no-cache"), *headers])
-    return json_response(200, describe(opened.model, request.base_url), ("ETag", etag), *headers)
+    return json_response(200, describe(model, request.base_url), ("ETag", etag), *headers)
 
 
 def etag_of_info(model: Model) -> str:
@@ -313,7 +298,7 @@ def delete_tree(request: Request, store: Storage, **names: str) -> Response:
     if not keys:
         raise ModelNotFound(f"there is no model below {where}")
     if request.query.get("recursive") != "true":
-        raise NotEmpty(f"this would delete {len(keys)} models below {where}: add ?recursive=true to do it")
+        raise models.NotEmpty(f"this would delete {len(keys)} models below {where}: add ?recursive=true to do it")
     deleted = 0
     for key in keys:
         try:
@@ -328,17 +313,31 @@ def list_models(request: Request, store: Storage, **names: str) -> Response:
     return list_response(store, names, request.query, request.base_url)
 
 
-# ---- the application
+def metrics(request: Request, store: Storage) -> Response:
+    models_stored, bytes_stored = store.index.total(at_most=METRICS_AGE)
+    page = request.application.metrics.render({
+        "uploads_in_flight": ("Uploads begun and not over.", request.application.intake.in_flight),
+        "models": ("Models stored.", models_stored),
+        "stored_bytes": ("Bytes of the models stored.", bytes_stored),
+        "free_bytes": ("Bytes free for models.", store.free_bytes()),
+    })
+    kind = ("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+    return Response(200, [kind, ("Cache-Control", "no-cache")], page.encode())
 
-Handler = Callable[..., Response]
+
+# ---- the application
 
 
 @dataclass(frozen=True)
 class Route:
     method: str
     path: str
-    handler: Handler
+    handler: Callable[..., Response]
     admit: Callable[..., Body] | None = None    # what becomes of a body, decided by the request's head
+
+    @functools.cached_property
+    def depth(self) -> int:
+        return self.path.count("/")
 
     @functools.cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -348,7 +347,8 @@ class Route:
 MODEL_PATH = "/models/{project_id}/{app_name}/{version}/{model_name}"
 ROUTES = (
     Route("GET",    "/health",                                                      health),
-    Route("POST",   "/models/upload",                                               upload_form, admit_upload),
+    Route("GET",    "/metrics",                                                     metrics),
+    Route("POST",   "/models/upload",                                               upload, admit_upload),
     Route("GET",    "/models/list",                                                 list_models),
     Route("GET",    "/models/{project_id}",                                         list_models),
     Route("GET",    "/models/{project_id}/{app_name}",                              list_models),
@@ -357,7 +357,7 @@ ROUTES = (
     Route("PATCH",  "/models/{project_id}/{app_name}/{version}/{model_name}/info",  amend, admit_document),
     Route("GET",    "/models/{project_id}/{app_name}/{version}/{model_name}.sha256", checksum),
     Route("GET",    "/models/{project_id}/{app_name}/{version}/{model_name}",       download),
-    Route("PUT",    "/models/{project_id}/{app_name}/{version}/{model_name}",       upload_raw, admit_upload),
+    Route("PUT",    "/models/{project_id}/{app_name}/{version}/{model_name}",       upload, admit_upload),
     Route("DELETE", "/models/{project_id}/{app_name}/{version}/{model_name}",       delete_model),
     Route("DELETE", "/models/{project_id}",                                         delete_tree),
     Route("DELETE", "/models/{project_id}/{app_name}",                              delete_tree),
@@ -372,7 +372,8 @@ def find_route(request: Request) -> tuple[Route, dict[str, str]]:
         raise InvalidName("a name in the path has an encoded slash, which no name may have")
     method = "GET" if request.method == "HEAD" else request.method
     path = request.path[:-1] if method == "GET" and request.path.endswith("/") else request.path
-    fitting = [route for route in ROUTES if route.pattern.fullmatch(path)]
+    depth = path.count("/")
+    fitting = [route for route in ROUTES if route.depth == depth and route.pattern.fullmatch(path)]
     fitting = [route for route in fitting if route.path == path] or fitting     # /models/list is no project
     if not fitting:
         raise HttpError(404, f"there is nothing at {request.path[:200]}: see the README for the routes")
@@ -395,10 +396,11 @@ class Application:
         self.store = store
         self.settings = settings
         self.intake = Intake()
+        self.metrics = Metrics()
         self._process, self._numbers = secrets.token_hex(6), itertools.count(1)
 
     def admit(self, environ: dict[str, Any]) -> Body:
-        request = Request(environ, self.settings)
+        request = Request(environ, self)
         try:
             return self.body_of(request, *find_route(request))
         except Exception as error:      # noqa: BLE001  raised again when the request is answered
@@ -408,11 +410,13 @@ class Application:
         return route.admit(request, self.store, self.intake, **names) if route.admit else Body()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        request = Request(environ, self.settings, f"{self._process}-{next(self._numbers):x}")
+        request = Request(environ, self, f"{self._process}-{next(self._numbers):x}")
         try:
             response = self.respond(request)
         except Exception as error:      # noqa: BLE001  this is where every fault turns into its answer
             response = error_response(error)
+            if isinstance(request.body, Upload) or request.method in ("PUT", "POST"):
+                self.metrics.refuse(type(error).__name__)
         finally:
             request.body.close()
             request.body.settle()
@@ -423,9 +427,10 @@ class Application:
         environ, arrived = request.environ, request.environ["wsgi.input"]
         if isinstance(arrived, Body):   # our own server filled it while it arrived
             request.body = arrived
-            if arrived.refusal:
-                raise arrived.refusal
+            if isinstance(arrived.refusal, ProtocolError):
+                raise arrived.refusal   # what there is of the head is not to be trusted
         route, names = find_route(request)
+        request.route = route.path
         if request.body is not arrived:
             request.body = self.body_of(request, route, names)
             if isinstance(request.body, Upload) and not {"CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"} & environ.keys():
@@ -452,9 +457,8 @@ def open_storage(path: Path | None) -> Storage:
         except OSError as error:
             log.info("no container, no /app/models (%s): the models go to ./models", error.strerror)
             path = Path("models")
-    path = path.absolute()
     try:
-        return Storage(path)
+        return Storage(path.absolute())
     except models.StoreError as error:
         uid, gid = os.getuid(), os.getgid()
         raise SystemExit(f"model_server: cannot write to {path} as uid {uid}, gid {gid} ({error.__cause__}). "
@@ -471,9 +475,7 @@ def raise_descriptor_limit() -> int:
 
 
 def main() -> None:
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False     # our lines do not have them
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, datefmt="%Y-%m-%dT%H:%M:%S%z",
-                        format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure(sys.stdout)
     try:
         settings = Settings.from_env(os.environ)
     except ValueError as error:

@@ -43,6 +43,10 @@ class ReadOnly(StoreError):
     pass
 
 
+class NotEmpty(StoreError):
+    """A delete would take more than one model with it."""
+
+
 class StorageFull(StoreError):
     pass
 

@@ -10,6 +10,7 @@ walked by descriptor and without following symbolic links, so no name and no pla
 
 import errno
 import fcntl
+import io
 import itertools
 import json
 import logging
@@ -27,17 +28,7 @@ import files
 import models
 from files import MODEL
 from index import Index, Signature
-from models import (
-    NAME_FIELDS,
-    Details,
-    Model,
-    ModelExists,
-    ModelKey,
-    ModelNotFound,
-    ReadOnly,
-    StorageFailed,
-    StorageFull,
-)
+from models import NAME_FIELDS, Details, Model, ModelExists, ModelKey, ModelNotFound
 
 log = logging.getLogger("model_server.storage")
 T = TypeVar("T")
@@ -45,29 +36,10 @@ T = TypeVar("T")
 STAGING = ".staging"    # a name may not begin with a dot, so no model can be called this
 RESCUE = "replaced"     # below STAGING: old versions while a file system without exchange replaces them
 METADATA = "metadata.json"
-
-
-READ_ONLY = "the storage is mounted read-only: this server serves models and takes none"
 LOCKS = 64              # stripes over all models: more than threads, few enough to be made at start
 LOOKS = 50              # how often a reader looks again when a writer moved the directory under it
 KNOWN = 4096            # models whose metadata is kept parsed, some MiB; an info a second time reads no file
 MAX_METADATA = 4 << 20  # the largest we write is 64 fields of 8 KiB, each byte escaped to six
-
-
-@contextmanager
-def own_words() -> Iterator[None]:
-    """Turns an OSError from below into the store's own words."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in files.FULL:
-            raise StorageFull(f"the storage is full ({error.strerror}): delete models or free some space") from error
-        if error.errno == errno.EROFS:
-            raise ReadOnly(READ_ONLY) from error
-        if error.errno in files.IN_THE_WAY:
-            raise ModelExists("a file or a link stands where a directory should be: remove it") from error
-        raise StorageFailed(f"the storage failed: {error.strerror}; see the server's log") from error
-
 
 Check = Callable[[Model | None], None]  # raises to refuse a change, given what is stored now
 
@@ -100,7 +72,7 @@ class Storage:
         self._known: dict[ModelKey, tuple[tuple[files.Stamp | None, files.Stamp], Model]] = {}
         self.index = Index(os.fspath(root), self._subdirectories, self._sign, self.find)
         self.read_only = False
-        with own_words():
+        with files.own_words():
             try:
                 self._claim()
             except OSError as error:
@@ -124,7 +96,7 @@ class Storage:
             self._restore_replaced()
             try:
                 self.probe()
-            except StorageFull as error:    # to serve and to delete is what is needed now
+            except models.StorageFull as error:    # to serve and to delete is what is needed now
                 log.warning("%s", error)
             undo.pop_all()
 
@@ -139,7 +111,7 @@ class Storage:
 
     def check_writable(self) -> None:
         if self.read_only:
-            raise ReadOnly(READ_ONLY)
+            raise models.ReadOnly(files.READ_ONLY)
 
     def __enter__(self) -> Self:
         return self
@@ -155,7 +127,17 @@ class Storage:
 
     def info(self, key: ModelKey) -> Model:
         """What is known of one model; raises ModelNotFound."""
+        known, place = self._known.get(key), f"{self.root}/{key}"
+        with files.own_words():
+            # the index says that no link is on the way, two stats say that nothing changed
+            if known and self.index.reaches(key.names) and known[0] == (
+                    files.stamp(f"{place}/{METADATA}"), files.stamp(f"{place}/{MODEL}")):
+                return known[1]
         return self._seek(key, self._model_in)
+
+    def peek(self, key: ModelKey) -> OpenModel:
+        """The same as open() for who needs no bytes."""
+        return OpenModel(self.info(key), io.BytesIO())
 
     def find(self, key: ModelKey) -> Model | None:
         """What is known of one model, None when it is not there."""
@@ -166,21 +148,21 @@ class Storage:
 
     def keys(self, *names: str, after: tuple[str, ...] = ()) -> Iterator[ModelKey]:
         """The models below the given names, in order, those up to and including `after` left out."""
-        with own_words():
+        with files.own_words():
             for found in self._scan((), names, after):
                 if files.stamp(f"{self.root}/{'/'.join(found)}/{MODEL}"):
                     yield ModelKey(*found)
 
     def versions(self, project_id: str, app_name: str, model_name: str) -> Iterator[str]:
         """The versions that have this model, in no useful order."""
-        with own_words():
+        with files.own_words():
             for version in self._subdirectories(project_id, app_name):
                 place = (project_id, app_name, version)
                 if model_name in self._subdirectories(*place) and self._sign((*place, model_name)):
                     yield version
 
     def free_bytes(self) -> int:
-        with own_words():
+        with files.own_words():
             disk = os.statvfs(self.root)
             return disk.f_bavail * disk.f_frsize
 
@@ -189,7 +171,7 @@ class Storage:
         path = self._session / f"probe-{next(self._numbers)}"
         if self.read_only:
             return
-        with own_words():
+        with files.own_words():
             try:
                 path.write_bytes(b"x")
             finally:
@@ -197,7 +179,7 @@ class Storage:
 
     def _seek(self, key: ModelKey, read: Callable[[int, ModelKey], T | None]) -> T:
         """What `read` makes of the model's directory; None says that it was taken away meanwhile: look again."""
-        with own_words():
+        with files.own_words():
             for _ in range(LOOKS):
                 try:
                     if found := self._look(key, read):
@@ -249,7 +231,7 @@ class Storage:
     def _sign(self, names: tuple[str, ...]) -> Signature:
         """Changes with either file of a model; None when there is no model."""
         model = files.stamp(f"{self.root}/{'/'.join(names)}/{MODEL}")
-        return model and hash((model, files.stamp(f"{self.root}/{'/'.join(names)}/{METADATA}")))
+        return model and (hash((model, files.stamp(f"{self.root}/{'/'.join(names)}/{METADATA}"))), model[1])
 
     def _read_metadata(self, directory: int, key: ModelKey) -> dict[str, Any]:
         try:
@@ -280,13 +262,13 @@ class Storage:
     def draft(self) -> "Draft":
         """A place to write a model to; leaves no trace unless published."""
         self.check_writable()
-        with own_words():
+        with files.own_words():
             return Draft(self, self._session / str(next(self._numbers)))
 
     def delete(self, key: ModelKey, check: Check) -> Model:
         """Removes one model for good when `check` lets it; raises ModelNotFound."""
         grave = self._session / str(next(self._numbers))
-        with own_words(), ExitStack() as undo:
+        with files.own_words(), ExitStack() as undo:
             with self._changing(key):
                 model = self.info(key)
                 check(model)
@@ -301,7 +283,7 @@ class Storage:
     def amend(self, key: ModelKey, change: Callable[[Model], Details]) -> Model:
         """Replaces what a user says about a model by what `change` makes of it; raises ModelNotFound."""
         scratch = self._session / f"{next(self._numbers)}.json"
-        with own_words(), self._changing(key), ExitStack() as undo:
+        with files.own_words(), self._changing(key), ExitStack() as undo:
             current = self.info(key)
             model = replace(current, details=change(current), updated_at=now())
             if model.details == current.details:
@@ -341,7 +323,7 @@ class Storage:
                     os.rename(self._rescue_of(key), draft)
                     self._prune(STAGING, RESCUE, *key.names[:3])
                 return
-        raise StorageFailed(f"the directories of {key} vanish as fast as they are made")
+        raise models.StorageFailed(f"the directories of {key} vanish as fast as they are made")
 
     def _set_aside(self, parent: int, key: ModelKey) -> None:
         """Without an atomic exchange a replacement is three renames, this one the first.
@@ -453,17 +435,17 @@ class Draft:
 
     def write(self, blocks: Sequence[bytes | memoryview]) -> None:
         """Appends blocks, none of them empty; raises StorageFull."""
-        with own_words():
+        with files.own_words():
             self.size += files.write_all(self._file, blocks)
 
     def sync(self) -> None:
         """Puts on disk what is written; an error here may not show again with the next one, so heed it."""
-        with own_words():
+        with files.own_words():
             os.fdatasync(self._file)
 
     def publish(self, key: ModelKey, sha256: str, details: Details, check: Check) -> Published:
         """Makes the draft the model `key` when `check` lets it; on disk when this returns."""
-        with own_words():
+        with files.own_words():
             model = self._seal(key, sha256, details)
             with self._store._changing(key):
                 current = self._store.find(key)

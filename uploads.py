@@ -1,7 +1,6 @@
 """The way in: request bodies are cut, written and hashed while they arrive, and refused as early as can be.
 
-Upload takes blocks to a draft and a digest; the seam to waitress hands it every block the moment it is received, where
-waitress alone would spool the body to a temporary file first.
+Upload takes blocks to a draft and a digest; the seam to waitress hands it every block as it is received.
 """
 
 import base64
@@ -11,10 +10,9 @@ import os
 import re
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +25,8 @@ from waitress.server import BaseWSGIServer, create_server
 from waitress.task import WSGITask
 from waitress.utilities import BadRequest
 
-from forms import BadUpload, FormCutter, Part, PartEnd
+from forms import BadUpload, FormCutter, Part, PartEnd, TooLarge
+from lanes import Intake, Lane
 from models import MAX_FIELD, SHA256, StoreError
 from storage import Draft, Storage
 
@@ -42,19 +41,10 @@ MAX_HEADERS = 64 * 1024         # of a request; the usual limit is 8 KiB
 MAX_BEHIND = 1 << 20            # unsent bytes with which pipelined requests are still answered
 LINGER = 5.0                    # seconds to read what a refused client still sends, so that it sees the answer
 GRACE = 10.0                    # seconds for running requests after SIGTERM, docker stop waits 10
-WORKERS = 4                     # two write while two hash; more gain nothing on one disk
 PROXY_HEADERS = "x-forwarded-for x-forwarded-proto x-forwarded-host"
 BAD_TARGET = re.compile(r"[\x00-\x20\x7f#]")     # a raw TAB would vanish, a fragment be cut off (TRAPS 10)
 FOLDED = re.compile(rb"\n[ \t]")
 TRANSFER_ENCODING = re.compile(rb"^transfer-encoding[ \t]*:", re.IGNORECASE | re.MULTILINE)
-
-
-class TooLarge(BadUpload):
-    pass
-
-
-class DigestMismatch(BadUpload):
-    pass
 
 
 class ProtocolError(Exception):
@@ -96,9 +86,7 @@ class Body:
     """
 
     def __init__(self, refusal: Exception | None = None, limit: int | None = None) -> None:
-        self.refusal = refusal
-        self.limit = limit
-        self.received = 0
+        self.refusal, self.limit, self.received = refusal, limit, 0
         self.started = time.monotonic()
         self.data = b""
 
@@ -136,51 +124,6 @@ class Body:
         """Waits until nothing of it is under way."""
 
 
-class Intake:
-    """What all uploads of one server share: the workers, and the count of bytes that wait for them."""
-
-    def __init__(self) -> None:
-        self.workers = ThreadPoolExecutor(WORKERS, "intake")
-        self.changed = threading.Condition()
-        self.backlog = 0
-
-
-class Lane:
-    """Does its work in batches, in order, on shared workers: a thread each would be two for each slow upload."""
-
-    def __init__(self, intake: Intake, work: Callable[[list[memoryview]], None], refuse: Callable[[Exception], None],
-                 ) -> None:
-        self._intake, self._work, self._refuse = intake, work, refuse
-        self._waiting: list[memoryview] = []
-        self._busy = self._again = False
-
-    def put(self, *blocks: memoryview) -> None:
-        with self._intake.changed:
-            self._waiting += blocks
-            self._again = True      # without blocks too: it is to look whether the upload was closed or refused
-            if self._busy:
-                return
-            self._busy = True
-        self._intake.workers.submit(self._run)
-
-    def _run(self) -> None:
-        with self._intake.changed:
-            batch, self._waiting, self._again = self._waiting, [], False
-        try:
-            self._work(batch)
-        except Exception as error:  # noqa: BLE001  kept, and raised where the upload is finished
-            self._refuse(error)
-        with self._intake.changed:
-            self._busy = again = self._again
-            self._intake.changed.notify_all()
-        if again:   # at the end of the queue: one fast upload must not starve the others
-            self._intake.workers.submit(self._run)
-
-    def join(self) -> None:
-        with self._intake.changed:
-            self._intake.changed.wait_for(lambda: not self._busy)
-
-
 class Upload(Body):
     """One model on its way in: a form's file part or a raw body, written to a draft and hashed while it arrives.
 
@@ -195,14 +138,15 @@ class Upload(Body):
         self._file_seen = self._closed = False
         self._digest = hashlib.sha256()
         self._backlog = self._size = 0
-        self._writes = Lane(intake, self._write, self.refuse)
-        self._hashes = Lane(intake, self._hash, self.refuse)
-        self._syncs = Lane(intake, self._sync, self.refuse)
+        lanes = (Lane(intake, work, self.refuse) for work in (self._write, self._hash, self._sync))
+        self._writes, self._hashes, self._syncs = lanes
         self._unsynced = 0
         self.wake: Callable[[], None] = lambda: None    # called when congested() turns false
         self.draft: Draft | None = None
         self.fields: list[tuple[str, str]] = []
         self.filename: str | None = None
+        with intake.changed:
+            intake.in_flight += 1
 
     def congested(self) -> bool:
         return self._backlog > OWN_BACKLOG or (self._intake.backlog > ALL_BACKLOG and self._backlog > 0)
@@ -300,6 +244,8 @@ class Upload(Body):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
+            with self._intake.changed:
+                self._intake.in_flight -= 1
             self._writes.put()  # the lane discards it: a worker may be writing to it just now
 
     def settle(self) -> None:
@@ -474,10 +420,8 @@ class StreamingChannel(HTTPChannel):
         if self.lingers and self.close_when_flushed and not self.total_outbufs_len and not self.linger_until:
             self.close_when_flushed = False
             self.linger_until = time.monotonic() + LINGER
-            try:
+            with suppress(OSError):     # it is gone, which the next read tells
                 self.socket.shutdown(socket.SHUT_WR)
-            except OSError:
-                self.handle_close()
             return
         super().handle_write()
 

@@ -1,0 +1,53 @@
+"""Work on blocks of bytes, in order and out of the way of the network thread."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+WORKERS = 4                     # two write while two hash; more gain nothing on one disk
+
+
+class Intake:
+    """What all uploads of one server share: the workers, and the count of bytes that wait for them."""
+
+    def __init__(self) -> None:
+        self.workers = ThreadPoolExecutor(WORKERS, "intake")
+        self.changed = threading.Condition()
+        self.backlog = 0
+        self.in_flight = 0      # uploads begun and not closed
+
+
+class Lane:
+    """Does its work in batches, in order, on shared workers: a thread each would be two for each slow upload."""
+
+    def __init__(self, intake: Intake, work: Callable[[list[memoryview]], None], refuse: Callable[[Exception], None],
+                 ) -> None:
+        self._intake, self._work, self._refuse = intake, work, refuse
+        self._waiting: list[memoryview] = []
+        self._busy = self._again = False
+
+    def put(self, *blocks: memoryview) -> None:
+        with self._intake.changed:
+            self._waiting += blocks
+            self._again = True      # without blocks too: it is to look whether the upload was closed or refused
+            if self._busy:
+                return
+            self._busy = True
+        self._intake.workers.submit(self._run)
+
+    def _run(self) -> None:
+        with self._intake.changed:
+            batch, self._waiting, self._again = self._waiting, [], False
+        try:
+            self._work(batch)
+        except Exception as error:  # noqa: BLE001  kept, and raised where the upload is finished
+            self._refuse(error)
+        with self._intake.changed:
+            self._busy = again = self._again
+            self._intake.changed.notify_all()
+        if again:   # at the end of the queue: one fast upload must not starve the others
+            self._intake.workers.submit(self._run)
+
+    def join(self) -> None:
+        with self._intake.changed:
+            self._intake.changed.wait_for(lambda: not self._busy)

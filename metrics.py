@@ -1,0 +1,85 @@
+"""What happened so far and how things stand, in the Prometheus text format. Counting costs a lock and a few sums."""
+
+import os
+import threading
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator
+
+BUCKETS = (0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0)   # seconds: from an info to 40 GB on a slow link
+PREFIX = "model_repository"
+
+
+class Metrics:
+    """Counters of one process; `render` adds the gauges that the moment gives."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests: Counter[tuple[str, str, int]] = Counter()
+        self._buckets: dict[str, list[int]] = {}
+        self._seconds: dict[str, float] = {}
+        self._bytes: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
+        self._started = time.time()
+
+    def count(self, route: str, method: str, status: int, seconds: float, received: int, sent: int) -> None:
+        """One request that is over; `route` is the pattern of its path, not one of millions of paths."""
+        with self._lock:
+            self._requests[route, method, status] += 1
+            self._buckets.setdefault(route, [0] * (len(BUCKETS) + 1))[bisect_left(BUCKETS, seconds)] += 1
+            self._seconds[route] = self._seconds.get(route, 0.0) + seconds
+            self._bytes["received"] += received
+            self._bytes["sent"] += sent
+
+    def refuse(self, reason: str) -> None:
+        with self._lock:
+            self._refused[reason] += 1
+
+    def render(self, gauges: dict[str, tuple[str, float]]) -> str:
+        """The whole page; `gauges` are values by name, each with its help text."""
+        with self._lock:
+            return "".join(f"{line}\n" for line in (*self._counters(), *self._histogram(), *self._gauges(gauges)))
+
+    def _counters(self) -> Iterator[str]:
+        yield from head("requests_total", "counter", "Requests answered.")
+        for (route, method, status), count in self._requests.items():
+            yield sample("requests_total", count, route=route, method=method, status=str(status))
+        for name in ("received", "sent"):
+            yield from head(f"{name}_bytes_total", "counter", f"Bytes of bodies {name}.")
+            yield sample(f"{name}_bytes_total", self._bytes[name])
+        yield from head("uploads_refused_total", "counter", "Uploads that were not stored, by reason.")
+        for reason, count in self._refused.items():
+            yield sample("uploads_refused_total", count, reason=reason)
+
+    def _histogram(self) -> Iterator[str]:
+        yield from head("request_seconds", "histogram", "Seconds from a request's head to the end of its answer.")
+        for route, buckets in self._buckets.items():
+            for place, bound in enumerate((*BUCKETS, "+Inf")):
+                yield sample("request_seconds_bucket", sum(buckets[: place + 1]), route=route, le=str(bound))
+            yield sample("request_seconds_sum", self._seconds[route], route=route)
+            yield sample("request_seconds_count", sum(buckets), route=route)
+
+    def _gauges(self, gauges: dict[str, tuple[str, float]]) -> Iterator[str]:
+        for name, (text, value) in gauges.items():
+            yield from head(name, "gauge", text)
+            yield sample(name, value)
+        with open("/proc/self/statm", encoding="ascii") as file:
+            resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        # the names every Prometheus client library gives these
+        for name, kind, number in (("process_resident_memory_bytes", "gauge", float(resident)),
+                                   ("process_open_fds", "gauge", len(os.listdir("/proc/self/fd"))),
+                                   ("process_start_time_seconds", "gauge", self._started),
+                                   ("process_cpu_seconds_total", "counter", time.process_time())):
+            yield f"# TYPE {name} {kind}"
+            yield f"{name} {number}"
+
+
+def head(name: str, kind: str, text: str) -> tuple[str, str]:
+    return f"# HELP {PREFIX}_{name} {text}", f"# TYPE {PREFIX}_{name} {kind}"
+
+
+def sample(name: str, value: float, **labels: str) -> str:
+    """One line; the values of labels are ours and need no escaping."""
+    inside = ",".join(f'{label}="{text}"' for label, text in labels.items())
+    return f"{PREFIX}_{name}{{{inside}}} {value}" if inside else f"{PREFIX}_{name} {value}"
