@@ -24,10 +24,6 @@ class BatchedLog(logging.Handler):
         if not self._waiting.is_set():
             self._waiting.set()
 
-    def createLock(self) -> None:
-        """None: appending to a deque needs no lock, and every thread would queue for it."""
-        self.lock = None
-
     def flush(self) -> None:
         lines = [self._lines.popleft() for _ in range(len(self._lines))]
         self._stream.write("".join(lines))
