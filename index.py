@@ -18,6 +18,7 @@ Names = tuple[str, ...]
 Signature = tuple[int, int] | None      # of the two files of a model, and its bytes; None: there is no model
 
 FRESH = 0.9     # seconds; twice that and a pass over 100,000 models stay below the two seconds that we promise
+LOOKED = 1.8    # the same for the files of a model, which are many more, and which no pass looks at
 RACY = 2.0      # seconds in which a directory may change again without a new mtime, on the coarsest file system
 WATCHED = 60.0  # seconds after the last list for which the directories are watched
 DEPTH = len(NAME_FIELDS) - 1
@@ -155,7 +156,7 @@ class Index:
     def _lines_in(self, place: Names, after: Names) -> Iterator[tuple[Names, bytes]]:
         directory = self._look(place)
         moment, entries = time.monotonic(), directory.entries
-        if moment - directory.looked > FRESH:
+        if moment - directory.looked > LOOKED:
             changed = [name for name, entry in list(entries.items()) if entry[0] != self._sign((*place, name))]
             for name in changed:
                 entries.pop(name, None)

@@ -1,7 +1,11 @@
 """Options and markers of the fault suite, and what its tests share: how much to do, where to find a server."""
 
+import signal
+
 import pytest
 from conftest import running
+
+from .tracing import start_single
 
 LONG = 300      # the --rounds of the long version, from which every other count follows
 
@@ -53,6 +57,21 @@ def say(request):
             print(f"\n    {text}", end="", flush=True)
 
     return out
+
+
+@pytest.fixture
+def single():
+    """Starts servers with one thread of each kind: single(storage, *prefix, **env)."""
+    servers = []
+
+    def starter(storage, *prefix, **env):
+        servers.append(start_single(storage, *prefix, **env))
+        return servers[-1]
+
+    yield starter
+    for server in servers:
+        if server.process.poll() is None:
+            server.stop(signal.SIGKILL)
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import lanes
 import model_server
-import uploads
 
-assert uploads.WORKERS > 1
-uploads.WORKERS = 1
+assert lanes.WORKERS > 1
+lanes.WORKERS = 1
 model_server.main()

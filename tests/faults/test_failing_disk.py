@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from conftest import running, staged
 
-from .tracing import CALLS, NO_EXCHANGE, calls_in, count_calls, points, start_single, strace, threads_of
+from .tracing import CALLS, NO_EXCHANGE, calls_in, count_calls, points, strace, threads_of
 from .witness import Version, assert_knows, delete, half_models, leftovers, patch, perform, post, put, send
 
 OLD, NEW = Version(b"old " * 1000, "old"), Version(b"new!" * 1500, "new")
@@ -83,32 +83,29 @@ def cases_of(counted, expressions):
     *((name, ()) for name in OPERATIONS),
     ("replace", (NO_EXCHANGE,)),
 ], ids=[*OPERATIONS, "replace without exchange"])
-def test_any_failing_call_is_a_5xx_and_nothing_is_lost(tmp_path, some, say, name, expressions):
+def test_any_failing_call_is_a_5xx_and_nothing_is_lost(tmp_path, single, some, say, name, expressions):
     before, request, after = OPERATIONS[name]
     log, wrong, statuses = tmp_path / "strace.log", [], []
-    server = start_single(tmp_path / "models")
-    try:
-        reset(server, OLD)
-        assert perform(server, put("kept/app/1/m", OLD)).status == 201
-        reset(server, before)
-        counted = count_calls(server, log, lambda: perform(server, request), CALLS, *expressions)
-        synced = syncs(log)
-        assert synced >= 4
-        cases = some(list(cases_of(counted, expressions)), 60)
-        for case in cases:
-            problems, status = fail(server, log, request, before, after, synced, *case, *expressions)
-            statuses.append(status)
-            wrong += [f"{' '.join(case)}: {problem}" for problem in problems]
-            assert_knows(server, "kept/app/1/m", OLD)
-            if leftovers(server.storage):  # what could not be removed is removed at the next start
-                server.stop()
-                server = start_single(tmp_path / "models")
-                wrong += [f"{case}: {left} after a restart" for left in staged(server.storage)]
-                reset(server, OLD)
-        reset(server, OLD)
-        assert_knows(server, KEY, OLD)
-    finally:
-        server.stop()
+    server = single(tmp_path / "models")
+    reset(server, OLD)
+    assert perform(server, put("kept/app/1/m", OLD)).status == 201
+    reset(server, before)
+    counted = count_calls(server, log, lambda: perform(server, request), CALLS, *expressions)
+    synced = syncs(log)
+    assert synced >= 4
+    cases = some(list(cases_of(counted, expressions)), 60)
+    for case in cases:
+        problems, status = fail(server, log, request, before, after, synced, *case, *expressions)
+        statuses.append(status)
+        wrong += [f"{' '.join(case)}: {problem}" for problem in problems]
+        assert_knows(server, "kept/app/1/m", OLD)
+        if leftovers(server.storage):  # what could not be removed is removed at the next start
+            server.stop()
+            server = single(tmp_path / "models")
+            wrong += [f"{case}: {left} after a restart" for left in staged(server.storage)]
+            reset(server, OLD)
+    reset(server, OLD)
+    assert_knows(server, KEY, OLD)
     say(f"{name}{' without exchange' if expressions else ''}: {len(cases)} failures injected, {len(wrong)} taken "
         f"wrongly, answers {dict(Counter(statuses))}")
     assert not wrong, "\n".join(wrong)
@@ -116,26 +113,23 @@ def test_any_failing_call_is_a_5xx_and_nothing_is_lost(tmp_path, some, say, name
 
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC", "EDQUOT"])
 @pytest.mark.parametrize("act", [put, post])
-def test_an_error_from_close_is_a_failed_upload(tmp_path, act, error):
+def test_an_error_from_close_is_a_failed_upload(tmp_path, single, act, error):
     """NFS and quotas tell of a failed write as late as that."""
-    server, log = start_single(tmp_path / "models"), tmp_path / "strace.log"
-    try:
-        reset(server, OLD)
-        threads = threads_of(server)
-        with strace(log, [threads["task"]], "trace=close"):
-            perform(server, put("count/app/1/m", NEW))
-        files = [n for n, (_, _, line) in enumerate(calls_in(log), 1) if re.search(r"/(model|metadata\.json)>", line)]
-        drafts = [n for n in files if "/.staging/" in calls_in(log)[n - 1][2]]
-        assert len(drafts) == 2, "the draft's model and its metadata"
-        for n in drafts:
-            with strace(log, [threads["task"]], "trace=close", f"inject=close:error={error}:when={n}"):
-                answer = perform(server, act(KEY, NEW))
-            assert "INJECTED" in log.read_text()
-            assert answer.status == (500 if error == "EIO" else 507) and "detail" in answer.json
-            assert_knows(server, KEY, OLD)
-            assert staged(server.storage) == []
-    finally:
-        server.stop()
+    server, log = single(tmp_path / "models"), tmp_path / "strace.log"
+    reset(server, OLD)
+    threads = threads_of(server)
+    with strace(log, [threads["task"]], "trace=close"):
+        perform(server, put("count/app/1/m", NEW))
+    files = [n for n, (_, _, line) in enumerate(calls_in(log), 1) if re.search(r"/(model|metadata\.json)>", line)]
+    drafts = [n for n in files if "/.staging/" in calls_in(log)[n - 1][2]]
+    assert len(drafts) == 2, "the draft's model and its metadata"
+    for n in drafts:
+        with strace(log, [threads["task"]], "trace=close", f"inject=close:error={error}:when={n}"):
+            answer = perform(server, act(KEY, NEW))
+        assert "INJECTED" in log.read_text()
+        assert answer.status == (500 if error == "EIO" else 507) and "detail" in answer.json
+        assert_knows(server, KEY, OLD)
+        assert staged(server.storage) == []
 
 
 @pytest.fixture

@@ -26,14 +26,18 @@ def start_single(storage, *prefix, **env):
     return LiveServer(storage, *prefix, *launcher, SERVER_THREADS="1", **env)
 
 
+def upload(server):
+    assert perform(server, put("warm/app/1/m", Version(os.urandom(100), "warm"))).status in (200, 201)
+
+
 def threads_of(server):
     """{network, task, intake: thread id} of a single server, found by what each does for an upload."""
     if not hasattr(server, "threads"):
         log = server.storage.with_suffix(".threads")
+        upload(server)      # which starts the worker
         every = [int(path.name) for path in Path(f"/proc/{server.process.pid}/task").iterdir()]
         with strace(log, every, "trace=writev,fsync"):
-            version = Version(os.urandom(100), "warm")
-            assert perform(server, put("warm/app/1/m", version)).status in (200, 201)
+            upload(server)
         did = {call: thread for thread, call, _ in calls_in(log)}
         server.threads = {"network": server.process.pid, "task": did["fsync"], "intake": did["writev"]}
     return server.threads
