@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-WORKERS = 4                     # two write while two hash; more gain nothing on one disk
+WORKERS = 8     # four uploads write, hash and wait for the disk at once; more gain nothing on one disk
 
 
 class Intake:

@@ -135,7 +135,7 @@ class Upload(Body):
         self._store, self._intake = store, intake
         self._form = None if content_type is None else FormCutter(content_type)
         self._part = Part("", None)
-        self._file_seen = self._closed = False
+        self._file_seen = self._closed = self._paused = False
         self._digest = hashlib.sha256()
         self._backlog = self._size = 0
         lanes = (Lane(intake, work, self.refuse) for work in (self._write, self._hash, self._sync))
@@ -149,7 +149,8 @@ class Upload(Body):
             intake.in_flight += 1
 
     def congested(self) -> bool:
-        return self._backlog > OWN_BACKLOG or (self._intake.backlog > ALL_BACKLOG and self._backlog > 0)
+        self._paused = self._backlog > OWN_BACKLOG or (self._intake.backlog > ALL_BACKLOG and self._backlog > 0)
+        return self._paused
 
     def _take(self, data: bytes) -> None:
         if self._form is None:
@@ -216,12 +217,12 @@ class Upload(Body):
         self._release(batch)
 
     def _release(self, batch: list[memoryview]) -> None:
-        waited, length = self.congested(), sum(map(len, batch))
+        paused, length = self._paused, sum(map(len, batch))
         with self._intake.changed:
             self._backlog -= length
             self._intake.backlog -= length
             self._intake.changed.notify_all()
-        if waited and not self.congested():
+        if paused and not self.congested():
             self.wake()
 
     def refuse(self, error: Exception) -> None:
