@@ -75,9 +75,6 @@ def expected_sha256(header: Callable[[str], str | None], fields: dict[str, str])
     return claims.pop() if claims else None
 
 
-# ---- bodies
-
-
 class Body:
     """A request's body while it arrives. append, __len__, getfile, close are waitress' words for what it does with it.
 
