@@ -4,6 +4,7 @@ import collections
 import logging
 import threading
 import time
+from contextlib import suppress
 from typing import TextIO
 
 BATCH = 0.05    # seconds; a write for each line stops every thread of the server, and sooner is no use to a reader
@@ -25,8 +26,11 @@ class BatchedLog(logging.Handler):
             self._waiting.set()
 
     def flush(self) -> None:
-        lines = [self._lines.popleft() for _ in range(len(self._lines))]
-        self._stream.write("".join(lines))
+        text = ""
+        while self._lines:
+            with suppress(IndexError):      # the last flush and the thread's may meet
+                text += self._lines.popleft()
+        self._stream.write(text)
         self._stream.flush()
 
     def _run(self) -> None:

@@ -86,6 +86,7 @@ class Body:
         self.refusal, self.limit, self.received = refusal, limit, 0
         self.started = time.monotonic()
         self.data = b""
+        self.wake: Callable[[], None] = lambda: None    # called when congested() turns false
 
     def append(self, data: bytes) -> None:
         self.received += len(data)
@@ -138,7 +139,6 @@ class Upload(Body):
         lanes = (Lane(intake, work, self.refuse) for work in (self._write, self._hash, self._sync))
         self._writes, self._hashes, self._syncs = lanes
         self._unsynced = 0
-        self.wake: Callable[[], None] = lambda: None    # called when congested() turns false
         self.draft: Draft | None = None
         self.fields: list[tuple[str, str]] = []
         self.filename: str | None = None
@@ -325,11 +325,10 @@ class StreamingParser(HTTPRequestParser):
             self.expect_continue = False    # or the connection waits for a body that never comes (TRAPS 8)
             return
         body = self._channel.admit(WSGITask(self._channel, self).get_environment())
-        if isinstance(body, Upload):
-            body.wake = self._channel.server.pull_trigger
+        body.wake = self._channel.server.pull_trigger
         self.body_rcv = BoundedChunks(body) if self.chunked else FixedStreamReceiver(self.content_length, body)
-        if body.refusal and self.expect_continue:
-            # RFC 9110 10.1.1: a final status instead of 100, and the body is not asked for
+        if body.refusal and (self.expect_continue or "X_FORWARDED_EXPECT" in self.headers):
+            # RFC 9110 10.1.1: a final status, and the body is not asked for; nginx passes Expect on under this name
             self.expect_continue, self.completed, self.refused = False, True, True
 
     def overdue(self) -> bool:
@@ -405,7 +404,10 @@ class StreamingChannel(HTTPChannel):
         if self.request is None:
             return bool(super().readable())
         self.will_close = self.will_close or self.request.overdue()
-        return super().readable() and not self.request.congested()
+        if self.request.congested():
+            self.last_activity = time.time()    # it is our disk that is silent, not the client
+            return False
+        return bool(super().readable())
 
     def handle_read(self) -> None:
         if not self.linger_until:

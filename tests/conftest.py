@@ -54,7 +54,9 @@ class LiveServer:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        assert self._serving.wait(30) and self.port, "the server did not start:\n" + "".join(self.lines)
+        if not (self._serving.wait(30) and self.port):
+            self.stop(signal.SIGKILL)
+            pytest.fail("the server did not start:\n" + self.log())
 
     port = 0
 

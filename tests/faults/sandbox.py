@@ -6,6 +6,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 
@@ -29,6 +30,10 @@ def is_inside(pid, directory):
 def enter(directory):
     for command in (["mount", "--make-rprivate", "/"], ["mount", "--bind", directory, directory]):
         subprocess.run(command, check=True)
+    for point in mounts():
+        if Path(tempfile.gettempdir()) in Path(point).parents and point != directory:
+            # of other tests, who could not let go of it while we had a copy
+            subprocess.run(["umount", "--lazy", point], check=True)
     for point, writable in mounts().items():
         if writable and point != directory:
             subprocess.run(["mount", "-o", "remount,bind,ro", point], check=True)

@@ -23,7 +23,7 @@ SHUTDOWNS = ("shutdown", "shutdown -f")
 
 
 def run(*command):
-    subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True)
+    return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout.strip()
 
 
 class Disk:
@@ -38,11 +38,16 @@ class Disk:
 
     @contextmanager
     def mounted(self):
-        run("mount", "-o", "loop,commit=1", self.image, self.mountpoint)
+        # a new device each time: another mount namespace may hold the old one, and with it the dead file system
+        device = run("losetup", "--find", "--show", self.image)
         try:
-            yield self.mountpoint / "models"
+            run("mount", "-o", "commit=1", device, self.mountpoint)
+            try:
+                yield self.mountpoint / "models"
+            finally:
+                self.unmount()
         finally:
-            self.unmount()
+            run("losetup", "--detach", device)
 
     def unmount(self):
         for _ in range(100):    # a killed server may still be in the middle of a write
@@ -72,13 +77,20 @@ def disk(can_cut_power, tmp_path):
 
 
 def lose_power(disk, ledger, seed, how, *prefix):
-    """One round: clients at work, the power goes, the next start. How many changes were acknowledged, what is lost."""
+    """One round: clients at work, the power goes, the next start. How many changes were acknowledged, what is lost.
+
+    Every other time it goes just after the last answer, before another change's fsync can save what this one forgot.
+    """
     moments = random.Random(seed)
     with disk.mounted() as storage, running(storage, *prefix) as server:
         def cut(workers):
             while sum(worker.acknowledged for worker in workers) < 10:
                 time.sleep(0.001)
             time.sleep(moments.random() * 0.7)
+            if moments.random() < 0.5:
+                for worker in workers:
+                    worker.enough.set()
+                    worker.join(60)
             disk.cut_power(how)
 
         changes = ledger.disturb(server, 4, SIZES, cut, seed)
