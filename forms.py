@@ -1,5 +1,6 @@
-"""multipart/form-data, cut while it arrives: bytes in, events out, no files and no sockets."""
+"""What a client sends beside the bytes: forms, cut as they arrive, fields, claimed digests. No files, no sockets."""
 
+import base64
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from email.message import Message
 from email.parser import HeaderParser
 from email.utils import collapse_rfc2231_value
 from typing import TypeVar
+
+from models import SHA256
 
 T = TypeVar("T")
 
@@ -175,3 +178,20 @@ def merged(*pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
         if fields.setdefault(name, value) != value:
             raise BadUpload(f"{name[:100]!r} is given twice, with different values: give it once")
     return fields
+
+
+def expected_sha256(header: Callable[[str], str | None], fields: dict[str, str]) -> str | None:
+    """The digest a client vouches for, in hex, from its headers and the field sha256; raises BadUpload."""
+    claims = {claim.strip().lower() for claim in (header("X-Checksum-Sha256"), fields.get("sha256")) if claim}
+    for name in ("Repr-Digest", "Content-Digest"):     # RFC 9530 2 and 3; other algorithms may be ignored
+        for encoded in re.findall(r"(?:^|,)\s*sha-256=([^,;\s]*)", header(name) or ""):
+            try:
+                claims.add(base64.b64decode(encoded[1:-1], validate=True).hex() if encoded[:1] == ":" else encoded)
+            except ValueError:
+                claims.add(encoded)
+    for claim in claims:
+        if not SHA256.fullmatch(claim):
+            raise BadUpload(f"{claim[:100]!r} is not a SHA-256: 64 hex digits, or sha-256=:<base64>: in Repr-Digest")
+    if len(claims) > 1:
+        raise BadUpload(f"the request claims different digests: {', '.join(sorted(claims))}")
+    return claims.pop() if claims else None

@@ -26,14 +26,14 @@ import downloads
 import logs
 import models
 from downloads import PreconditionFailed, RangeNotSatisfiable, Response, check_write, etag_of, json_response
-from forms import BadUpload, DigestMismatch, TooLarge, merged
-from lanes import Intake
+from forms import BadUpload, DigestMismatch, TooLarge, expected_sha256, merged
+from lanes import Intake, tune
 from lists import list_response
 from metrics import Metrics
 from models import NAME_FIELDS, InvalidName, Model, ModelExists, ModelKey, ModelNotFound, describe, url_of
 from settings import Settings
 from storage import Check, Storage, now
-from uploads import Body, ProtocolError, Server, Upload, expected_sha256, read_body
+from uploads import Body, ProtocolError, Server, Upload, read_body
 
 T = TypeVar("T")
 log = logging.getLogger("model_server")
@@ -475,6 +475,7 @@ def raise_descriptor_limit() -> int:
 
 
 def main() -> None:
+    tune()
     logs.configure(sys.stdout)
     try:
         settings = Settings.from_env(os.environ)

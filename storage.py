@@ -8,7 +8,6 @@ A model appears by one rename of a finished directory and is replaced by one exc
 walked by descriptor and without following symbolic links, so no name and no planted link leads out of the root.
 """
 
-import errno
 import fcntl
 import io
 import itertools
@@ -71,15 +70,13 @@ class Storage:
         self._numbers = itertools.count()
         self._known: dict[ModelKey, tuple[tuple[files.Stamp | None, files.Stamp], Model]] = {}
         self.index = Index(os.fspath(root), self._subdirectories, self._sign, self.find)
-        self.read_only = False
         with files.own_words():
-            try:
-                self._claim()
-            except OSError as error:
-                if error.errno != errno.EROFS or not root.is_dir():
-                    raise
-                self.read_only = True
+            # the mount is asked, not an attempt: who may not write there anyway would see that first
+            self.read_only = root.is_dir() and bool(os.statvfs(root).f_flag & os.ST_RDONLY)
+            if self.read_only:
                 log.warning("%s is mounted read-only: models are served, not taken", root)
+            else:
+                self._claim()
 
     def _claim(self) -> None:
         with ExitStack() as undo:

@@ -216,9 +216,9 @@ def sandboxed(tmp_path_factory):
     try:
         probe = subprocess.run([*prefix, "true"], capture_output=True, text=True)
     except FileNotFoundError as error:
-        pytest.skip(f"no sandbox to be had: {error}")
+        pytest.fail(f"no sandbox to be had: {error}")
     if probe.returncode:
-        pytest.skip(f"no sandbox to be had: {probe.stderr}")
+        pytest.fail(f"no sandbox to be had: {probe.stderr}")
     (sandbox / "beside").write_text("precious")
     with running(sandbox / "models", *prefix) as server:
         writable = set()
