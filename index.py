@@ -73,7 +73,7 @@ class Index:
         self.total()
         while not self._closed.wait(FRESH):
             if time.monotonic() - self._asked < WATCHED:
-                self._refresh()
+                self._refresh(pause=0.001)
 
     def close(self) -> None:
         self._closed.set()
@@ -107,11 +107,13 @@ class Index:
             directory.total = sum(count for count, _ in below), sum(size for _, size in below)
         return directory.total
 
-    def _refresh(self) -> None:
+    def _refresh(self, pause: float = 0.0) -> None:
         """Looks at every directory known; the files of each model are looked at when it is asked for."""
         started = time.monotonic()
-        for names in list(self._directories):
+        for number, names in enumerate(list(self._directories)):
             self._look(names)
+            if pause and number % 200 == 199:
+                time.sleep(pause)   # requests go first
         self._refreshed = started
 
     def _look(self, names: Names) -> Directory:

@@ -146,7 +146,7 @@ def error_response(error: Exception) -> Response:
 
 
 def health(request: Request, store: Storage) -> Response:
-    state = {"timestamp": now(), "storage_path": str(store.root), **({"read_only": True} if store.read_only else {})}
+    state = {"timestamp": now(), "storage_path": str(store.root)} | ({"read_only": True} if store.read_only else {})
     try:
         store.probe()
         return json_response(200, {"status": "healthy", **state, "free_bytes": store.free_bytes()})
@@ -443,9 +443,6 @@ class Application:
 
 def create_app(store: Storage, settings: Settings) -> Application:
     return Application(store, settings)
-
-
-# ---- the process
 
 
 def open_storage(path: Path | None) -> Storage:
