@@ -18,7 +18,8 @@ log = logging.getLogger("model_server.files")
 
 MODEL = "model"         # the file that goes first when a directory is removed
 FULL = (errno.ENOSPC, errno.EDQUOT)
-ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # ELOOP: a symbolic link, which is never followed
+GONE = (errno.ENOENT, errno.ESTALE)     # ESTALE: removed through another mount, where the file system has several
+ABSENT = (*GONE, errno.ENOTDIR, errno.ELOOP)    # ELOOP: a symbolic link, which is never followed
 READ_ONLY = "the storage is mounted read-only: this server serves models and takes none"
 IN_THE_WAY = (errno.ENOTDIR, errno.ELOOP)
 OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
@@ -40,6 +41,16 @@ def own_words() -> Iterator[None]:
         if error.errno in IN_THE_WAY:
             raise ModelExists("a file or a link stands where a directory should be: remove it") from error
         raise StorageFailed(f"the storage failed: {error.strerror}; see the server's log") from error
+
+
+@contextmanager
+def vanishing() -> Iterator[None]:
+    """Lets it pass that a directory went away meanwhile."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
 
 
 def write_all(descriptor: int, blocks: Sequence[bytes | memoryview]) -> int:
@@ -89,10 +100,9 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-    except FileNotFoundError:
-        pass
     except OSError as error:
-        log.error("cannot remove %s: %s", path, error)
+        if error.errno not in GONE:
+            log.error("cannot remove %s: %s", path, error)
 
 
 class NotRegular(FileNotFoundError):
@@ -107,6 +117,8 @@ def open_regular(name: str, directory: int) -> BinaryIO:
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):   # a link, a socket
             raise NotRegular(error.errno, f"{name} is no regular file") from error
+        if error.errno in GONE:
+            raise FileNotFoundError(errno.ENOENT, f"{name} is gone") from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

@@ -307,7 +307,7 @@ class Storage:
         aside = False
         for _ in range(LOOKS):
             # a delete may prune the parents between our making them and our rename
-            with suppress(FileNotFoundError), self._walk(*key.names[:3], create=True) as descriptors:
+            with files.vanishing(), self._walk(*key.names[:3], create=True) as descriptors:
                 if not files.rename_new(draft, descriptors[-1], key.model_name):
                     if not replacing:
                         raise ModelExists(f"{key} is taken by something that appeared just now or is no model")
