@@ -33,7 +33,7 @@ class Directory:
     checked: float = 0.0
     total: tuple[int, int] | None = None
     looked: float = 0.0         # when the entries were last compared with their files
-    entries: dict[str, tuple[Signature, bytes]] = field(default_factory=dict)
+    entries: dict[str, tuple[int, bytes]] = field(default_factory=dict)
 
 
 class Index:
@@ -159,20 +159,20 @@ class Index:
         directory = self._look(place)
         moment, entries = time.monotonic(), directory.entries
         if moment - directory.looked > LOOKED:
-            changed = [name for name, entry in list(entries.items()) if entry[0] != self._sign((*place, name))]
-            for name in changed:
-                entries.pop(name, None)
+            for name, (state, _) in list(entries.items()):
+                signature = self._sign((*place, name))
+                if signature is None or signature[0] != state:
+                    entries.pop(name, None)
             directory.looked = moment
         for name in directory.children:
             model = (*place, name)
             if model > after and (entry := entries.get(name) or self._read_model(model, entries)):
                 yield model, entry[1]
 
-    def _read_model(self, names: Names, entries: dict[str, tuple[Signature, bytes]],
-                    ) -> tuple[Signature, bytes] | None:
+    def _read_model(self, names: Names, entries: dict[str, tuple[int, bytes]]) -> tuple[int, bytes] | None:
         signature, found = self._sign(names), self._find(ModelKey(*names))  # in this order: a change shows next time
         if signature is None or found is None:
             return None     # deleted just now
         document = {**found.as_json(), "path": f"{found.key}/model"}
-        entry = entries[names[-1]] = signature, json.dumps(document)[:-1].encode()
+        entry = entries[names[-1]] = signature[0], json.dumps(document)[:-1].encode()
         return entry

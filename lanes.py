@@ -62,5 +62,5 @@ def tune() -> None:
     sys.setswitchinterval(0.0005)   # seconds; who has a block to write must not wait 5 ms for who parses a head
     mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:     # glibc: keep the memory of one block for the next, in few arenas
-        for option, value in ((M_TRIM_THRESHOLD, 64 << 20), (M_MMAP_THRESHOLD, 32 << 20), (M_ARENA_MAX, 2)):
+        for option, value in ((M_TRIM_THRESHOLD, 16 << 20), (M_MMAP_THRESHOLD, 32 << 20), (M_ARENA_MAX, 2)):
             mallopt(option, value)

@@ -27,7 +27,7 @@ if [ -z "${SCALING_DIR:-}" ]; then      # first here, then below in namespaces o
     fi
     SCALING_DIR=$(mktemp -d /var/tmp/amr-scaling-XXXXXX)    # /tmp may be a tmpfs, and bricks want attributes of trusted.*
     export SCALING_DIR
-    trap 'rm -rf "$SCALING_DIR"' EXIT
+    trap '[ -n "${KEEP:-}" ] || rm -rf "$SCALING_DIR"' EXIT     # KEEP=1: its logs stay in log/
     # Network, mounts and processes all end with the last line below, whatever happens in between
     unshare --net --mount --pid --fork --kill-child --mount-proc bash "deploy/${0##*/}" "$@"
     exit

@@ -1,0 +1,114 @@
+"""Goal 2, downloads: .venv/bin/python benchmarks/download.py (README: Benchmarks)
+
+1 GiB by curl, whole and in 64 parallel ranges, as a download manager asks for them, against nginx with sendfile; then
+the share of a core that 100 readers with curl --limit-rate cost the server, alone and with the 64 ranges among them.
+A smoke run: --size 64M --rounds 1 --readers 10 --seconds 3
+"""
+
+import os
+import shutil
+import subprocess
+import time
+from contextlib import ExitStack, suppress
+from functools import partial
+
+import peers
+from peers import CURL, MIB, Server
+
+MODEL = "p/a/1.0.0/m"
+DISCARD = ("curl", "-sS", "--fail", "-o", "/dev/null")
+
+
+def path_of(server: Server) -> str:
+    """Ours and FastAPI have routes, the others show the directory."""
+    return f"/models/{MODEL}" if server.name in (peers.OURS.name, peers.FASTAPI.name) else f"/{MODEL}/model"
+
+
+def download(server: Server, size: int) -> dict[str, float]:
+    before = server.cpu()
+    seconds = peers.together([[*DISCARD, f"{server.url}{path_of(server)}"]])
+    return {"seconds": seconds, "rate": size / seconds / MIB, "cpu": server.cpu() - before}
+
+
+def ranges_of(server: Server, size: int, count: int) -> list[str]:
+    """One curl that asks for `count` ranges at once, each over a connection of its own."""
+    step = size // count
+    command = ["curl", "--no-progress-meter", "--parallel", "--parallel-immediate", "--parallel-max", str(count)]
+    for number in range(count):
+        last = size - 1 if number == count - 1 else (number + 1) * step - 1
+        command += [*(["--next"] if number else []), *DISCARD[1:], "-r", f"{number * step}-{last}",
+                    f"{server.url}{path_of(server)}"]
+    return command
+
+
+def ranges(server: Server, size: int, count: int) -> dict[str, float]:
+    before = server.cpu()
+    seconds = peers.together([ranges_of(server, size, count)])
+    return {"seconds": seconds, "rate": size / seconds / MIB, "cpu": server.cpu() - before}
+
+
+def slow_readers(server: Server, size: int, readers: int, rate: int, seconds: float, count: int) -> dict[str, float]:
+    """Slow readers for so many seconds, and in the midst of it `count` ranges; 0 for none."""
+    before, begun = server.cpu(), time.monotonic()
+    running = [subprocess.Popen([*DISCARD, "--limit-rate", str(rate), f"{server.url}{path_of(server)}"],
+                                stderr=subprocess.DEVNULL) for _ in range(readers)]
+    try:
+        time.sleep(seconds / 4)
+        took = peers.together([ranges_of(server, size, count)]) if count else 0
+        time.sleep(max(0, seconds - (time.monotonic() - begun)))
+        elapsed = time.monotonic() - begun
+        cores = (server.cpu() - before) / elapsed
+        assert all(process.poll() in (None, 0) for process in running), "a slow reader was cut off"
+    finally:
+        for process in running:
+            with suppress(ProcessLookupError):
+                process.terminate()
+        for process in running:
+            process.wait()
+    return {"cores": cores, "seconds": took}
+
+
+def main() -> None:
+    options = peers.arguments(
+        __doc__, size=(peers.size, 1024 * MIB, "of the file"), ranges=(int, 64, "at once"),
+        readers=(int, 100, "slow ones"), rate=(peers.size, MIB, "bytes a second of each slow reader"),
+        seconds=(float, 10.0, "of slow reading"))
+    with peers.scratch(options.scratch) as root, ExitStack() as running:
+        peers.need_space(root, options.size)
+        ours = running.enter_context(peers.OURS.running(root / "models"))
+        source = peers.source_file(root / "source", options.size)
+        peers.together([[*CURL, "-T", str(source), f"{ours.url}/models/{MODEL}"]])
+        source.unlink()
+        servers = [ours]
+        for peer in peers.available(peers.NGINX_PEER, peers.RCLONE_HTTP, peers.FASTAPI):
+            place = root / peer.name.split()[0]
+            (place / peer.data).mkdir(parents=True)
+            shutil.copytree(ours.data / "p", place / peer.data / "p", copy_function=os.link)
+            servers.append(running.enter_context(peer.running(place)))
+        for server in servers:
+            download(server, options.size)      # warm
+        whole = peers.interleaved(options.rounds, {s.name: partial(download, s, options.size) for s in servers})
+        parts = peers.interleaved(options.rounds, {s.name: partial(ranges, s, options.size, options.ranges)
+                                                   for s in servers})
+        slow = (options.size, options.readers, options.rate, options.seconds)
+        both = peers.interleaved(options.rounds, {f"{s.name}|{count}": partial(slow_readers, s, *slow, count)
+                                                  for s in servers[:2] for count in (0, options.ranges)})
+        memory = {server.name: server.memory() for server in servers}
+    rows = []
+    for what, results in (("whole", whole), (f"{options.ranges} ranges", parts)):
+        for name, series in results.items():
+            ratio = series.median("seconds") / results.get("nginx", peers.Series()).median("seconds")
+            rows.append([what, name, f"{series.median('seconds'):.2f}", series.spread("seconds"),
+                         f"{series.median('rate'):.0f}", f"{series.median('cpu'):.2f}", f"{memory[name]:.0f}",
+                         f"{ratio:.2f}"])
+    peers.table(["what", "server", "median s", "range s", "MiB/s", "CPU s", "peak MiB", "time / nginx"], rows,
+                f"{options.size >> 20} MiB, medians of {options.rounds}")
+    rows = [[name.split("|")[0], name.split("|")[1], f"{series.median('cores'):.2f}", series.spread("cores"),
+             f"{series.median('seconds'):.2f}"] for name, series in both.items()]
+    peers.table(["server", "ranges beside them", "cores", "range", "ranges took s"], rows,
+                f"{options.readers} readers of {options.rate >> 10} KiB/s, {options.seconds:g} s, medians of "
+                f"{options.rounds}")
+
+
+if __name__ == "__main__":
+    main()
