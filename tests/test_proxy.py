@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -338,9 +339,13 @@ def test_a_server_below_a_path(tmp_path, tls):
 def test_too_many_requests_are_429_with_json(tmp_path, tls):
     with running(tmp_path / "models", **TRUSTED) as server, \
             proxy(tmp_path / "nginx", tls, server.port, clean=False) as front, front.session() as http:
-        answers = [http.get(f"{front.url}/health") for _ in range(400)]
-        statuses = [answer.status_code for answer in answers]
-        assert set(statuses) == {200, 429} and statuses[:200] == [200] * 200
+        # 16 at once: one after the other a slow machine may stay below the 50 a second
+        answers = []
+        with ThreadPoolExecutor(16) as clients:
+            while len(answers) < 4000 and not any(answer.status_code == 429 for answer in answers):
+                answers += clients.map(lambda _: http.get(f"{front.url}/health"), range(400))
+        assert {answer.status_code for answer in answers} == {200, 429}
+        assert sum(answer.status_code == 200 for answer in answers) >= 200      # what a burst may be
         refused = next(answer for answer in answers if answer.status_code == 429)
         assert "too many" in refused.json()["detail"] and refused.headers["Retry-After"] == "1"
         assert http.put(f"{front.url}/models/p/app/1/m", data=DATA).status_code in (201, 429)
