@@ -43,16 +43,6 @@ def own_words() -> Iterator[None]:
         raise StorageFailed(f"the storage failed: {error.strerror}; see the server's log") from error
 
 
-@contextmanager
-def vanishing() -> Iterator[None]:
-    """Lets it pass that a directory went away meanwhile."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in GONE:
-            raise
-
-
 def write_all(descriptor: int, blocks: Sequence[bytes | memoryview]) -> int:
     """Writes blocks, none of them empty; says how many bytes they were."""
     rest, total = list(blocks), 0

@@ -62,7 +62,7 @@ def limit_of(query: Mapping[str, str]) -> int:
 
 def wanted(store: Storage, names: Names, query: Mapping[str, str], after: Names) -> Iterator[tuple[Names, bytes]]:
     """The models that the filters let through: their names and their JSON, see Index.lines."""
-    lines = store.index.lines(names, after)
+    lines = store.lines(names, after)
     return (x for x in lines if passes(json.loads(x[1] + b"}"), query)) if is_filtered(query) else lines
 
 

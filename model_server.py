@@ -32,7 +32,7 @@ from lists import list_response
 from metrics import Metrics
 from models import NAME_FIELDS, InvalidName, Model, ModelExists, ModelKey, ModelNotFound, describe, url_of
 from settings import Settings
-from storage import Check, Storage, now
+from storage import Check, Storage
 from uploads import Body, ProtocolError, Server, Upload, read_body
 
 T = TypeVar("T")
@@ -146,7 +146,7 @@ def error_response(error: Exception) -> Response:
 
 
 def health(request: Request, store: Storage) -> Response:
-    state = {"timestamp": now(), "storage_path": str(store.root)} | ({"read_only": True} if store.read_only else {})
+    state = {"timestamp": models.now(), "storage_path": str(store.root)} | ({"read_only": True} if store.read_only else {})
     try:
         store.probe()
         return json_response(200, {"status": "healthy", **state, "free_bytes": store.free_bytes()})

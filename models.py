@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from typing import Any
 
 NAME_RULE = "use 1 to 128 of A-Z a-z 0-9 . _ + -, beginning with a letter, digit or _"
@@ -133,6 +134,11 @@ class Model:
             "uploaded_at": self.uploaded_at,
             "updated_at": self.updated_at,
         }
+
+
+def now() -> str:
+    """The moment as metadata tells it, UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def url_of(key: ModelKey, base_url: str) -> str:

@@ -8,6 +8,7 @@ A model appears by one rename of a finished directory and is replaced by one exc
 walked by descriptor and without following symbolic links, so no name and no planted link leads out of the root.
 """
 
+import errno
 import fcntl
 import io
 import itertools
@@ -19,7 +20,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 
@@ -54,10 +54,6 @@ class OpenModel(NamedTuple):
 
     model: Model
     file: BinaryIO
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Storage:
@@ -149,6 +145,11 @@ class Storage:
             for found in self._scan((), names, after):
                 if files.stamp(f"{self.root}/{'/'.join(found)}/{MODEL}"):
                     yield ModelKey(*found)
+
+    def lines(self, names: tuple[str, ...], after: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], bytes]]:
+        """See Index.lines."""
+        with files.own_words():
+            yield from self.index.lines(names, after)
 
     def versions(self, project_id: str, app_name: str, model_name: str) -> Iterator[str]:
         """The versions that have this model, in no useful order."""
@@ -282,7 +283,7 @@ class Storage:
         scratch = self._session / f"{next(self._numbers)}.json"
         with files.own_words(), self._changing(key), ExitStack() as undo:
             current = self.info(key)
-            model = replace(current, details=change(current), updated_at=now())
+            model = replace(current, details=change(current), updated_at=models.now())
             if model.details == current.details:
                 return current
             undo.callback(scratch.unlink, missing_ok=True)
@@ -307,7 +308,7 @@ class Storage:
         aside = False
         for _ in range(LOOKS):
             # a delete may prune the parents between our making them and our rename
-            with files.vanishing(), self._walk(*key.names[:3], create=True) as descriptors:
+            with suppress(FileNotFoundError), self._walk(*key.names[:3], create=True) as descriptors:
                 if not files.rename_new(draft, descriptors[-1], key.model_name):
                     if not replacing:
                         raise ModelExists(f"{key} is taken by something that appeared just now or is no model")
@@ -375,6 +376,10 @@ class Storage:
                         os.mkdir(name, dir_fd=descriptors[-1])
                 descriptors.append(os.open(name, files.DIRECTORY, dir_fd=descriptors[-1]))
             yield descriptors
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            raise FileNotFoundError(errno.ENOENT, "removed through another mount") from error
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -462,7 +467,7 @@ class Draft:
         os.fsync(self._file)
         status = os.fstat(self._file)
         self._close()
-        moment = now()
+        moment = models.now()
         model = Model(key, status.st_size, sha256, details, moment, moment, status.st_mtime_ns, status.st_ino)
         _write_document(self._path / METADATA, model)
         files.sync_directory(self._path)

@@ -36,9 +36,6 @@ fi
 OPTIONS=${OPTIONS-"performance.open-behind off
 performance.quick-read off
 performance.stat-prefetch off
-performance.readdir-ahead off
-performance.parallel-readdir off
-performance.write-behind off
 network.ping-timeout 10"}
 MOUNT_OPTIONS=${MOUNT_OPTIONS-"--entry-timeout=0 --attribute-timeout=0 --negative-timeout=0"}
 address=10.77.0.1 volume=models mounts=$SCALING_DIR/mnt     # GlusterFS takes no address of the loopback's own net

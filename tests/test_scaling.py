@@ -122,6 +122,24 @@ def test_what_one_server_acknowledged_the_other_has_at_once(servers, say):
     say(f"{len(waits)} uploads, each read at once through the other mount; median {sorted(waits)[30] * 1000:.0f} ms")
 
 
+def test_the_speed_of_one_server_and_of_two(servers, say):
+    """Figures alone: all three replicas are on one disk here, which writes each byte three times."""
+    data = random.randbytes(128 * PART)
+
+    def timed(act, number):
+        begun = time.monotonic()
+        everywhere(number, act)
+        return f"{number * 128 / (time.monotonic() - begun):.0f} MiB/s"
+
+    def up(n):
+        assert requests.put(f"{servers[n].url}/models/p/app/1/m{n}", data=data).status_code in (200, 201)
+
+    def down(n):
+        assert len(requests.get(f"{servers[n].url}/models/p/app/1/m{n}").content) == len(data)
+
+    say(f"up {timed(up, 1)} at one server, {timed(up, 2)} at two; down {timed(down, 1)} and {timed(down, 2)}")
+
+
 def test_a_reader_in_the_middle_of_the_old_model_finishes_it_though_the_other_server_replaces_it(servers):
     data = random.randbytes(40 * PART)
     assert perform(servers[0], put("p/app/1/m", Version(data, "old"))).status == 201

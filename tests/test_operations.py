@@ -1,0 +1,104 @@
+"""A backup of a server that goes on working, and what is brought back from it."""
+
+import os
+import random
+import shutil
+import subprocess
+import threading
+
+import requests
+from conftest import ROOT, running, sha256
+
+SIZE = 300_000      # the same for all: a copy that mixes two versions has no other mark than its digest
+
+
+def backup(source, target, **environ):
+    return subprocess.run(["sh", ROOT / "deploy/backup.sh", source, target], capture_output=True, text=True,
+                          timeout=120, env={**os.environ, **environ})
+
+
+def holding(root):
+    """The digest of each model of a server on this directory, its bytes compared to what its metadata says."""
+    with running(root) as server:
+        entries = requests.get(f"{server.url}/models/list").json()["models"]
+        for entry in entries:
+            data = requests.get(server.url + entry["url"].removeprefix(server.url)).content
+            assert sha256(data) == entry["sha256"] and len(data) == entry["size"], entry["path"]
+        return {entry["path"]: entry["sha256"] for entry in entries}
+
+
+def test_a_backup_while_models_are_replaced_holds_each_model_whole(start, tmp_path):
+    server, stop, written = start(), threading.Event(), set()
+    still = {f"p/app/{number}/still/model": random.randbytes(SIZE) for number in range(20)}
+    for path, data in still.items():
+        assert requests.put(f"{server.url}/models/{path.removesuffix('/model')}", data=data).status_code == 201
+
+    def replace():
+        chance = random.Random(7)
+        with requests.Session() as http:
+            while not stop.is_set():
+                data = chance.randbytes(SIZE)
+                written.add(sha256(data))
+                name = f"moving{chance.randrange(3)}"
+                assert http.put(f"{server.url}/models/p/app/1/{name}", data=data).status_code in (200, 201)
+                assert http.put(f"{server.url}/models/p/app/2/{name}", data=data).status_code in (200, 201)
+                assert http.delete(f"{server.url}/models/p/app/2/{name}").status_code == 200
+                stop.wait(0.02)
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        copies = [tmp_path / f"backup{number}" for number in range(4)]
+        for copy in copies:
+            done = backup(server.storage, copy)
+            assert done.returncode == 0, done.stderr
+    finally:
+        stop.set()
+        writer.join()
+    assert server.stop() == 0
+    for copy in copies:
+        found = holding(copy)
+        assert {path: found.pop(path) for path in still} == {path: sha256(data) for path, data in still.items()}
+        assert set(found.values()) <= written
+
+
+# rsync as it comes, but for the first pass, in which the model is replaced between its two files
+UNLUCKY = """#!/bin/sh
+if [ -e {place}/done ]; then exec {rsync} "$@"; fi
+touch {place}/done
+{rsync} --exclude=model "$@" && curl -q -sSf --noproxy '*' -o /dev/null -T {place}/new {url} &&
+    exec {rsync} --exclude=metadata.json "$@"
+"""
+
+
+def test_a_model_that_is_replaced_between_its_two_files_is_copied_once_more(start, tmp_path):
+    server, copy = start(), tmp_path / "backup"
+    url = f"{server.url}/models/p/app/1/m"
+    requests.put(url, data=b"old").raise_for_status()
+    (tmp_path / "new").write_bytes(b"new")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/rsync").write_text(UNLUCKY.format(place=tmp_path, rsync=shutil.which("rsync"), url=url))
+    (tmp_path / "bin/rsync").chmod(0o755)
+    done = backup(server.storage, copy, PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
+    assert done.returncode == 0
+    assert done.stderr == "p/app/1/m was replaced while it was copied: once more\n"
+    assert holding(copy) == {"p/app/1/m/model": sha256(b"new")}
+
+
+def test_a_backup_is_brought_back_and_only_what_changed_is_copied_again(start, tmp_path):
+    server, copy = start(), tmp_path / "backup"
+    for number in range(3):
+        requests.put(f"{server.url}/models/p/app/{number}/m", data=b"%d" % number).raise_for_status()
+    assert backup(server.storage, copy).returncode == 0
+    before = {path: path.stat().st_ino for path in copy.rglob("model")}
+    requests.put(f"{server.url}/models/p/app/1/m", data=b"9").raise_for_status()
+    requests.delete(f"{server.url}/models/p/app/2/m").raise_for_status()
+    assert backup(server.storage, copy).returncode == 0
+    after = {path: path.stat().st_ino for path in copy.rglob("model")}
+    assert [path.parent.parent.name for path in after if after[path] == before[path]] == ["0"]
+    assert not (copy / ".staging").exists()
+
+    assert server.stop() == 0
+    shutil.rmtree(server.storage)
+    assert backup(copy, server.storage).returncode == 0
+    assert holding(server.storage) == {"p/app/0/m/model": sha256(b"0"), "p/app/1/m/model": sha256(b"9")}
