@@ -146,7 +146,9 @@ def error_response(error: Exception) -> Response:
 
 
 def health(request: Request, store: Storage) -> Response:
-    state = {"timestamp": models.now(), "storage_path": str(store.root)} | ({"read_only": True} if store.read_only else {})
+    state: dict[str, Any] = {"timestamp": models.now(), "storage_path": str(store.root)}
+    if store.read_only:
+        state["read_only"] = True
     try:
         store.probe()
         return json_response(200, {"status": "healthy", **state, "free_bytes": store.free_bytes()})
