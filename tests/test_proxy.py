@@ -1,6 +1,7 @@
 """Behind deploy/nginx.conf: Debian's nginx with that very file, its addresses and paths replaced, and a certificate."""
 
 import hashlib
+import http.server
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -432,3 +434,23 @@ def test_of_two_servers_the_dead_one_is_passed_over(tmp_path, tls):
             assert http.get(f"{front.url}/models/p/app/{number}/m").content == b"again"
         for server in (first, second):
             assert " PUT " in server.log()
+
+
+class Broken(http.server.BaseHTTPRequestHandler):
+    """A server that has lost its storage."""
+
+    def do_GET(self):
+        self.send_error(500)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_that_has_lost_its_storage_is_passed_over_by_readers(tmp_path, tls):
+    with running(tmp_path / "models", **TRUSTED) as server, \
+            http.server.ThreadingHTTPServer(("127.0.0.1", 0), Broken) as broken:
+        threading.Thread(target=broken.serve_forever, daemon=True).start()
+        with proxy(tmp_path / "nginx", tls, broken.server_port, server.port, clean=False) as front, \
+                front.session() as client:
+            assert [client.get(f"{front.url}/models/list").status_code for _ in range(20)] == [200] * 20
+        broken.shutdown()

@@ -225,6 +225,27 @@ def test_a_brick_dies_in_the_middle_of_an_upload(servers, say):
     say(f"the upload ended {took:.1f} s after the brick's death; healed {seconds:.1f} s after its return")
 
 
+def test_without_a_quorum_nothing_is_acknowledged_and_with_it_the_service_goes_on(servers, say):
+    """Two of three replicas are gone: what is left must not take writes that the others would not know of."""
+    before = Version(random.randbytes(PART), "before")
+    assert perform(servers[0], put("p/app/1/m", before)).status == 201
+    try:
+        for number in (1, 2):
+            os.kill(brick(number), signal.SIGKILL)
+        time.sleep(1)
+        refused = perform(servers[0], put("p/app/1/m", Version(b"x", "x")))
+        health, read = (requests.get(f"{servers[1].url}{path}") for path in ("/health", "/models/p/app/1/m"))
+        assert refused.status >= 500 and health.status_code == 503, (refused, health.text)
+        assert read.status_code >= 500 or read.content == before.data
+    finally:
+        heal()
+    for server in servers:
+        assert see(server, "p/app/1/m") == before
+        assert requests.get(f"{server.url}/health").status_code == 200
+        assert perform(server, put(f"p/app/2/m{server.port}", before)).status == 201
+    say(f"with one replica of three: an upload {refused.status}, health 503, a download {read.status_code}")
+
+
 def test_a_server_dies_in_the_middle_of_an_upload(servers, storages, say):
     data = random.randbytes(32 * PART)
     before = Version(random.randbytes(PART), "before")
