@@ -1,145 +1,42 @@
 """AI Model Repository Server: stores models over HTTP and gives them back. Run it: python model_server.py
 
-This is the door: settings, the route table, one handler for each route, errors as JSON, main().
+This is the door: one handler for each route, the route table, main().
 """
 
-import functools
 import hashlib
-import itertools
 import json
 import logging
 import os
-import re
 import resource
-import secrets
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, quote
 
 import downloads
 import logs
 import models
-from downloads import PreconditionFailed, RangeNotSatisfiable, Response, check_write, etag_of, json_response
+from downloads import PreconditionFailed, Response, check_write, etag_of, json_response
 from forms import BadUpload, DigestMismatch, TooLarge, expected_sha256, merged
 from lanes import Intake, tune
 from lists import list_response
-from metrics import Metrics
 from models import NAME_FIELDS, InvalidName, Model, ModelExists, ModelKey, ModelNotFound, describe, url_of
+from routing import Application, HttpError, Request, Route
 from settings import Settings
 from storage import Check, Storage
-from uploads import Body, ProtocolError, Server, Upload, read_body
+from uploads import Body, Server, Upload
 
 T = TypeVar("T")
 log = logging.getLogger("model_server")
-access = logging.getLogger("access")
 
 FORM_OVERHEAD = 8 * 1024    # how much longer than its file a form may be before its length alone refuses it
-MAX_QUERY = 200             # parameters; ours and the custom ones are under 80
 MAX_DOCUMENT = 1 << 20      # bytes of a PATCH: 64 fields of 8 KiB are half of it
 METRICS_AGE = 60.0          # seconds: what others changed on disk may be missing so long, a scrape costs no look at it
-METHODS = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS")
 CONNECTIONS = 4096          # open at once; each upload adds a descriptor, hence a quarter of those we may have
 ALIAS = "latest"
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
-
-
-class HttpError(Exception):
-    """An answer that is an error of the request alone, with its own headers."""
-
-    def __init__(self, status: int, detail: str, *headers: tuple[str, str]) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.headers = headers
-
-
-STATUS_OF: dict[type[Exception], int] = {
-    InvalidName: 400,
-    models.InvalidMetadata: 400,
-    BadUpload: 400,
-    DigestMismatch: 400,
-    models.ReadOnly: 403,
-    ModelNotFound: 404,
-    ModelExists: 409,
-    models.NotEmpty: 409,
-    PreconditionFailed: 412,
-    TooLarge: 413,
-    RangeNotSatisfiable: 416,
-    models.StorageFailed: 500,
-    models.StorageFull: 507,
-}
-
-
-# ---- requests and answers
-
-
-class Request:
-    """One request, from its WSGI environment."""
-
-    def __init__(self, environ: dict[str, Any], application: "Application", new_id: str = "-") -> None:
-        self.environ = environ
-        self.application = application
-        self.settings = application.settings
-        self.route = "none"
-        self.method: str = environ["REQUEST_METHOD"]
-        # what is not UTF-8 turns into U+FFFD, which no name may have
-        self.path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
-        self.body = Body()
-        given = self.header("X-Request-Id") or ""
-        self.id = given if REQUEST_ID.fullmatch(given) else new_id
-
-    def header(self, name: str) -> str | None:
-        variable = name.upper().replace("-", "_")
-        return self.environ.get(variable if variable.startswith("CONTENT_") and variable in self.environ
-                                else f"HTTP_{variable}")
-
-    @functools.cached_property
-    def query(self) -> dict[str, str]:
-        """The query's parameters; raises BadUpload when one comes with two values."""
-        try:
-            text = self.environ.get("QUERY_STRING", "").encode("latin-1").decode()
-            return merged(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY))
-        except ValueError as error:
-            raise BadUpload(f"the query cannot be read: {error}") from error
-
-    @property
-    def length(self) -> int:
-        return int(self.environ.get("CONTENT_LENGTH") or 0)
-
-    @property
-    def base_url(self) -> str:
-        host = self.header("Host") or ""
-        if not HOST.fullmatch(host):
-            host = f"{self.environ['SERVER_NAME']}:{self.environ['SERVER_PORT']}"
-        return f"{self.environ['wsgi.url_scheme']}://{host}{self.environ.get('SCRIPT_NAME', '')}"
-
-    def log(self, status: int, sent: int) -> None:
-        """Tells the log and the metrics of the request when its answer is over."""
-        seconds, received = time.monotonic() - self.body.started, self.body.received
-        access.info("%s %s %d %d %.1f %s %s", self.method, quote(self.path, safe="/+,:"), status,
-                    received or sent, seconds * 1000, self.id, self.environ.get("REMOTE_ADDR", "-"))
-        method = self.method if self.method in METHODS else "other"     # a label may not have values without end
-        self.application.metrics.count(self.route, method, status, seconds, received, sent)
-
-
-def error_response(error: Exception) -> Response:
-    """The answer to an exception: its own status, or that of the table, or 500 and a traceback in the log."""
-    headers: tuple[tuple[str, str], ...] = getattr(error, "headers", ())
-    status = next((STATUS_OF[c] for c in type(error).__mro__ if c in STATUS_OF), getattr(error, "status", 500))
-    detail = str(error)
-    if isinstance(error, RangeNotSatisfiable):
-        headers = (("Content-Range", f"bytes */{error.size}"),)
-    if status == 500:
-        log.error("%s", error, exc_info=error)
-        if not isinstance(error, models.StoreError):
-            detail = "the server has a fault; its log tells more under this X-Request-Id"
-    return json_response(status, {"detail": detail}, *headers) if status != 204 else Response(204, [*headers])
 
 
 # ---- handlers, in the order of the routes
@@ -327,23 +224,7 @@ def metrics(request: Request, store: Storage) -> Response:
     return Response(200, [kind, ("Cache-Control", "no-cache")], page.encode())
 
 
-# ---- the application
-
-
-@dataclass(frozen=True)
-class Route:
-    method: str
-    path: str
-    handler: Callable[..., Response]
-    admit: Callable[..., Body] | None = None    # what becomes of a body, decided by the request's head
-
-    @functools.cached_property
-    def depth(self) -> int:
-        return self.path.count("/")
-
-    @functools.cached_property
-    def pattern(self) -> re.Pattern[str]:
-        return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(self.path)))
+# ---- the routes, in the README's order
 
 
 MODEL_PATH = "/models/{project_id}/{app_name}/{version}/{model_name}"
@@ -367,84 +248,8 @@ ROUTES = (
 )
 
 
-def find_route(request: Request) -> tuple[Route, dict[str, str]]:
-    """The route of a request and the names in its path, which follow the grammar; raises HttpError 404, 405, 204."""
-    raw = request.environ.get("REQUEST_URI", "").partition("?")[0]
-    if "%2f" in raw.lower():    # decoded it would be a slash, and the name another one (TRAPS 10)
-        raise InvalidName("a name in the path has an encoded slash, which no name may have")
-    method = "GET" if request.method == "HEAD" else request.method
-    path = request.path[:-1] if method == "GET" and request.path.endswith("/") else request.path
-    depth = path.count("/")
-    fitting = [route for route in ROUTES if route.depth == depth and route.pattern.fullmatch(path)]
-    fitting = [route for route in fitting if route.path == path] or fitting     # /models/list is no project
-    if not fitting:
-        raise HttpError(404, f"there is nothing at {request.path[:200]}: see the README for the routes")
-    for route in fitting:
-        if route.method == method and (found := route.pattern.fullmatch(path)):
-            for name, value in found.groupdict().items():
-                models.check_name(name, value)
-            return route, found.groupdict()
-    methods = {route.method for route in fitting}
-    allow = ("Allow", ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))))
-    if method == "OPTIONS":
-        raise HttpError(204, "", allow)
-    raise HttpError(405, f"{request.method[:50]} is not for this path: use {allow[1]}", allow)
-
-
-class Application:
-    """The WSGI application. `admit` says, by its head alone, what becomes of a request's body."""
-
-    def __init__(self, store: Storage, settings: Settings) -> None:
-        self.store = store
-        self.settings = settings
-        self.intake = Intake()
-        self.metrics = Metrics()
-        self._process, self._numbers = secrets.token_hex(6), itertools.count(1)
-
-    def admit(self, environ: dict[str, Any]) -> Body:
-        request = Request(environ, self)
-        try:
-            return self.body_of(request, *find_route(request))
-        except Exception as error:      # noqa: BLE001  raised again when the request is answered
-            return Body(error)
-
-    def body_of(self, request: Request, route: Route, names: dict[str, str]) -> Body:
-        return route.admit(request, self.store, self.intake, **names) if route.admit else Body()
-
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        request = Request(environ, self, f"{self._process}-{next(self._numbers):x}")
-        try:
-            response = self.respond(request)
-        except Exception as error:      # noqa: BLE001  this is where every fault turns into its answer
-            response = error_response(error)
-            if isinstance(request.body, Upload) or request.method in ("PUT", "POST"):
-                self.metrics.refuse(type(error).__name__)
-        finally:
-            request.body.close()
-            request.body.settle()
-        response.headers.append(("X-Request-Id", request.id))
-        return downloads.send(response, environ, start_response, functools.partial(request.log, response.status))
-
-    def respond(self, request: Request) -> Response:
-        environ, arrived = request.environ, request.environ["wsgi.input"]
-        if isinstance(arrived, Body):   # our own server filled it while it arrived
-            request.body = arrived
-            if isinstance(arrived.refusal, ProtocolError):
-                raise arrived.refusal   # what there is of the head is not to be trusted
-        route, names = find_route(request)
-        request.route = route.path
-        if request.body is not arrived:
-            request.body = self.body_of(request, route, names)
-            if isinstance(request.body, Upload) and not {"CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"} & environ.keys():
-                raise HttpError(411, "the request has no body and does not say that it is empty: send a Content-Length")
-            read_body(environ, request.body)
-        if request.body.refusal:
-            raise request.body.refusal
-        return route.handler(request, self.store, **names)
-
-
 def create_app(store: Storage, settings: Settings) -> Application:
-    return Application(store, settings)
+    return Application(store, settings, ROUTES)
 
 
 def open_storage(path: Path | None) -> Storage:

@@ -345,10 +345,11 @@ def test_the_store_knows_nothing_of_http():
 
 
 def test_the_arrows_point_down():
-    assert {"uploads", "downloads", "storage"} <= below("model_server")
-    assert not below("storage") & {"model_server", "uploads", "downloads"}
-    assert not below("uploads") & {"model_server", "downloads"}
-    assert not below("downloads") & {"model_server", "uploads"}
+    assert {"routing", "uploads", "downloads", "lists", "storage"} <= below("model_server")
+    assert not below("routing") & {"model_server"}
+    assert not below("storage") & {"model_server", "routing", "uploads", "downloads"}
+    assert not below("uploads") & {"model_server", "routing", "downloads"}
+    assert not below("downloads") & {"model_server", "routing", "uploads"}
     assert {module for module in OURS if "waitress" in imports(module)} == {"uploads"}
 
 
