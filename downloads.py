@@ -52,8 +52,8 @@ class Response:
     body: bytes | Iterable[bytes] | FileBody = b""
 
 
-def json_response(status: int, document: dict[str, Any], *headers: tuple[str, str]) -> Response:
-    body = json.dumps(document).encode() + b"\n"
+def json_response(status: int, document: dict[str, Any] | bytes, *headers: tuple[str, str]) -> Response:
+    body = (document if isinstance(document, bytes) else json.dumps(document).encode()) + b"\n"
     kind = ("Content-Type", "application/json")
     return Response(status, [kind, ("Cache-Control", "no-cache"), *headers], body)   # TRAPS 23
 

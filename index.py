@@ -4,7 +4,6 @@ A directory is looked at again when it is asked for and was not looked at for FR
 changed. What this process changes is forgotten at once. Nothing of it is ever written to disk.
 """
 
-import json
 import os
 import threading
 import time
@@ -173,6 +172,5 @@ class Index:
         signature, found = self._sign(names), self._find(ModelKey(*names))  # in this order: a change shows next time
         if signature is None or found is None:
             return None     # deleted just now
-        document = {**found.as_json(), "path": f"{found.key}/model"}
-        entry = entries[names[-1]] = signature[0], json.dumps(document)[:-1].encode()
+        entry = entries[names[-1]] = signature[0], found.line
         return entry

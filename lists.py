@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from downloads import Response
 from forms import BadUpload
 from index import Names
-from models import NAME_FIELDS, ModelKey
+from models import NAME_FIELDS, ModelKey, with_url
 from storage import Storage
 
 MAX_PAGE = 1000     # models on one page
@@ -104,10 +104,6 @@ def in_blocks(lines: Iterator[bytes]) -> Iterator[bytes]:
             yield bytes(block)
             block.clear()
     yield bytes(block)
-
-
-def with_url(model: Names, line: bytes, base_url: str) -> bytes:
-    return line + f', "url": "{base_url}/models/{"/".join(model)}"'.encode() + b"}"
 
 
 def sum_line(model: Names, line: bytes, base_url: str, depth: int) -> bytes:

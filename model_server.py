@@ -4,7 +4,6 @@ This is the door: one handler for each route, the route table, main().
 """
 
 import hashlib
-import json
 import logging
 import os
 import resource
@@ -23,7 +22,7 @@ from downloads import PreconditionFailed, Response, check_write, etag_of, json_r
 from forms import BadUpload, DigestMismatch, TooLarge, expected_sha256, merged
 from lanes import Intake, tune
 from lists import list_response
-from models import NAME_FIELDS, InvalidName, Model, ModelExists, ModelKey, ModelNotFound, describe, url_of
+from models import NAME_FIELDS, InvalidName, Model, ModelExists, ModelKey, ModelNotFound, describe, url_of, with_url
 from routing import Application, HttpError, Request, Route
 from settings import Settings
 from storage import Check, Storage
@@ -35,6 +34,7 @@ log = logging.getLogger("model_server")
 FORM_OVERHEAD = 8 * 1024    # how much longer than its file a form may be before its length alone refuses it
 MAX_DOCUMENT = 1 << 20      # bytes of a PATCH: 64 fields of 8 KiB are half of it
 METRICS_AGE = 60.0          # seconds: what others changed on disk may be missing so long, a scrape costs no look at it
+HEALTH_AGE = 1.0            # seconds for which one write that worked tells that writing works
 CONNECTIONS = 4096          # open at once; each upload adds a descriptor, hence a quarter of those we may have
 ALIAS = "latest"
 
@@ -47,10 +47,14 @@ def health(request: Request, store: Storage) -> Response:
     if store.read_only:
         state["read_only"] = True
     try:
-        store.probe()
+        store.probe(at_most=HEALTH_AGE)
         return json_response(200, {"status": "healthy", **state, "free_bytes": store.free_bytes()})
     except models.StoreError as error:
         return json_response(503, {"status": "unhealthy", "reason": str(error), **state})
+
+
+def is_known_healthy(request: Request, store: Storage) -> bool:
+    return store.probed_within(HEALTH_AGE)
 
 
 def upload(request: Request, store: Storage, **names: str) -> Response:
@@ -155,6 +159,14 @@ def download(request: Request, store: Storage, **names: str) -> Response:
     return response
 
 
+def is_known(request: Request, store: Storage, **names: str) -> bool:
+    return store.knows(ModelKey(**names))
+
+
+def is_known_head(request: Request, store: Storage, **names: str) -> bool:
+    return request.method == "HEAD" and store.knows(ModelKey(**names))
+
+
 def info(request: Request, store: Storage, **names: str) -> Response:
     model, headers = newest(request, store, store.info, names, "/info")
     etag = etag_of_info(model)
@@ -163,12 +175,11 @@ def info(request: Request, store: Storage, **names: str) -> Response:
         raise PreconditionFailed(f"the metadata of the model is {etag}")
     if status == 304:
         return Response(304, [("ETag", etag), ("Cache-Control", "no-cache"), *headers])
-    return json_response(200, describe(model, request.base_url), ("ETag", etag), *headers)
+    return json_response(200, with_url(model.key.names, model.line, request.base_url), ("ETag", etag), *headers)
 
 
 def etag_of_info(model: Model) -> str:
-    document = json.dumps(model.as_json(), sort_keys=True).encode()
-    return f'"info-{hashlib.sha256(document).hexdigest()[:32]}"'
+    return f'"info-{hashlib.sha256(model.line).hexdigest()[:32]}"'
 
 
 def amend(request: Request, store: Storage, **names: str) -> Response:
@@ -229,17 +240,17 @@ def metrics(request: Request, store: Storage) -> Response:
 
 MODEL_PATH = "/models/{project_id}/{app_name}/{version}/{model_name}"
 ROUTES = (
-    Route("GET",    "/health",                                                      health),
+    Route("GET",    "/health",                                                      health, at_once=is_known_healthy),
     Route("GET",    "/metrics",                                                     metrics),
     Route("POST",   "/models/upload",                                               upload, admit_upload),
     Route("GET",    "/models/list",                                                 list_models),
     Route("GET",    "/models/{project_id}",                                         list_models),
     Route("GET",    "/models/{project_id}/{app_name}",                              list_models),
     Route("GET",    "/models/{project_id}/{app_name}/{version}",                    list_models),
-    Route("GET",    "/models/{project_id}/{app_name}/{version}/{model_name}/info",  info),
+    Route("GET",    "/models/{project_id}/{app_name}/{version}/{model_name}/info",  info, at_once=is_known),
     Route("PATCH",  "/models/{project_id}/{app_name}/{version}/{model_name}/info",  amend, admit_document),
     Route("GET",    "/models/{project_id}/{app_name}/{version}/{model_name}.sha256", checksum),
-    Route("GET",    "/models/{project_id}/{app_name}/{version}/{model_name}",       download),
+    Route("GET",    "/models/{project_id}/{app_name}/{version}/{model_name}",       download, at_once=is_known_head),
     Route("PUT",    "/models/{project_id}/{app_name}/{version}/{model_name}",       upload, admit_upload),
     Route("DELETE", "/models/{project_id}/{app_name}/{version}/{model_name}",       delete_model),
     Route("DELETE", "/models/{project_id}",                                         delete_tree),

@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 NAME_RULE = "use 1 to 128 of A-Z a-z 0-9 . _ + -, beginning with a letter, digit or _"
@@ -134,6 +135,17 @@ class Model:
             "uploaded_at": self.uploaded_at,
             "updated_at": self.updated_at,
         }
+
+
+    @cached_property
+    def line(self) -> bytes:
+        """What info and lists say of it as JSON, but for the last brace: the url comes behind, which varies."""
+        return json.dumps({**self.as_json(), "path": f"{self.key}/model"})[:-1].encode()
+
+
+def with_url(names: Sequence[str], line: bytes, base_url: str) -> bytes:
+    """The JSON of a model, given its line."""
+    return b'%b, "url": "%b/models/%b"}' % (line, base_url.encode(), "/".join(names).encode())
 
 
 def now() -> str:

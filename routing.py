@@ -79,9 +79,7 @@ class Request:
         self.id = given if REQUEST_ID.fullmatch(given) else new_id
 
     def header(self, name: str) -> str | None:
-        variable = name.upper().replace("-", "_")
-        return self.environ.get(variable if variable.startswith("CONTENT_") and variable in self.environ
-                                else f"HTTP_{variable}")
+        return self.environ.get(variable_of(name))
 
     @functools.cached_property
     def query(self) -> dict[str, str]:
@@ -112,6 +110,13 @@ class Request:
         self.application.metrics.count(self.route, method, status, seconds, received, sent)
 
 
+@functools.cache    # the names are ours: there are few
+def variable_of(header: str) -> str:
+    """The name of a header's variable in a WSGI environment (PEP 3333)."""
+    variable = header.upper().replace("-", "_")
+    return variable if variable in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{variable}"
+
+
 def error_response(error: Exception) -> Response:
     """The answer to an exception: its own status, or that of the table, or 500 and a traceback in the log."""
     headers: tuple[tuple[str, str], ...] = getattr(error, "headers", ())
@@ -135,6 +140,7 @@ class Route:
     path: str
     handler: Callable[..., Response]
     admit: Callable[..., Body] | None = None    # what becomes of a body, decided by the request's head
+    at_once: Callable[..., bool] = lambda request, store, **names: False    # whether no disk and no time is needed
 
     @functools.cached_property
     def depth(self) -> int:
@@ -186,6 +192,15 @@ class Application:
             return self.body_of(request, *find_route(self.routes, request))
         except Exception as error:      # noqa: BLE001  raised again when the request is answered
             return Body(error)
+
+    def answers_at_once(self, environ: dict[str, Any]) -> bool:
+        """Whether a request without a body takes so little that no thread need be woken for it."""
+        request = Request(environ, self)
+        try:
+            route, names = find_route(self.routes, request)
+            return route.at_once(request, self.store, **names)
+        except (HttpError, models.StoreError):
+            return False    # it will be raised again
 
     def body_of(self, request: Request, route: Route, names: dict[str, str]) -> Body:
         return route.admit(request, self.store, self.intake, **names) if route.admit else Body()

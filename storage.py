@@ -16,10 +16,12 @@ import json
 import logging
 import os
 import secrets
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 
@@ -65,6 +67,8 @@ class Storage:
         self._session = self._staging / secrets.token_hex(8)
         self._numbers = itertools.count()
         self._known: dict[ModelKey, tuple[tuple[files.Stamp | None, files.Stamp], Model]] = {}
+        self.buffers = files.Buffers()
+        self._probed = -inf
         self.index = Index(os.fspath(root), self._subdirectories, self._sign, self.find)
         with files.own_words():
             # the mount is asked, not an attempt: who may not write there anyway would see that first
@@ -128,6 +132,10 @@ class Storage:
                 return known[1]
         return self._seek(key, self._model_in)
 
+    def knows(self, key: ModelKey) -> bool:
+        """Whether info() of this model may be expected to read no file."""
+        return key in self._known
+
     def peek(self, key: ModelKey) -> OpenModel:
         """The same as open() for who needs no bytes."""
         return OpenModel(self.info(key), io.BytesIO())
@@ -164,16 +172,24 @@ class Storage:
             disk = os.statvfs(self.root)
             return disk.f_bavail * disk.f_frsize
 
-    def probe(self) -> None:
-        """Raises StorageFull or StorageFailed unless a file can be written now, or never could."""
-        path = self._session / f"probe-{next(self._numbers)}"
-        if self.read_only:
+    def probe(self, at_most: float = 0.0) -> None:
+        """Raises StorageFull or StorageFailed unless a file can be written, or could `at_most` seconds ago.
+
+        Never on a read-only storage.
+        """
+        if self.read_only or self.probed_within(at_most):
             return
+        path = self._session / f"probe-{next(self._numbers)}"
         with files.own_words():
             try:
                 path.write_bytes(b"x")
             finally:
                 path.unlink(missing_ok=True)
+        self._probed = time.monotonic()
+
+    def probed_within(self, seconds: float) -> bool:
+        """Whether a probe has succeeded so lately."""
+        return time.monotonic() - self._probed < seconds
 
     def _seek(self, key: ModelKey, read: Callable[[int, ModelKey], T | None]) -> T:
         """What `read` makes of the model's directory; None says that it was taken away meanwhile: look again."""
@@ -426,24 +442,18 @@ class Draft:
     def __init__(self, store: Storage, path: Path) -> None:
         self._store = store
         self._path = path
-        self.size = 0
         path.mkdir()
         try:
-            self._file = os.open(path / MODEL, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            self._file = files.NewFile(path / MODEL, store.buffers)
         except OSError:
             files.remove(path)
             raise
         self._open = True
 
     def write(self, blocks: Sequence[bytes | memoryview]) -> None:
-        """Appends blocks, none of them empty; raises StorageFull."""
+        """Appends blocks; raises StorageFull."""
         with files.own_words():
-            self.size += files.write_all(self._file, blocks)
-
-    def sync(self) -> None:
-        """Puts on disk what is written; an error here may not show again with the next one, so heed it."""
-        with files.own_words():
-            os.fdatasync(self._file)
+            self._file.write(blocks)
 
     def publish(self, key: ModelKey, sha256: str, details: Details, check: Check) -> Published:
         """Makes the draft the model `key` when `check` lets it; on disk when this returns."""
@@ -464,8 +474,7 @@ class Draft:
             return Published(model, created=current is None, unchanged=False)
 
     def _seal(self, key: ModelKey, sha256: str, details: Details) -> Model:
-        os.fsync(self._file)
-        status = os.fstat(self._file)
+        status = self._file.finish()
         self._close()
         moment = models.now()
         model = Model(key, status.st_size, sha256, details, moment, moment, status.st_mtime_ns, status.st_ino)
@@ -476,7 +485,7 @@ class Draft:
     def _close(self) -> None:
         if self._open:
             self._open = False
-            os.close(self._file)
+            os.close(self._file.descriptor)
 
     def discard(self) -> None:
         """Removes what is left of the draft: all of it, or the old version that it replaced."""

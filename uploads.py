@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +22,7 @@ from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.receiver import ChunkedReceiver, FixedStreamReceiver
 from waitress.server import BaseWSGIServer, create_server
-from waitress.task import WSGITask
+from waitress.task import ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import BadRequest
 
 from forms import BadUpload, FormCutter, Part, PartEnd, TooLarge
@@ -29,9 +30,8 @@ from lanes import Intake, Lane
 from models import MAX_FIELD, StoreError
 from storage import Draft, Storage
 
-SYNC_EVERY = 32 << 20           # bytes after which the disk is made to follow, so that the last fsync finds little left
-OWN_BACKLOG = 4 << 20           # bytes of one upload received and not yet written and hashed: some ms of a disk
-HANDOVER = 2 << 20              # bytes given to the workers at once: each time costs two threads a switch
+OWN_BACKLOG = 8 << 20           # bytes of one upload received and not yet written and hashed: some ms of a disk
+HANDOVER = 2 << 20              # bytes given to the workers at once: less costs switches, more leaves the caches
 ALL_BACKLOG = 24 << 20          # of all of them; with four uploads the first limit counts, with forty this one
 TURN = 2 << 20                  # bytes of a file sent to one client before the next one's: under a ms
 BLOCK = 1 << 20                 # bytes of one recv: 256 KiB cost 4 times the polls, and 20 % more CPU
@@ -115,10 +115,8 @@ class Upload(Body):
         self._part = Part("", None)
         self._file_seen = self._closed = self._paused = False
         self._digest = hashlib.sha256()
-        self._backlog = self._size = 0
-        lanes = (Lane(intake, work, self.refuse) for work in (self._write, self._hash, self._sync))
-        self._writes, self._hashes, self._syncs = lanes
-        self._unsynced = 0
+        self._backlog = self._size = self._written = self._hashed = 0
+        self._writes, self._hashes = (Lane(intake, work, self.refuse) for work in (self._write, self._hash))
         self._gathered: list[memoryview] = []
         self.draft: Draft | None = None
         self.fields: list[tuple[str, str]] = []
@@ -166,46 +164,41 @@ class Upload(Body):
             self._backlog += len(block)
             self._intake.backlog += len(block)
         self._gathered.append(block)
-        enough = sum(map(len, self._gathered)) >= HANDOVER or self._intake.backlog > ALL_BACKLOG // 2
-        if enough or self.draft is None:    # the first at once: a disk that takes nothing shows now
+        share = min(HANDOVER, ALL_BACKLOG // 2 // self._intake.in_flight)
+        # the first at once: a disk that takes nothing shows now
+        if self._written == 0 or sum(map(len, self._gathered)) >= share:
             self._hand_over()
 
     def _hand_over(self) -> None:
         blocks, self._gathered = self._gathered, []
         self._writes.put(*blocks)
+        self._hashes.put(*blocks)
 
     def _write(self, batch: list[memoryview]) -> None:
-        if self._closed or self.refusal:
-            if self.draft:
-                self.draft.discard()
-            self._release(batch)
-            return
         try:
-            self.draft = self.draft or self._store.draft()
-            self.draft.write(batch)
-        except Exception:
-            self._release(batch)
-            raise
-        self._hashes.put(*batch)
-        self._unsynced += sum(map(len, batch))
-        if self._unsynced > SYNC_EVERY:
-            self._unsynced = 0
-            self._syncs.put()
-
-    def _sync(self, _: list[memoryview]) -> None:
-        if self.draft and not self._closed and not self.refusal:
-            self.draft.sync()
+            if self._closed or self.refusal:
+                if self.draft:
+                    self.draft.discard()
+            elif batch:
+                self.draft = self.draft or self._store.draft()
+                self.draft.write(batch)
+        finally:
+            self._advance(written=sum(map(len, batch)))
 
     def _hash(self, batch: list[memoryview]) -> None:
         for block in batch:
             self._digest.update(block)
-        self._release(batch)
+        self._advance(hashed=sum(map(len, batch)))
 
-    def _release(self, batch: list[memoryview]) -> None:
-        paused, length = self._paused, sum(map(len, batch))
+    def _advance(self, written: int = 0, hashed: int = 0) -> None:
+        paused = self._paused
         with self._intake.changed:
-            self._backlog -= length
-            self._intake.backlog -= length
+            before = min(self._written, self._hashed)
+            self._written += written
+            self._hashed += hashed
+            done = min(self._written, self._hashed) - before
+            self._backlog -= done
+            self._intake.backlog -= done
             self._intake.changed.notify_all()
         if paused and not self.congested():
             self.wake()
@@ -236,8 +229,8 @@ class Upload(Body):
             self._hand_over()   # the lane discards it: a worker may be writing to it just now
 
     def settle(self) -> None:
-        for lane in (self._writes, self._hashes, self._syncs):
-            lane.join()
+        self._writes.join()
+        self._hashes.join()
 
     def wait_for_room(self) -> None:
         with self._intake.changed:
@@ -283,6 +276,7 @@ class StreamingParser(HTTPRequestParser):
         super().__init__(adj)
         self._channel = channel
         self._begun = time.monotonic()
+        self.environ: dict[str, Any] = {}   # once it is known
 
     def parse_header(self, header_plus: bytes) -> None:
         try:
@@ -313,7 +307,7 @@ class StreamingParser(HTTPRequestParser):
         if self.completed or self.body_rcv is None:
             self.expect_continue = False    # or the connection waits for a body that never comes (TRAPS 8)
             return
-        body = self._channel.admit(WSGITask(self._channel, self).get_environment())
+        body = self._channel.application.admit(WSGITask(self._channel, self).get_environment())
         body.wake = self._channel.server.pull_trigger
         self.body_rcv = BoundedChunks(body) if self.chunked else FixedStreamReceiver(self.content_length, body)
         if body.refusal and (self.expect_continue or "X_FORWARDED_EXPECT" in self.headers):
@@ -349,10 +343,12 @@ class StreamingTask(WSGITask):
     content_bytes_written = 0
 
     def get_environment(self) -> dict[str, Any]:
-        environ: dict[str, Any] = super().get_environment()
-        environ["wsgi.file_wrapper"] = FileBuffer
-        if error := self.request.error:
-            environ["wsgi.input"] = Body(ProtocolError(error.code, error.body))
+        environ: dict[str, Any] = self.request.environ  # made already where the network thread might have answered
+        if not environ:
+            environ |= super().get_environment()
+            environ["wsgi.file_wrapper"] = FileBuffer
+            if error := self.request.error:
+                environ["wsgi.input"] = Body(ProtocolError(error.code, error.body))
         return environ
 
     def write(self, data: bytes) -> None:
@@ -379,11 +375,12 @@ class StreamingChannel(HTTPChannel):
 
     task_class = error_task_class = StreamingTask
     lingers = close_when_flushed = will_close = False
+    at_once = False     # its next request is for the network thread to answer
     turn = 0    # bytes of files it may send before the others have theirs
     linger_until = 0.0
 
-    def __init__(self, admit: Callable[[dict[str, Any]], Body], *args: Any, **kwargs: Any) -> None:
-        self.admit = admit
+    def __init__(self, application: Any, *args: Any, **kwargs: Any) -> None:
+        self.application = application
         self.parser_class = partial(StreamingParser, channel=self)
         super().__init__(*args, **kwargs)
 
@@ -397,6 +394,20 @@ class StreamingChannel(HTTPChannel):
             self.last_activity = time.time()    # it is our disk that is silent, not the client
             return False
         return bool(super().readable())
+
+    def received(self, data: bytes) -> bool:
+        taken = bool(super().received(data))
+        while self.at_once:
+            self.at_once = False
+            self.service()
+        return taken
+
+    def wants_no_thread(self) -> bool:
+        """Whether its one request is answered faster than a thread is woken; of many in a row others had to wait."""
+        request, *more = self.requests
+        if more or request.error or request.body_rcv:
+            return False
+        return bool(self.application.answers_at_once(StreamingTask(self, request).get_environment()))
 
     def handle_read(self) -> None:
         if not self.linger_until:
@@ -443,6 +454,20 @@ class StreamingChannel(HTTPChannel):
         return bool(self.request is not None or self.requests or self.total_outbufs_len)
 
 
+class Dispatcher(ThreadedTaskDispatcher):
+    """Gives requests to threads, but for those that take less time than to give them away and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network_thread = 0
+
+    def add_task(self, task: StreamingChannel) -> None:
+        if threading.get_ident() == self.network_thread and task.wants_no_thread():
+            task.at_once = True
+        else:
+            super().add_task(task)
+
+
 class Server:
     """waitress with our channel. run() returns after stop(), when the running requests are done or GRACE is over."""
 
@@ -450,9 +475,11 @@ class Server:
                  proxy: str | None = None, prefix: str = "") -> None:
         self._map: dict[int, Any] = {}
         self._stopping = False
+        self._dispatcher = Dispatcher()
+        self._dispatcher.set_thread_count(threads)
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)     # it warns of each request that waits
         create_server(
-            application, map=self._map, host=host, port=port, threads=threads, ident="ai-model-repository",
+            application, map=self._map, _dispatcher=self._dispatcher, host=host, port=port, ident="ai-model-repository",
             connection_limit=connections, channel_timeout=idle, cleanup_interval=min(30, idle),
             trusted_proxy=proxy, trusted_proxy_headers=PROXY_HEADERS if proxy else (), url_prefix=prefix,
             asyncore_use_poll=True, recv_bytes=BLOCK, max_request_header_size=MAX_HEADERS,
@@ -461,7 +488,7 @@ class Server:
         )
         self._listeners = [entry for entry in self._map.values() if isinstance(entry, BaseWSGIServer)]
         for listener in self._listeners:
-            listener.channel_class = partial(StreamingChannel, application.admit)
+            listener.channel_class = partial(StreamingChannel, application)
         self.addresses = [f"http://{x.effective_host}:{x.effective_port}" for x in self._listeners]
 
     def stop(self) -> None:
@@ -470,6 +497,7 @@ class Server:
         self._listeners[0].pull_trigger()
 
     def run(self) -> None:
+        self._dispatcher.network_thread = threading.get_ident()
         while not self._stopping:
             wasyncore.loop(timeout=1, use_poll=True, map=self._map, count=1)
         for listener in self._listeners:
@@ -478,7 +506,7 @@ class Server:
         while self._close_channels(idle_only=True) and time.monotonic() < deadline:
             wasyncore.loop(timeout=0.1, use_poll=True, map=self._map, count=1)
         self._close_channels(idle_only=False)
-        self._listeners[0].task_dispatcher.shutdown(timeout=1)
+        self._dispatcher.shutdown(timeout=1)
 
     def _close_channels(self, idle_only: bool) -> int:
         """Closes connections; says how many are left."""

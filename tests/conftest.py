@@ -33,12 +33,18 @@ def sha256(data):
 def staged(root):
     """What is left of drafts below .staging: everything but the locks and the sessions' own (empty) directories."""
     found = []
-    for path in (Path(root) / ".staging").rglob("*"):
-        inside = path.relative_to(Path(root) / ".staging")
-        if inside.parts[0] in ("locks", "start.lock") or (len(inside.parts) == 1):
-            continue
-        found.append(str(inside))
+    for place, directories, names in os.walk(Path(root) / ".staging"):     # which takes what vanishes meanwhile
+        inside = [str((Path(place) / name).relative_to(Path(root) / ".staging")) for name in directories + names]
+        found += [path for path in inside if "/" in path and not path.startswith("locks/")]
     return found
+
+
+def eventually(condition):
+    """Waits until the condition holds; so many seconds mean never."""
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.003)
 
 
 class LiveServer:

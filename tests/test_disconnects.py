@@ -3,22 +3,13 @@
 import random
 import socket
 import struct
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import running, sha256, staged
+from conftest import eventually, running, sha256, staged
 
 CONTENT = random.Random(1).randbytes(700_000)
-
-
-def eventually(condition):
-    """Waits until the condition holds; so many seconds mean never."""
-    deadline = time.monotonic() + 15
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.003)
 
 
 def gone(server, quiet):

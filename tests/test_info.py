@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from conftest import running, sha256
+from conftest import eventually, running, sha256
 
 BASE = "/models/p/a/1/m"
 INFO = BASE + "/info"
@@ -291,6 +291,8 @@ def test_health_is_503_with_a_reason_when_the_storage_cannot_be_written(app, sto
     own[0].rmdir()
     if instead == "a file":
         own[0].write_text("")
+    # a write that worked counts for a second
+    eventually(lambda: app.get("/health", expect_errors=True).status_int == 503)
     got = app.get("/health", status=503)
     assert got.json["status"] == "unhealthy"
     assert got.json["reason"]

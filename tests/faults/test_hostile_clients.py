@@ -165,7 +165,7 @@ def test_a_disk_that_stalls_longer_than_a_client_may_is_not_held_against_the_cli
     server = single(tmp_path / "models", SERVER_IDLE_SECONDS="2")
     data = random.randbytes(40 << 20)
     threads = threads_of(server)
-    with strace(tmp_path / "log", [threads["intake"]], "trace=writev", "inject=writev:delay_enter=6s:when=2"):
+    with strace(tmp_path / "log", [threads["intake"]], "trace=write", "inject=write:delay_enter=6s:when=2"):
         answer = attempt(server, "PUT", "/models/p/app/1/m", data)
     assert answer and answer.status == 201
     assert send(server, "GET", "/models/p/app/1/m").body == data
