@@ -21,6 +21,7 @@ def scrape(app):
     assert page.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     found = {}
     for family in text_string_to_metric_families(page.text):
+        assert family.documentation and family.type != "unknown", family
         for sample in family.samples:
             found[sample.name.removeprefix(PREFIX), tuple(sorted(sample.labels.items()))] = sample.value
     return found
