@@ -66,13 +66,16 @@ class Metrics:
             yield sample(name, value)
         with open("/proc/self/statm", encoding="ascii") as file:
             resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        # the names every Prometheus client library gives these
-        for name, kind, number in (("process_resident_memory_bytes", "gauge", float(resident)),
-                                   ("process_open_fds", "gauge", len(os.listdir("/proc/self/fd"))),
-                                   ("process_start_time_seconds", "gauge", self._started),
-                                   ("process_cpu_seconds_total", "counter", time.process_time())):
-            yield f"# TYPE {name} {kind}"
-            yield f"{name} {number}"
+        # the names every Prometheus client library gives these, hence without our prefix
+        for name, kind, text, number in (
+            ("resident_memory_bytes", "gauge", "Memory in use.", float(resident)),
+            ("open_fds", "gauge", "Descriptors open.", len(os.listdir("/proc/self/fd"))),
+            ("start_time_seconds", "gauge", "Start, in seconds since 1970.", self._started),
+            ("cpu_seconds_total", "counter", "Processor time spent.", time.process_time()),
+        ):
+            yield f"# HELP process_{name} {text}"
+            yield f"# TYPE process_{name} {kind}"
+            yield f"process_{name} {number}"
 
 
 def head(name: str, kind: str, text: str) -> tuple[str, str]:

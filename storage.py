@@ -147,10 +147,10 @@ class Storage:
         except ModelNotFound:
             return None
 
-    def keys(self, *names: str, after: tuple[str, ...] = ()) -> Iterator[ModelKey]:
-        """The models below the given names, in order, those up to and including `after` left out."""
+    def keys(self, *names: str) -> Iterator[ModelKey]:
+        """The models below the given names, in order."""
         with files.own_words():
-            for found in self._scan((), names, after):
+            for found in self._scan((), names):
                 if files.stamp(f"{self.root}/{'/'.join(found)}/{MODEL}"):
                     yield ModelKey(*found)
 
@@ -364,7 +364,7 @@ class Storage:
         self._prune(STAGING, RESCUE, *key.names[:3])
 
     def _restore_replaced(self) -> None:
-        for names in list(self._scan((STAGING, RESCUE), (), ())):
+        for names in list(self._scan((STAGING, RESCUE), ())):
             with self._changing(ModelKey(*names)):
                 pass    # which restores it
         for directory, _, _ in os.walk(self._staging / RESCUE, topdown=False):
@@ -410,17 +410,13 @@ class Storage:
             return []
         return sorted(found if names else set(found) - models.RESERVED_PROJECTS)
 
-    def _scan(self, base: tuple[str, ...], names: tuple[str, ...], after: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        """The four names of each directory at a model's depth below `base`, in order, beyond `after`."""
-        depth = len(names)
-        if depth == len(NAME_FIELDS):
-            if names > after:
-                yield names
+    def _scan(self, base: tuple[str, ...], names: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        """The four names of each directory at a model's depth below `base`, in order."""
+        if len(names) == len(NAME_FIELDS):
+            yield names
             return
-        first = after[depth] if after[:depth] == names and len(after) > depth else ""
         for name in self._subdirectories(*base, *names):
-            if name >= first:
-                yield from self._scan(base, (*names, name), after)
+            yield from self._scan(base, (*names, name))
 
     def _prune(self, *names: str) -> None:
         """Removes these nested directories from the innermost outwards as far as they are empty."""

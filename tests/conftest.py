@@ -184,6 +184,16 @@ def project(request):
 
 
 @pytest.fixture
+def say(request):
+    """Prints a line of figures past pytest's capturing."""
+    def out(text):
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print(f"\n    {text}", end="", flush=True)
+
+    return out
+
+
+@pytest.fixture
 def http():
     with requests.Session() as session:
         yield session

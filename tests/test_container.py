@@ -505,6 +505,13 @@ def test_compose_up_starts_it(compose, spelling):
         time.sleep(0.1)
     wait_for(compose.url)
     assert requests.get(compose.url + MODEL).content == DATA
+
+    source = compose.project / "logs.py"    # a newer version of the server
+    source.write_text(source.read_text() + "\n")
+    compose(*command, "up", "-d", "--build")
+    wait_for(compose.url)
+    assert compose(*command, "ps", "-q").stdout.strip() != name
+    assert requests.get(compose.url + MODEL).content == DATA
     begun = time.monotonic()
     compose(*command, "stop")
     assert time.monotonic() - begun < 3

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import os
+import shutil
 import subprocess
 
 import kubernetes_validate
@@ -77,14 +78,29 @@ def test_every_setting_is_one_of_the_servers():
     assert all(f'"{variable["name"]}"' in settings for variable in SERVER["env"])
 
 
-def fetch(server, directory):
-    """Runs the init container's line as it stands, with the address of a server here."""
-    environ = {it["name"]: it["value"].replace("http://ai-model-repository:8000", server.url) for it in FETCH["env"]}
-    return subprocess.run(FETCH["command"], cwd=directory, capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "no_proxy": "*", **environ})
+@pytest.fixture(params=["busybox", "GNU"])
+def fetch(request, tmp_path):
+    """fetch(server, directory) runs the init container's line as it stands, with the address of a server here.
+
+    The image is busybox; people put others there.
+    """
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    if request.param == "busybox":
+        for tool in ("sh", "wget", "sha256sum"):
+            (tools / tool).symlink_to(shutil.which("busybox"))
+
+    def run(server, directory):
+        given = {it["name"]: it["value"].replace("http://ai-model-repository:8000", server.url) for it in FETCH["env"]}
+        path = str(tools) if request.param == "busybox" else os.environ["PATH"]
+        program, *arguments = FETCH["command"]
+        return subprocess.run([shutil.which(program, path=path), *arguments], cwd=directory, capture_output=True,
+                              text=True, timeout=60, env={"PATH": path, **given})
+
+    return run
 
 
-def test_the_line_that_fetches_a_model_works_and_checks_its_digest(start, tmp_path):
+def test_the_line_that_fetches_a_model_works_and_checks_its_digest(fetch, start, tmp_path):
     server = start()
     assert fetch(server, tmp_path).returncode != 0      # there is none yet
     data = b"a model" * 100_000

@@ -1,9 +1,19 @@
-"""GET /metrics, read back with the official parser."""
+"""GET /metrics, read back with the official parser, and the dashboard that is made of it."""
+
+import json
+import re
+import subprocess
+import time
 
 import pytest
+from conftest import ROOT
 from prometheus_client.parser import text_string_to_metric_families
 
+from index import FRESH
+
 PREFIX = "model_repository_"
+DASHBOARD = json.loads((ROOT / "deploy/grafana.json").read_text(encoding="utf-8"))
+QUERIES = [target for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
 
 def scrape(app):
@@ -11,6 +21,7 @@ def scrape(app):
     assert page.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     found = {}
     for family in text_string_to_metric_families(page.text):
+        assert family.documentation and family.type != "unknown", family
         for sample in family.samples:
             found[sample.name.removeprefix(PREFIX), tuple(sorted(sample.labels.items()))] = sample.value
     return found
@@ -83,3 +94,57 @@ def test_an_upload_on_its_way_is_in_flight(live_server, http):
             pass
         wire.send(b"x" * 50)
         assert wire.response()[0] == 201
+
+
+def test_a_scrape_looks_at_no_model(start, http, tmp_path):
+    """But for the first: 200 directories of 200 models are there, and no call of 20 scrapes names one of them."""
+    server, trace = start(), tmp_path / "trace"
+    for number in range(200):
+        http.put(f"{server.url}/models/proj{number % 9}/app/{number}/m", data=b"x").raise_for_status()
+    assert "\nmodel_repository_models 200\n" in http.get(f"{server.url}/metrics").text
+    time.sleep(FRESH)   # for less than that a list would not look either
+    with subprocess.Popen(["strace", "-f", "-y", "-qq", "-o", trace, "-e", "trace=%file,%desc",
+                           "-p", str(server.process.pid)]) as tracer:
+        while not trace.exists() or "probe-" not in trace.read_text():
+            http.get(f"{server.url}/health")
+        for _ in range(20):
+            assert http.get(f"{server.url}/metrics").status_code == 200
+        tracer.terminate()
+    calls = trace.read_text()
+    assert calls.count("/proc/self/statm") == 20    # the trace is one of scrapes
+    assert not re.findall(r".*(?:proj\d|/models/(?!\.staging)).*", calls)
+
+
+# ---- the dashboard
+
+
+def test_every_metric_and_label_of_the_dashboard_is_one_that_a_server_exports(live_server, http):
+    url = f"{live_server.url}/models/dashboard/a/1/m"
+    http.put(url, data=b"x")
+    http.put(url, data=b"x", headers={"If-None-Match": "*"})    # a refused one
+    labels = {}
+    for family in text_string_to_metric_families(http.get(f"{live_server.url}/metrics").text):
+        for it in family.samples:
+            labels.setdefault(it.name, {"instance"}).update(it.labels)
+    used = set()
+    for query in QUERIES:
+        names = re.findall(rf"\b(?:{PREFIX}|process_)\w+", query["expr"])
+        assert names and set(names) <= labels.keys(), query["expr"]
+        used.update(names)
+        said = [*re.findall(r"\b(?:by|on) \(([^)]*)\)", query["expr"]), *re.findall(r"(\w+)=", query["expr"]),
+                *re.findall(r"{{(\w+)}}", query["legendFormat"])]
+        assert {name.strip() for text in said for name in text.split(",")} <= labels[names[0]], query
+    assert {name for name in labels if name.startswith(PREFIX)} - used == {
+        f"{PREFIX}request_seconds_{part}" for part in ("count", "sum")}     # each is of use to somebody
+
+
+def test_the_dashboard_has_panels_that_ask_the_source_that_was_chosen():
+    assert len(DASHBOARD["panels"]) == len({panel["id"] for panel in DASHBOARD["panels"]}) > 10
+    assert all(panel["title"] and panel["targets"] for panel in DASHBOARD["panels"])
+    variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+    assert variables["datasource"]["type"] == "datasource"
+    asking = [*QUERIES, *DASHBOARD["panels"], variables["instance"]]
+    assert {it["datasource"]["uid"] for it in asking} == {"${datasource}"}
+    grids = [panel["gridPos"] for panel in DASHBOARD["panels"]]
+    places = [(it["x"] + x, it["y"] + y) for it in grids for x in range(it["w"]) for y in range(it["h"])]
+    assert len(places) == len(set(places)) and max(x for x, _ in places) < 24   # none upon another

@@ -1,14 +1,17 @@
-"""A backup of a server that goes on working, and what is brought back from it."""
+"""What the README tells who runs a server: backup, restore, moving, the lines of the log, compose's settings."""
 
 import os
 import random
+import re
 import shutil
 import subprocess
 import threading
 
 import requests
+import yaml
 from conftest import ROOT, running, sha256
 
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SIZE = 300_000      # the same for all: a copy that mixes two versions has no other mark than its digest
 
 
@@ -102,3 +105,44 @@ def test_a_backup_is_brought_back_and_only_what_changed_is_copied_again(start, t
     shutil.rmtree(server.storage)
     assert backup(copy, server.storage).returncode == 0
     assert holding(server.storage) == {"p/app/0/m/model": sha256(b"0"), "p/app/1/m/model": sha256(b"9")}
+
+
+def test_a_storage_is_moved_with_one_copy_while_it_is_used_and_one_after(start, tmp_path):
+    server, new = start(), tmp_path / "new"
+    models = {f"p/app/{number}/m/model": random.randbytes(1000) for number in range(3)}
+    for number, (path, data) in enumerate(models.items()):
+        if number == 2:     # which arrives between the two
+            assert backup(server.storage, new).returncode == 0
+        requests.put(f"{server.url}/models/{path.removesuffix('/model')}", data=data).raise_for_status()
+    assert server.stop() == 0
+    assert backup(server.storage, new).returncode == 0
+    assert holding(new) == {path: sha256(data) for path, data in models.items()}
+
+
+# ---- what the README says of the log and of .env
+
+
+def messages():
+    """What the server and its entrypoint can write into the log beside the access log, in the words that never vary."""
+    pattern = r'''(?:\blog\.(?:info|warning|error)\(|SystemExit\(f|\bsay )"([^"]*)"'''
+    for path in [*ROOT.glob("*.py"), ROOT / "docker-entrypoint.sh"]:
+        for text in re.findall(pattern, path.read_text(encoding="utf-8"), re.MULTILINE):
+            pieces = re.split(r"%\w|{[^}]*}|\$\w+|: ", text)
+            yield [piece.strip() for piece in pieces if len(piece) > 3]
+
+
+def test_the_readme_explains_every_line_of_the_log():
+    rows = re.findall(r"^\| (`.*?) \| ", README.partition("## Log")[2], re.MULTILINE)
+    found = list(messages())
+    assert len(found) > 10
+    for pieces in found:    # what follows a colon is a detail
+        assert not pieces or any(pieces[0] in row for row in rows), pieces
+
+
+def test_compose_passes_every_setting_on():
+    """But for the three that are the container's own: where its models are, and its address inside."""
+    settings = set(re.findall(r"^\| `([A-Z_]+)` \|", README.partition("## Settings")[2], re.MULTILINE))
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    passed = compose["services"]["ai-model-repository"]["environment"]
+    assert passed.keys() == settings - {"MODEL_STORAGE_PATH", "SERVER_HOST", "SERVER_PORT"}
+    assert all(value.startswith(f"${{{name}:-") for name, value in passed.items())

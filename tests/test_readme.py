@@ -18,6 +18,7 @@ RUN_ELSEWHERE = {
     "python3 -m venv .venv && ": ".ci/run: takes this line out of the README, runs it in a fresh copy, asks /health",
     ".venv/bin/pip install -r tests/requirements.txt && ": ".ci/run: takes this line out too, and so runs this test",
     "docker-compose up -d": "tests/test_container.py: it needs a Docker engine",
+    "docker-compose --profile tls up -d": "tests/test_container.py: it needs a Docker engine",
     "docker build -t ai-model-repository .": "tests/test_container.py: it needs a Docker engine",
     "docker run -d -p 8000:8000 ": "tests/test_container.py: it needs a Docker engine",
 }

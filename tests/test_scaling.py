@@ -45,15 +45,6 @@ def count():
 
 
 @pytest.fixture
-def say(request):
-    def out(text):
-        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-            print(f"\n    {text}", end="", flush=True)
-
-    return out
-
-
-@pytest.fixture
 def storages():
     """The same new directory, seen through either mount."""
     if "SCALING_MOUNTS" not in os.environ:

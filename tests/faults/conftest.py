@@ -50,16 +50,6 @@ def some(request):
 
 
 @pytest.fixture
-def say(request):
-    """Prints a line of figures past pytest's capturing."""
-    def out(text):
-        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-            print(f"\n    {text}", end="", flush=True)
-
-    return out
-
-
-@pytest.fixture
 def single():
     """Starts servers with one thread of each kind: single(storage, *prefix, **env)."""
     servers = []
