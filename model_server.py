@@ -130,7 +130,7 @@ def newest(request: Request, store: Storage, read: Callable[[ModelKey], T], name
             return read(found), [("Content-Location", path), ("X-Model-Version", version)]
         except ModelNotFound:
             continue    # deleted since we looked
-    raise ModelNotFound(f"there is no version of {key.project_id}/{key.app_name} that has {key.model_name}")
+    raise models.absent(key.names)
 
 
 def checksum(request: Request, store: Storage, **names: str) -> Response:

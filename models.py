@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
@@ -34,6 +34,11 @@ class InvalidMetadata(StoreError):
 
 class ModelNotFound(StoreError):
     pass
+
+
+def absent(names: Sequence[str]) -> ModelNotFound:
+    """The words for a model that is not there, and the same ones for a model that a caller may not know of."""
+    return ModelNotFound(f"there is no model {'/'.join(names)}")
 
 
 class ModelExists(StoreError):
