@@ -86,7 +86,8 @@ def test_a_storage_that_cannot_be_written_names_who_it_is_and_what_mends_it(tmp_
 def test_the_start_line_says_where_and_how(start, tmp_path):
     server = start(MODEL_MAX_SIZE="5M", MODEL_OVERWRITE="deny", storage=tmp_path / "deep" / "er")
     line = next(line for line in server.lines if " serving " in line)
-    assert f"serving {tmp_path}/deep/er at http://127.0.0.1:{server.port}, overwrite deny, limit {5 << 20}\n" in line
+    assert (f"serving {tmp_path}/deep/er at http://127.0.0.1:{server.port}, overwrite deny, limit {5 << 20}, "
+            "anonymous all\n") in line
     assert (tmp_path / "deep" / "er").is_dir()
     assert server.stop() == 0
     assert server.lines[-1].endswith("stopped\n")
