@@ -117,7 +117,6 @@ class Request:
         method = self.method if self.method in METHODS else "other"     # a label may not have values without end
         self.application.metrics.count(self.route, method, status, seconds, received, sent)
 
-
     def audit(self, verb: str, names: Names, sha256: str | None, status: int) -> None:
         """Tells of one model that was changed, or was not because the caller may not do that."""
         audit.info("%s", json.dumps({"who": self.caller.name, "verb": verb, "model": "/".join(names) or None,
