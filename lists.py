@@ -1,7 +1,7 @@
 """Lists of models: which ones are wanted, page by page, in the format that was asked for."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 from urllib.parse import urlencode
@@ -16,20 +16,21 @@ MAX_PAGE = 1000     # models on one page
 BLOCK = 64 * 1024   # the first is sent after some 100 models, a millisecond
 
 
-def list_response(store: Storage, names: Mapping[str, str], query: Mapping[str, str], base_url: str) -> Response:
-    """The models below `names`, streamed; raises BadUpload."""
+def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Names], query: Mapping[str, str],
+                  base_url: str) -> Response:
+    """The models below `names` that are at these places, in order and all of them below, streamed; raises BadUpload."""
     form, below = query.get("format", "json"), tuple(names.values())
     if form not in LINE_OF and form != "json":
         raise BadUpload(f"format {form[:50]!r} is not known: use json, {', '.join(LINE_OF)}")
-    found = wanted(store, below, query, cursor_of(query))
+    found = wanted(store, places, query, cursor_of(query))
     headers: list[tuple[str, str]] = []
     more: dict[str, Any] = {}
     if "limit" in query:
         limit = limit_of(query)
         page = list(islice(found, limit + 1))
         found = iter(page[:limit])
-        more["total_models"] = (sum(1 for _ in wanted(store, below, query, ())) if is_filtered(query)
-                                else store.index.total(below)[0])
+        more["total_models"] = (sum(1 for _ in wanted(store, places, query, ())) if is_filtered(query)
+                                else sum(store.index.total(place)[0] for place in places))
         if len(page) > limit:
             more["next"] = "/".join(page[limit - 1][0])
             link = f"{base_url}/models/{'/'.join(below) or 'list'}?{urlencode({**query, 'after': more['next']})}"
@@ -60,9 +61,10 @@ def limit_of(query: Mapping[str, str]) -> int:
     return int(text)
 
 
-def wanted(store: Storage, names: Names, query: Mapping[str, str], after: Names) -> Iterator[tuple[Names, bytes]]:
+def wanted(store: Storage, places: Sequence[Names], query: Mapping[str, str], after: Names,
+           ) -> Iterator[tuple[Names, bytes]]:
     """The models that the filters let through: their names and their JSON, see Index.lines."""
-    lines = store.lines(names, after)
+    lines = chain.from_iterable(store.lines(place, after) for place in places if place >= after[: len(place)])
     return (x for x in lines if passes(json.loads(x[1] + b"}"), query)) if is_filtered(query) else lines
 
 

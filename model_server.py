@@ -12,9 +12,11 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
+import access
 import downloads
 import logs
 import models
@@ -37,6 +39,9 @@ METRICS_AGE = 60.0          # seconds: what others changed on disk may be missin
 HEALTH_AGE = 1.0            # seconds for which one write that worked tells that writing works
 CONNECTIONS = 4096          # open at once; each upload adds a descriptor, hence a quarter of those we may have
 ALIAS = "latest"
+USAGE = """usage: python model_server.py                             serves; settings are environment variables
+       python model_server.py token NAME VERBS PREFIX  makes a token; VERBS: read,create,update,delete or some of them,
+                                                       PREFIX: a project, project/app, or '*'"""
 
 
 # ---- handlers, in the order of the routes
@@ -70,17 +75,22 @@ def upload(request: Request, store: Storage, **names: str) -> Response:
     if expected and expected != digest:
         raise DigestMismatch(f"it arrived with sha256 {digest}, not {expected}: nothing was stored, send it again")
     key = ModelKey(*(fields[name] for name in NAME_FIELDS))
+    request.caller.check("create", key.names)   # a form may tell the names after the file
     result = body.draft.publish(key, digest, models.details_of(fields, body.filename), may_write(request))
     answer: dict[str, Any] = {"message": f"Model {'uploaded' if result.created else 'replaced'} successfully"}
     if result.unchanged:
         answer = {"message": "Model is unchanged", "unchanged": True}
     headers = ("Location", url_of(key, request.base_url)), ("ETag", etag_of(result.model))
     answer |= describe(result.model, request.base_url)
-    return json_response(201 if result.created else 200, answer, *headers)
+    verb, status = ("create", 201) if result.created else ("update", 200)
+    request.audit(verb, key.names, digest, status)
+    return json_response(status, answer, *headers)
 
 
 def may_write(request: Request) -> Check:
     def check(current: Model | None) -> None:
+        if current:
+            request.caller.check("update", current.key.names)
         check_write(request.header, *([etag_of(current)] if current else []))
         if current and not request.settings.overwrite:
             raise ModelExists(f"{current.key} exists and this server keeps what it has: choose another version")
@@ -95,6 +105,8 @@ def admit_upload(request: Request, store: Storage, intake: Intake, **names: str)
     for name in NAME_FIELDS:
         if name in fields:
             models.check_name(name, fields[name])
+    known = tuple(fields[name] for name in takewhile(fields.__contains__, NAME_FIELDS))
+    request.caller.check("create", known, partly=True)
     models.details_of(fields, None)
     expected_sha256(request.header, fields)
     if request.header("Content-Range"):     # RFC 9110 14.5: storing a part as the whole would be the worst
@@ -134,7 +146,7 @@ def newest(request: Request, store: Storage, read: Callable[[ModelKey], T], name
             return read(found), [("Content-Location", path), ("X-Model-Version", version)]
         except ModelNotFound:
             continue    # deleted since we looked
-    raise ModelNotFound(f"there is no version of {key.project_id}/{key.app_name} that has {key.model_name}")
+    raise models.absent(key.names)
 
 
 def checksum(request: Request, store: Storage, **names: str) -> Response:
@@ -193,12 +205,14 @@ def amend(request: Request, store: Storage, **names: str) -> Response:
         return models.patched(model.details, patch)
 
     model = store.amend(ModelKey(**names), change)
+    request.audit("update", model.key.names, model.sha256, 200)
     return json_response(200, describe(model, request.base_url), ("ETag", etag_of_info(model)))
 
 
 def delete_model(request: Request, store: Storage, **names: str) -> Response:
     key = ModelKey(**names)
     model = store.delete(key, lambda model: check_write(request.header, *([etag_of(model)] if model else [])))
+    request.audit("delete", key.names, model.sha256, 200)
     return json_response(200, {"message": "Model deleted successfully", **describe(model, request.base_url)})
 
 
@@ -212,7 +226,8 @@ def delete_tree(request: Request, store: Storage, **names: str) -> Response:
     deleted = 0
     for key in keys:
         try:
-            store.delete(key, lambda model: None)
+            model = store.delete(key, lambda model: None)
+            request.audit("delete", key.names, model.sha256, 200)
             deleted += 1
         except ModelNotFound:
             continue    # somebody was faster
@@ -220,7 +235,8 @@ def delete_tree(request: Request, store: Storage, **names: str) -> Response:
 
 
 def list_models(request: Request, store: Storage, **names: str) -> Response:
-    return list_response(store, names, request.query, request.base_url)
+    places = request.caller.places("read", tuple(names.values()))
+    return list_response(store, names, places, request.query, request.base_url)
 
 
 def metrics(request: Request, store: Storage) -> Response:
@@ -240,22 +256,22 @@ def metrics(request: Request, store: Storage) -> Response:
 
 MODEL_PATH = "/models/{project_id}/{app_name}/{version}/{model_name}"
 ROUTES = (
-    Route("GET",    "/health",                                                      health, at_once=is_known_healthy),
-    Route("GET",    "/metrics",                                                     metrics),
-    Route("POST",   "/models/upload",                                               upload, admit_upload),
-    Route("GET",    "/models/list",                                                 list_models),
-    Route("GET",    "/models/{project_id}",                                         list_models),
-    Route("GET",    "/models/{project_id}/{app_name}",                              list_models),
-    Route("GET",    "/models/{project_id}/{app_name}/{version}",                    list_models),
-    Route("GET",    "/models/{project_id}/{app_name}/{version}/{model_name}/info",  info, at_once=is_known),
-    Route("PATCH",  "/models/{project_id}/{app_name}/{version}/{model_name}/info",  amend, admit_document),
-    Route("GET",    "/models/{project_id}/{app_name}/{version}/{model_name}.sha256", checksum),
-    Route("GET",    "/models/{project_id}/{app_name}/{version}/{model_name}",       download, at_once=is_known_head),
-    Route("PUT",    "/models/{project_id}/{app_name}/{version}/{model_name}",       upload, admit_upload),
-    Route("DELETE", "/models/{project_id}/{app_name}/{version}/{model_name}",       delete_model),
-    Route("DELETE", "/models/{project_id}",                                         delete_tree),
-    Route("DELETE", "/models/{project_id}/{app_name}",                              delete_tree),
-    Route("DELETE", "/models/{project_id}/{app_name}/{version}",                    delete_tree),
+    Route("GET",    "/health",                                    None,     health, at_once=is_known_healthy),
+    Route("GET",    "/metrics",                                   "read",   metrics),
+    Route("POST",   "/models/upload",                             "create", upload, admit_upload, partly=True),
+    Route("GET",    "/models/list",                               "read",   list_models, partly=True),
+    Route("GET",    "/models/{project_id}",                       "read",   list_models, partly=True),
+    Route("GET",    "/models/{project_id}/{app_name}",            "read",   list_models, partly=True),
+    Route("GET",    "/models/{project_id}/{app_name}/{version}",  "read",   list_models, partly=True),
+    Route("GET",    MODEL_PATH + "/info",                         "read",   info, at_once=is_known),
+    Route("PATCH",  MODEL_PATH + "/info",                         "update", amend, admit_document),
+    Route("GET",    MODEL_PATH + ".sha256",                       "read",   checksum),
+    Route("GET",    MODEL_PATH,                                   "read",   download, at_once=is_known_head),
+    Route("PUT",    MODEL_PATH,                                   "create", upload, admit_upload),
+    Route("DELETE", MODEL_PATH,                                   "delete", delete_model),
+    Route("DELETE", "/models/{project_id}",                       "delete", delete_tree),
+    Route("DELETE", "/models/{project_id}/{app_name}",            "delete", delete_tree),
+    Route("DELETE", "/models/{project_id}/{app_name}/{version}",  "delete", delete_tree),
 )
 
 
@@ -289,6 +305,21 @@ def raise_descriptor_limit() -> int:
     return min(CONNECTIONS, wanted // 4)
 
 
+def new_token(arguments: list[str]) -> int:
+    """The command `token NAME VERBS PREFIX`: the token goes to stderr, its line for the file of tokens to stdout."""
+    if len(arguments) != 4 or arguments[0] != "token":
+        sys.stderr.write(f"{USAGE}\n")
+        return 2
+    try:
+        token, line = access.new_token(*arguments[1:])
+    except ValueError as error:
+        sys.stderr.write(f"{USAGE}\n{error}\n")
+        return 2
+    sys.stderr.write(f"the token of {arguments[1]}, shown this once: {token}\n")
+    sys.stdout.write(f"{line}\n")
+    return 0
+
+
 def main() -> None:
     tune()
     logs.configure(sys.stdout)
@@ -298,7 +329,11 @@ def main() -> None:
         raise SystemExit(f"model_server: {error}") from error
     with open_storage(settings.storage_path) as store:
         try:
-            server = Server(create_app(store, settings), settings.host, settings.port, settings.threads,
+            application = create_app(store, settings)
+        except ValueError as error:
+            raise SystemExit(f"model_server: {error}") from error
+        try:
+            server = Server(application, settings.host, settings.port, settings.threads,
                             raise_descriptor_limit(), idle=settings.idle_seconds, proxy=settings.trusted_proxy,
                             prefix=settings.url_prefix)
         except (OSError, ValueError) as error:
@@ -306,11 +341,14 @@ def main() -> None:
         threading.Thread(target=store.index.watch, name="index", daemon=True).start()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
-        log.info("serving %s at %s, overwrite %s, limit %s", store.root, " ".join(server.addresses),
-                 "allow" if settings.overwrite else "deny", settings.max_size or "none")
+        log.info("serving %s at %s, overwrite %s, limit %s, %s", store.root, " ".join(server.addresses),
+                 "allow" if settings.overwrite else "deny", settings.max_size or "none",
+                 application.guard or "anonymous all")
         server.run()
         log.info("stopped")
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        raise SystemExit(new_token(sys.argv[1:]))
     main()

@@ -37,6 +37,11 @@ class ModelNotFound(StoreError):
     pass
 
 
+def absent(names: Sequence[str]) -> ModelNotFound:
+    """The words for a model that is not there, and the same ones for a model that a caller may not know of."""
+    return ModelNotFound(f"there is no model {'/'.join(names)}")
+
+
 class ModelExists(StoreError):
     pass
 

@@ -5,6 +5,7 @@ Which routes there are, and what their handlers do, is in model_server.py.
 
 import functools
 import itertools
+import json
 import logging
 import re
 import secrets
@@ -16,6 +17,7 @@ from urllib.parse import parse_qsl, quote
 
 import downloads
 import models
+from access import EVERYBODY, Forbidden, Names, Refused, Unauthorized, guard_of
 from downloads import PreconditionFailed, RangeNotSatisfiable, Response, json_response
 from forms import BadUpload, DigestMismatch, TooLarge, merged
 from lanes import Intake
@@ -27,6 +29,7 @@ from uploads import Body, ProtocolError, Upload, read_body
 
 log = logging.getLogger("model_server")
 access = logging.getLogger("access")
+audit = logging.getLogger("audit")
 
 MAX_QUERY = 200             # parameters; ours and the custom ones are under 80
 METHODS = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS")
@@ -48,6 +51,8 @@ STATUS_OF: dict[type[Exception], int] = {
     models.InvalidMetadata: 400,
     BadUpload: 400,
     DigestMismatch: 400,
+    Unauthorized: 401,
+    Forbidden: 403,
     models.ReadOnly: 403,
     ModelNotFound: 404,
     ModelExists: 409,
@@ -71,6 +76,7 @@ class Request:
         self.application = application
         self.settings = application.settings
         self.route = "none"
+        self.caller = EVERYBODY     # unless a guard says otherwise
         self.method: str = environ["REQUEST_METHOD"]
         # what is not UTF-8 turns into U+FFFD, which no name may have
         self.path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
@@ -109,6 +115,11 @@ class Request:
         method = self.method if self.method in METHODS else "other"     # a label may not have values without end
         self.application.metrics.count(self.route, method, status, seconds, received, sent)
 
+    def audit(self, verb: str, names: Names, sha256: str | None, status: int) -> None:
+        """Tells of one model that was changed, or was not because the caller may not do that."""
+        audit.info("%s", json.dumps({"who": self.caller.name, "verb": verb, "model": "/".join(names) or None,
+                                     "sha256": sha256, "status": status, "request": self.id}))
+
 
 @functools.cache    # the names are ours: there are few
 def variable_of(header: str) -> str:
@@ -136,11 +147,18 @@ def error_response(error: Exception) -> Response:
 
 @dataclass(frozen=True)
 class Route:
+    """`verb` is what a caller must have the right to, for all that the path names; None: anybody may.
+
+    Where it is `partly` enough to have it for some of that, the handler keeps to what request.caller may.
+    """
+
     method: str
     path: str
+    verb: str | None
     handler: Callable[..., Response]
     admit: Callable[..., Body] | None = None    # what becomes of a body, decided by the request's head
     at_once: Callable[..., bool] = lambda request, store, **names: False    # whether no disk and no time is needed
+    partly: bool = False
 
     @functools.cached_property
     def depth(self) -> int:
@@ -182,6 +200,7 @@ class Application:
         self.store = store
         self.settings = settings
         self.routes = routes
+        self.guard = guard_of(settings.tokens_file, settings.anonymous)
         self.intake = Intake()
         self.metrics = Metrics()
         self._process, self._numbers = secrets.token_hex(6), itertools.count(1)
@@ -189,7 +208,9 @@ class Application:
     def admit(self, environ: dict[str, Any]) -> Body:
         request = Request(environ, self)
         try:
-            return self.body_of(request, *find_route(self.routes, request))
+            route, names = find_route(self.routes, request)
+            self.authorize(request, route, names)
+            return self.body_of(request, route, names)
         except Exception as error:      # noqa: BLE001  raised again when the request is answered
             return Body(error)
 
@@ -202,6 +223,19 @@ class Application:
         except (HttpError, models.StoreError):
             return False    # it will be raised again
 
+    def authorize(self, request: Request, route: Route, names: dict[str, str]) -> None:
+        """Finds out who asks, before the store is asked; raises what they get when they may not do that."""
+        if self.guard is None or route.verb is None:
+            return
+        place = tuple(names.values())
+        caller = request.caller = self.guard.caller(request.header("Authorization"), route.verb, place)
+        if route.verb == "read" and caller.known:
+            if route.partly:
+                return  # what they may not read is not in the list
+            if place and not caller.may("read", place):
+                raise models.absent(place)
+        caller.check(route.verb, place, partly=route.partly)
+
     def body_of(self, request: Request, route: Route, names: dict[str, str]) -> Body:
         return route.admit(request, self.store, self.intake, **names) if route.admit else Body()
 
@@ -213,6 +247,8 @@ class Application:
             response = error_response(error)
             if isinstance(request.body, Upload) or request.method in ("PUT", "POST"):
                 self.metrics.refuse(type(error).__name__)
+            if isinstance(error, Refused) and error.verb != "read":
+                request.audit(error.verb, error.names, None, response.status)
         finally:
             request.body.close()
             request.body.settle()
@@ -227,6 +263,7 @@ class Application:
                 raise arrived.refusal   # what there is of the head is not to be trusted
         route, names = find_route(self.routes, request)
         request.route = route.path
+        self.authorize(request, route, names)
         if request.body is not arrived:
             request.body = self.body_of(request, route, names)
             if isinstance(request.body, Upload) and not {"CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"} & environ.keys():

@@ -23,6 +23,8 @@ class Settings:
     trusted_proxy: str | None = None    # the address from which X-Forwarded-For, -Proto and -Host are believed
     url_prefix: str = ""        # the path below which a proxy has this server
     overwrite: bool = True
+    tokens_file: Path | None = None
+    anonymous: str | None = None    # all, read or none; None: none where there is a tokens file, else all
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> "Settings":
@@ -30,6 +32,9 @@ class Settings:
         path, overwrite = env.get("MODEL_STORAGE_PATH"), env.get("MODEL_OVERWRITE") or "allow"
         if overwrite not in ("allow", "deny"):
             raise ValueError(f"MODEL_OVERWRITE is {overwrite!r}: set it to allow or deny")
+        anonymous, tokens = env.get("MODEL_ANONYMOUS") or None, env.get("MODEL_TOKENS_FILE")
+        if anonymous not in (None, "all", "read", "none"):
+            raise ValueError(f"MODEL_ANONYMOUS is {anonymous!r}: set it to all, read or none")
         return cls(
             storage_path=Path(path) if path else None,
             host=env.get("SERVER_HOST") or "0.0.0.0",
@@ -40,6 +45,8 @@ class Settings:
             trusted_proxy=address_of(env.get("TRUSTED_PROXY", "")),
             url_prefix=prefix_of(env.get("URL_PREFIX", "")),
             overwrite=overwrite == "allow",
+            tokens_file=Path(tokens) if tokens else None,
+            anonymous=anonymous,
         )
 
 

@@ -200,7 +200,7 @@ class Storage:
                         return found
                 except FileNotFoundError:
                     break
-        raise ModelNotFound(f"there is no model {key}")
+        raise models.absent(key.names)
 
     def _look(self, key: ModelKey, read: Callable[[int, ModelKey], T | None]) -> T | None:
         # Without RENAME_EXCHANGE the old version stands in the rescue place while it is replaced, see _set_aside.

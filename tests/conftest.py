@@ -216,3 +216,13 @@ def make_app(store):
 @pytest.fixture
 def app(make_app):
     return make_app()
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    """tokens(line, ...) writes the file of tokens and gives its path."""
+    def writer(*lines):
+        path = tmp_path / "tokens"
+        path.write_text("".join(lines))
+        return path
+    return writer

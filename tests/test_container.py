@@ -517,6 +517,32 @@ def test_compose_up_starts_it(compose, spelling):
     assert time.monotonic() - begun < 3
 
 
+def test_compose_hands_the_tokens_over_as_a_secret(compose):
+    def token(*options):
+        """A new one, made as the README says; its line goes where the server has them."""
+        made = sh("docker", "run", "--rm", "--network", "none", *options, IMAGE, "python", "model_server.py",
+                  "token", "ci", "create", "p/app")
+        with (compose.project / "tokens").open("a") as file:
+            file.write(made.stdout)
+        return "any", made.stderr.split()[-1]
+
+    first = token("--read-only")
+    (compose.project / "tokens").chmod(0o644)
+    compose.settings["TOKENS_FILE"] = "./tokens"
+    compose("docker", "compose", "up", "-d")
+    wait_for(compose.url)
+    assert requests.put(compose.url + MODEL, data=DATA).status_code == 401
+    assert requests.put(compose.url + MODEL, data=DATA, auth=first).status_code == 201
+    second = token()
+    for attempt, status in ((first, 403), (second, 403), (("any", "x"), 401)):
+        assert requests.put(compose.url + MODEL, data=DATA, auth=attempt).status_code == status
+    log = compose("docker", "compose", "logs").stdout
+    assert "anonymous none, ci create p/app" in log
+    assert '{"who": "ci", "verb": "create", "model": "p/app/1.0.0/m"' in log
+    told = log + docker("inspect", compose("docker", "compose", "ps", "-q").stdout.strip())
+    assert first[1] not in told and second[1] not in told
+
+
 NGINX = f"""FROM {BASE}
 RUN apt-get update -q && apt-get install -q -y --no-install-recommends nginx-light && rm -rf /var/lib/apt/lists/* && \
     ln -sf /dev/stdout /var/log/nginx/access.log && ln -sf /dev/stderr /var/log/nginx/error.log

@@ -338,6 +338,21 @@ def test_a_server_below_a_path(tmp_path, tls):
 # ---- limits, size, servers that go away
 
 
+def test_tokens_pass_and_what_they_do_not_allow_stops_travelling(tmp_path, tls):
+    (tmp_path / "tokens").write_text(f"ci:{sha256(b'a token')}:create:p\n")
+    sparse(tmp_path / "m", 1 << 20)
+    with running(tmp_path / "models", MODEL_TOKENS_FILE=str(tmp_path / "tokens"), **TRUSTED) as server, \
+            proxy(tmp_path / "nginx", tls, server.port) as it:
+        known = "-u", "any:a token"
+        for path, credentials, status in (("p/a/1/m", known, "201"), ("q/a/1/m", known, "403"), ("p/a/1/n", (), "401")):
+            done = it.curl("-D", tmp_path / "head", "-w", "\n%{http_code}", *credentials, "-T", tmp_path / "m",
+                           f"{it.url}/models/{path}").stdout.decode()
+            assert done.endswith("\n" + status), done
+            assert ("basic" in (tmp_path / "head").read_text().lower()) == (status == "401")
+            request_id = re.search("(?i)x-request-id: (.*)", (tmp_path / "head").read_text())[1].strip()
+            assert status == "201" or int(line_of(server, request_id)[3]) < 1000    # of the answer, none of the model
+
+
 def test_too_many_requests_are_429_with_json(tmp_path, tls):
     with running(tmp_path / "models", **TRUSTED) as server, \
             proxy(tmp_path / "nginx", tls, server.port, clean=False) as front, front.session() as http:

@@ -29,6 +29,9 @@ DEFAULTS = {"storage_path": None, "host": "0.0.0.0", "port": 8000, "threads": 8,
     ({"MODEL_MAX_SIZE": "1000"}, {"max_size": 1000}), ({"MODEL_MAX_SIZE": "500M"}, {"max_size": 500 << 20}),
     ({"MODEL_MAX_SIZE": "20G"}, {"max_size": 20 << 30}),
     ({"MODEL_OVERWRITE": "allow"}, {}), ({"MODEL_OVERWRITE": "deny"}, {"overwrite": False}),
+    ({"MODEL_TOKENS_FILE": "/run/secrets/tokens"}, {"tokens_file": Path("/run/secrets/tokens")}),
+    *(({"MODEL_ANONYMOUS": value}, {"anonymous": value}) for value in ("all", "read", "none")),
+    ({"MODEL_ANONYMOUS": "", "MODEL_TOKENS_FILE": ""}, {}),
     # what compose makes of ${SERVER_PORT} when nobody set it
     (dict.fromkeys(("MODEL_STORAGE_PATH", "SERVER_HOST", "SERVER_PORT", "SERVER_THREADS", "MODEL_MAX_SIZE"), ""), {}),
 ])
@@ -42,6 +45,7 @@ def test_settings_come_from_the_environment(env, changed):
     *(("SERVER_THREADS", value) for value in ("0", "-1", "many", "1e3", "9" * 5000)),
     *(("MODEL_MAX_SIZE", value) for value in ("0", "-1", "M", "12X", "1.5G", "1 G", "\uff15G", "9" * 5000, "5G\n")),
     *(("MODEL_OVERWRITE", value) for value in ("yes", "ALLOW?", "0", "allow ")),
+    *(("MODEL_ANONYMOUS", value) for value in ("some", "READ", "0", "none ")),
 ])
 def test_a_bad_value_is_named_with_what_it_should_be(name, value):
     with pytest.raises(ValueError, match=f"^{name} .*(set|use)"):
@@ -86,7 +90,8 @@ def test_a_storage_that_cannot_be_written_names_who_it_is_and_what_mends_it(tmp_
 def test_the_start_line_says_where_and_how(start, tmp_path):
     server = start(MODEL_MAX_SIZE="5M", MODEL_OVERWRITE="deny", storage=tmp_path / "deep" / "er")
     line = next(line for line in server.lines if " serving " in line)
-    assert f"serving {tmp_path}/deep/er at http://127.0.0.1:{server.port}, overwrite deny, limit {5 << 20}\n" in line
+    assert (f"serving {tmp_path}/deep/er at http://127.0.0.1:{server.port}, overwrite deny, limit {5 << 20}, "
+            "anonymous all\n") in line
     assert (tmp_path / "deep" / "er").is_dir()
     assert server.stop() == 0
     assert server.lines[-1].endswith("stopped\n")

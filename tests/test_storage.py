@@ -350,6 +350,8 @@ def test_the_arrows_point_down():
     assert not below("storage") & {"model_server", "routing", "uploads", "downloads"}
     assert not below("uploads") & {"model_server", "routing", "downloads"}
     assert not below("downloads") & {"model_server", "routing", "uploads"}
+    assert below("access") == {"models"}
+    assert {module for module in OURS if "access" in imports(module)} == {"routing", "model_server"}
     assert {module for module in OURS if "waitress" in imports(module)} == {"uploads"}
 
 
