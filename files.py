@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -10,7 +11,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from models import ModelExists, ReadOnly, StorageFailed, StorageFull
 
@@ -54,6 +55,15 @@ def write_all(descriptor: int, blocks: Sequence[bytes | memoryview]) -> int:
         if written:     # a disk that fills up takes a part and refuses with the next call
             rest[0] = memoryview(rest[0])[written:]
     return total
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Makes a file of it that is on disk when this returns."""
+    with path.open("x", encoding="utf-8") as file:
+        json.dump(document, file, ensure_ascii=False, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def rename_new(source: Path, parent: int, name: str) -> bool:

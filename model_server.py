@@ -177,9 +177,10 @@ def amend(request: Request, store: Storage, **names: str) -> Response:
     except ValueError as error:
         raise BadUpload(f"the body is not a JSON document: {error}") from error
 
-    def change(model: Model) -> models.Details:
+    def change(model: Model) -> Model:
         check_write(request.header, etag_of(model), etag_of_info(model))
-        return models.patched(model.details, patch)
+        details = models.patched(model.details, patch)
+        return model if details == model.details else replace(model, details=details, updated_at=models.now())
 
     model = store.amend(ModelKey(**names), change)
     return json_response(200, describe(model, request.base_url), ("ETag", etag_of_info(model)))

@@ -12,14 +12,12 @@ import errno
 import fcntl
 import io
 import itertools
-import json
 import logging
 import os
 import secrets
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 
@@ -278,16 +276,15 @@ class Storage:
             self._prune(*key.names[:3])
             return model
 
-    def amend(self, key: ModelKey, change: Callable[[Model], Details]) -> Model:
-        """Replaces what a user says about a model by what `change` makes of it; raises ModelNotFound."""
+    def amend(self, key: ModelKey, change: Callable[[Model], Model]) -> Model:
+        """Replaces what metadata.json tells of a model by what `change` makes of it; raises ModelNotFound."""
         scratch = self._session / f"{next(self._numbers)}.json"
         with files.own_words(), self._changing(key), ExitStack() as undo:
             current = self.info(key)
-            model = replace(current, details=change(current), updated_at=models.now())
-            if model.details == current.details:
+            if (model := change(current)) == current:
                 return current
             undo.callback(scratch.unlink, missing_ok=True)
-            _write_document(scratch, model)
+            files.write_json(scratch, model.as_json())
             descriptors = undo.enter_context(self._walk(*key.names))
             os.rename(scratch, METADATA, dst_dir_fd=descriptors[-1])
             self.index.forget(key)
@@ -469,7 +466,7 @@ class Draft:
         self._close()
         moment = models.now()
         model = Model(key, status.st_size, sha256, details, moment, moment, status.st_mtime_ns, status.st_ino)
-        _write_document(self._path / METADATA, model)
+        files.write_json(self._path / METADATA, model.as_json())
         files.sync_directory(self._path)
         return model
 
@@ -488,11 +485,3 @@ class Draft:
 
     def __exit__(self, *_: object) -> None:
         self.discard()
-
-
-def _write_document(path: Path, model: Model) -> None:
-    with path.open("x", encoding="utf-8") as file:
-        json.dump(model.as_json(), file, ensure_ascii=False, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
