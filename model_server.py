@@ -48,7 +48,10 @@ def health(request: Request, store: Storage) -> Response:
         state["read_only"] = True
     try:
         store.probe()
-        return json_response(200, {"status": "healthy", **state, "free_bytes": store.free_bytes()})
+        if corrupt := request.application.verifier.corrupt():
+            state["corrupt_models"] = corrupt
+        status = "degraded" if corrupt else "healthy"
+        return json_response(200, {"status": status, **state, "free_bytes": store.free_bytes()})
     except models.StoreError as error:
         return json_response(503, {"status": "unhealthy", "reason": str(error), **state})
 
@@ -147,6 +150,10 @@ def checksum(request: Request, store: Storage, **names: str) -> Response:
 def download(request: Request, store: Storage, **names: str) -> Response:
     pinned = request.query.get("sha256")
     opened, headers = newest(request, store, store.open if request.method == "GET" else store.peek, names)
+    if opened.model.corrupt and request.query.get("allow_corrupt") != "true":
+        opened.file.close()
+        raise models.ModelCorrupt(f"{opened.model.key} is corrupt: its bytes are not those that were uploaded. "
+                                  "Upload it again, or add ?allow_corrupt=true to have them as they are")
     if pinned is not None and pinned.lower() != opened.model.sha256:
         opened.file.close()
         raise PreconditionFailed(f"the model is not {pinned[:100]} but {opened.model.sha256}")
@@ -213,11 +220,23 @@ def list_models(request: Request, store: Storage, **names: str) -> Response:
     return list_response(store, names, request.query, request.base_url)
 
 
+def verify(request: Request, store: Storage, **names: str) -> Response:
+    if len(names) == len(NAME_FIELDS):
+        store.info(ModelKey(**names))
+    progress = request.application.verifier.ask(*names.values())
+    return json_response(202, progress, ("Location", f"{request.environ.get('SCRIPT_NAME', '')}/verify"))
+
+
+def verification(request: Request, store: Storage) -> Response:
+    return json_response(200, request.application.verifier.progress())
+
+
 def metrics(request: Request, store: Storage) -> Response:
     models_stored, bytes_stored = store.index.total(at_most=METRICS_AGE)
     page = request.application.metrics.render({
         "uploads_in_flight": ("Uploads begun and not over.", request.application.intake.in_flight),
         "models": ("Models stored.", models_stored),
+        "corrupt_models": ("Models known to be corrupt.", request.application.verifier.corrupt()),
         "stored_bytes": ("Bytes of the models stored.", bytes_stored),
         "free_bytes": ("Bytes free for models.", store.free_bytes()),
     })
@@ -246,6 +265,12 @@ ROUTES = (
     Route("DELETE", "/models/{project_id}",                                         delete_tree),
     Route("DELETE", "/models/{project_id}/{app_name}",                              delete_tree),
     Route("DELETE", "/models/{project_id}/{app_name}/{version}",                    delete_tree),
+    Route("POST",   "/verify",                                                      verify),
+    Route("POST",   "/verify/{project_id}",                                         verify),
+    Route("POST",   "/verify/{project_id}/{app_name}",                              verify),
+    Route("POST",   "/verify/{project_id}/{app_name}/{version}",                    verify),
+    Route("POST",   "/verify/{project_id}/{app_name}/{version}/{model_name}",       verify),
+    Route("GET",    "/verify",                                                      verification),
 )
 
 
@@ -287,8 +312,9 @@ def main() -> None:
     except ValueError as error:
         raise SystemExit(f"model_server: {error}") from error
     with open_storage(settings.storage_path) as store:
+        application = create_app(store, settings)
         try:
-            server = Server(create_app(store, settings), settings.host, settings.port, settings.threads,
+            server = Server(application, settings.host, settings.port, settings.threads,
                             raise_descriptor_limit(), idle=settings.idle_seconds, proxy=settings.trusted_proxy,
                             prefix=settings.url_prefix)
         except (OSError, ValueError) as error:
@@ -299,6 +325,7 @@ def main() -> None:
         log.info("serving %s at %s, overwrite %s, limit %s", store.root, " ".join(server.addresses),
                  "allow" if settings.overwrite else "deny", settings.max_size or "none")
         server.run()
+        application.verifier.stop()
         log.info("stopped")
 
 
