@@ -20,7 +20,7 @@ class Settings:
     threads: int = 8
     idle_seconds: int = 120     # of silence after which a connection is closed, and for the head of a request
     max_size: int | None = None
-    verify_rate: int = 100 << 20    # bytes a second: a tenth of a core hashes them, and most disks have as many left
+    verify_rate: int = 100 << 20    # bytes a second: a fifth of a core, and most disks have as many left
     trusted_proxy: str | None = None    # the address from which X-Forwarded-For, -Proto and -Host are believed
     url_prefix: str = ""        # the path below which a proxy has this server
     overwrite: bool = True

@@ -29,6 +29,7 @@ MAX_WAITING = 16    # requests; who has more to ask for asks for the level above
 MAX_SHOWN = 100     # corrupt models that the progress names; a list with ?corrupt=true has them all
 MAX_ASKED = 1000    # marks that are looked into for one count, some ms; of a disk so broken the rest is believed
 TOTAL_AGE = 60.0    # seconds: what others changed on disk may be missing in the totals so long, they cost no look at it
+CATCH_UP = 0.1      # seconds of a sleep or a disk that took longer, after which it may go faster for a moment
 LINGER = 1.0        # seconds that the end of the server waits for a read or a result under way
 
 
@@ -198,11 +199,11 @@ class Verifier:
         return digest.hexdigest()
 
     def _pace(self, length: int) -> None:
-        """Waits until so many bytes more may be read. Time in which nothing was read is not made up for."""
+        """Waits for the turn of so many bytes, which were or will be read. What took long is not made up for."""
         now = time.monotonic()
         if self._stopping.wait(max(0.0, self._due - now)):
             raise Stopped
-        self._due = max(self._due, now) + length / self._rate
+        self._due = max(self._due, now - CATCH_UP) + length / self._rate
 
     # ---- what is kept of it
 

@@ -28,6 +28,7 @@ DEFAULTS = {"storage_path": None, "host": "0.0.0.0", "port": 8000, "threads": 8,
     ({"SERVER_THREADS": "1"}, {"threads": 1}),
     ({"MODEL_MAX_SIZE": "1000"}, {"max_size": 1000}), ({"MODEL_MAX_SIZE": "500M"}, {"max_size": 500 << 20}),
     ({"MODEL_MAX_SIZE": "20G"}, {"max_size": 20 << 30}),
+    ({"MODEL_VERIFY_RATE": "2M"}, {"verify_rate": 2 << 20}), ({"MODEL_VERIFY_RATE": ""}, {"verify_rate": 100 << 20}),
     ({"MODEL_OVERWRITE": "allow"}, {}), ({"MODEL_OVERWRITE": "deny"}, {"overwrite": False}),
     # what compose makes of ${SERVER_PORT} when nobody set it
     (dict.fromkeys(("MODEL_STORAGE_PATH", "SERVER_HOST", "SERVER_PORT", "SERVER_THREADS", "MODEL_MAX_SIZE"), ""), {}),
@@ -41,6 +42,7 @@ def test_settings_come_from_the_environment(env, changed):
     "9" * 5000, "80\n")),
     *(("SERVER_THREADS", value) for value in ("0", "-1", "many", "1e3", "9" * 5000)),
     *(("MODEL_MAX_SIZE", value) for value in ("0", "-1", "M", "12X", "1.5G", "1 G", "\uff15G", "9" * 5000, "5G\n")),
+    *(("MODEL_VERIFY_RATE", value) for value in ("0", "fast", "1.5M")),
     *(("MODEL_OVERWRITE", value) for value in ("yes", "ALLOW?", "0", "allow ")),
 ])
 def test_a_bad_value_is_named_with_what_it_should_be(name, value):
