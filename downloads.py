@@ -63,7 +63,7 @@ def json_response(status: int, document: dict[str, Any] | bytes, *headers: tuple
 
 def etag_of(model: Model) -> str:
     """Strong and of the bytes where their digest is known; else weak, of what the file system tells (TRAPS 22)."""
-    if model.sha256:
+    if model.sha256 and not model.corrupt:
         return f'"{model.sha256}"'
     return f'W/"{model.size:x}-{model.mtime_ns:x}-{model.inode:x}"'
 
@@ -172,7 +172,7 @@ def file_headers(model: Model) -> list[tuple[str, str]]:
         ("Cache-Control", "no-cache"),      # a name may get other bytes: ask, the ETag makes it cheap
         ("Content-Disposition", content_disposition(model.details.filename or model.key.model_name)),
     ]
-    if model.sha256:
+    if model.sha256 and not model.corrupt:
         encoded = base64.b64encode(bytes.fromhex(model.sha256)).decode()
         headers += [
             ("X-Checksum-Sha256", model.sha256),

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import fcntl
+import json
 import logging
 import mmap
 import os
@@ -12,7 +13,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from models import ModelExists, ReadOnly, StorageFailed, StorageFull
 
@@ -108,6 +109,15 @@ class NewFile:
         self._rest = b""
         os.fsync(self.descriptor)
         return os.fstat(self.descriptor)
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Makes a file of it that is on disk when this returns."""
+    with path.open("x", encoding="utf-8") as file:
+        json.dump(document, file, ensure_ascii=False, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def rename_new(source: Path, parent: int, name: str) -> bool:

@@ -22,6 +22,8 @@ def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Nam
     form, below = query.get("format", "json"), tuple(names.values())
     if form not in LINE_OF and form != "json":
         raise BadUpload(f"format {form[:50]!r} is not known: use json, {', '.join(LINE_OF)}")
+    if query.get("corrupt", "true") not in ("true", "false"):
+        raise BadUpload(f"corrupt {query['corrupt'][:50]!r} is neither true nor false")
     found = wanted(store, places, query, cursor_of(query))
     headers: list[tuple[str, str]] = []
     more: dict[str, Any] = {}
@@ -69,11 +71,13 @@ def wanted(store: Storage, places: Sequence[Names], query: Mapping[str, str], af
 
 
 def is_filtered(query: Mapping[str, str]) -> bool:
-    return any(name in ("framework", "q") or name.startswith("metadata.") for name in query)
+    return any(name in ("framework", "q", "corrupt") or name.startswith("metadata.") for name in query)
 
 
 def passes(model: Mapping[str, Any], query: Mapping[str, str]) -> bool:
     if "framework" in query and query["framework"] != (model["framework"] or ""):
+        return False
+    if "corrupt" in query and query["corrupt"] != as_text(model["corrupt"]):
         return False
     text = "\n".join((*(model[name] for name in NAME_FIELDS), model["description"] or ""))
     if query.get("q", "").casefold() not in text.casefold():

@@ -53,13 +53,16 @@ def health(request: Request, store: Storage) -> Response:
         state["read_only"] = True
     try:
         store.probe(at_most=HEALTH_AGE)
-        return json_response(200, {"status": "healthy", **state, "free_bytes": store.free_bytes()})
+        if corrupt := request.application.verifier.corrupt():
+            state["corrupt_models"] = corrupt
+        status = "degraded" if corrupt else "healthy"
+        return json_response(200, {"status": status, **state, "free_bytes": store.free_bytes()})
     except models.StoreError as error:
         return json_response(503, {"status": "unhealthy", "reason": str(error), **state})
 
 
 def is_known_healthy(request: Request, store: Storage) -> bool:
-    return store.probed_within(HEALTH_AGE)
+    return store.probed_within(HEALTH_AGE) and not request.application.verifier.marks()
 
 
 def upload(request: Request, store: Storage, **names: str) -> Response:
@@ -163,6 +166,10 @@ def checksum(request: Request, store: Storage, **names: str) -> Response:
 def download(request: Request, store: Storage, **names: str) -> Response:
     pinned = request.query.get("sha256")
     opened, headers = newest(request, store, store.open if request.method == "GET" else store.peek, names)
+    if opened.model.corrupt and request.query.get("allow_corrupt") != "true":
+        opened.file.close()
+        raise models.ModelCorrupt(f"{opened.model.key} is corrupt: its bytes are not those that were uploaded. "
+                                  "Upload it again, or add ?allow_corrupt=true to have them as they are")
     if pinned is not None and pinned.lower() != opened.model.sha256:
         opened.file.close()
         raise PreconditionFailed(f"the model is not {pinned[:100]} but {opened.model.sha256}")
@@ -200,9 +207,10 @@ def amend(request: Request, store: Storage, **names: str) -> Response:
     except ValueError as error:
         raise BadUpload(f"the body is not a JSON document: {error}") from error
 
-    def change(model: Model) -> models.Details:
+    def change(model: Model) -> Model:
         check_write(request.header, etag_of(model), etag_of_info(model))
-        return models.patched(model.details, patch)
+        details = models.patched(model.details, patch)
+        return model if details == model.details else replace(model, details=details, updated_at=models.now())
 
     model = store.amend(ModelKey(**names), change)
     request.audit("update", model.key.names, model.sha256, 200)
@@ -239,11 +247,33 @@ def list_models(request: Request, store: Storage, **names: str) -> Response:
     return list_response(store, names, places, request.query, request.base_url)
 
 
+def verify(request: Request, store: Storage, **names: str) -> Response:
+    if len(names) == len(NAME_FIELDS):
+        store.info(ModelKey(**names))
+    progress = request.application.verifier.ask(*names.values())
+    where = f"{request.environ.get('SCRIPT_NAME', '')}/verify"
+    return json_response(202, visible(request, progress), ("Location", where))
+
+
+def verification(request: Request, store: Storage) -> Response:
+    return json_response(200, visible(request, request.application.verifier.progress()))
+
+
+def visible(request: Request, progress: dict[str, Any]) -> dict[str, Any]:
+    """What the caller may see of a verification: all of it where they may read what is verified."""
+    def may_read(place: str) -> bool:
+        return request.caller.may("read", tuple(place.split("/")) if place else ())
+
+    shown = progress if may_read(progress["below"]) else {"running": progress["running"]}
+    return {**shown, "waiting": [place for place in progress["waiting"] if may_read(place)]}
+
+
 def metrics(request: Request, store: Storage) -> Response:
     models_stored, bytes_stored = store.index.total(at_most=METRICS_AGE)
     page = request.application.metrics.render({
         "uploads_in_flight": ("Uploads begun and not over.", request.application.intake.in_flight),
         "models": ("Models stored.", models_stored),
+        "corrupt_models": ("Models known to be corrupt.", request.application.verifier.corrupt()),
         "stored_bytes": ("Bytes of the models stored.", bytes_stored),
         "free_bytes": ("Bytes free for models.", store.free_bytes()),
     })
@@ -255,6 +285,7 @@ def metrics(request: Request, store: Storage) -> Response:
 
 
 MODEL_PATH = "/models/{project_id}/{app_name}/{version}/{model_name}"
+VERIFY_PATH = "/verify/{project_id}/{app_name}/{version}/{model_name}"
 ROUTES = (
     Route("GET",    "/health",                                    None,     health, at_once=is_known_healthy),
     Route("GET",    "/metrics",                                   "read",   metrics),
@@ -272,6 +303,12 @@ ROUTES = (
     Route("DELETE", "/models/{project_id}",                       "delete", delete_tree),
     Route("DELETE", "/models/{project_id}/{app_name}",            "delete", delete_tree),
     Route("DELETE", "/models/{project_id}/{app_name}/{version}",  "delete", delete_tree),
+    Route("POST",   "/verify",                                    "read",   verify),
+    Route("POST",   "/verify/{project_id}",                       "read",   verify),
+    Route("POST",   "/verify/{project_id}/{app_name}",            "read",   verify),
+    Route("POST",   "/verify/{project_id}/{app_name}/{version}",  "read",   verify),
+    Route("POST",   VERIFY_PATH,                                  "read",   verify),
+    Route("GET",    "/verify",                                    "read",   verification, partly=True),
 )
 
 
@@ -345,6 +382,7 @@ def main() -> None:
                  "allow" if settings.overwrite else "deny", settings.max_size or "none",
                  application.guard or "anonymous all")
         server.run()
+        application.verifier.stop()
         log.info("stopped")
 
 

@@ -58,6 +58,10 @@ class StorageFull(StoreError):
     pass
 
 
+class ModelCorrupt(StoreError):
+    """The bytes of a model are known not to be what was uploaded."""
+
+
 class StorageFailed(StoreError):
     """The file system under the store failed; the cause is the OSError."""
 
@@ -117,7 +121,10 @@ class Details:
 
 @dataclass(frozen=True)
 class Model:
-    """One stored model. `size` is in bytes; what a foreign or broken metadata.json does not tell is None."""
+    """One stored model. `size` is in bytes; what a foreign or broken metadata.json does not tell is None.
+
+    `promised` is the size and the digest that metadata.json tells where they are of another file than this one.
+    """
 
     key: ModelKey
     size: int
@@ -127,6 +134,13 @@ class Model:
     updated_at: str | None
     mtime_ns: int = 0
     inode: int = 0
+    verified_at: str | None = None
+    corrupt: bool = False
+    promised: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stamp(self) -> tuple[int, int, int]:
+        return (self.inode, self.size, self.mtime_ns)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -139,7 +153,13 @@ class Model:
             "metadata": self.details.metadata,
             "uploaded_at": self.uploaded_at,
             "updated_at": self.updated_at,
+            "verified_at": self.verified_at,
+            "corrupt": self.corrupt,
         }
+
+    def as_document(self) -> dict[str, Any]:
+        """What metadata.json holds. Of a damaged file it goes on telling what it should be."""
+        return {**self.as_json(), **self.promised}
 
 
     @cached_property

@@ -26,6 +26,7 @@ from models import InvalidName, ModelExists, ModelNotFound
 from settings import Settings
 from storage import Storage
 from uploads import Body, ProtocolError, Upload, read_body
+from verification import QueueFull, Verifier
 
 log = logging.getLogger("model_server")
 access = logging.getLogger("access")
@@ -60,6 +61,8 @@ STATUS_OF: dict[type[Exception], int] = {
     PreconditionFailed: 412,
     TooLarge: 413,
     RangeNotSatisfiable: 416,
+    QueueFull: 429,
+    models.ModelCorrupt: 500,
     models.StorageFailed: 500,
     models.StorageFull: 507,
 }
@@ -135,7 +138,7 @@ def error_response(error: Exception) -> Response:
     detail = str(error)
     if isinstance(error, RangeNotSatisfiable):
         headers = (("Content-Range", f"bytes */{error.size}"),)
-    if status == 500:
+    if status == 500 and not isinstance(error, models.ModelCorrupt):     # the log has told of it when it was found
         log.error("%s", error, exc_info=error)
         if not isinstance(error, models.StoreError):
             detail = "the server has a fault; its log tells more under this X-Request-Id"
@@ -203,6 +206,7 @@ class Application:
         self.guard = guard_of(settings.tokens_file, settings.anonymous)
         self.intake = Intake()
         self.metrics = Metrics()
+        self.verifier = Verifier(store, settings.verify_rate)
         self._process, self._numbers = secrets.token_hex(6), itertools.count(1)
 
     def admit(self, environ: dict[str, Any]) -> Body:
@@ -245,7 +249,8 @@ class Application:
             response = self.respond(request)
         except Exception as error:      # noqa: BLE001  this is where every fault turns into its answer
             response = error_response(error)
-            if isinstance(request.body, Upload) or request.method in ("PUT", "POST"):
+            upload = request.method in ("PUT", "POST") and not request.path.startswith("/verify")
+            if isinstance(request.body, Upload) or upload:
                 self.metrics.refuse(type(error).__name__)
             if isinstance(error, Refused) and error.verb != "read":
                 request.audit(error.verb, error.names, None, response.status)

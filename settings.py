@@ -20,6 +20,7 @@ class Settings:
     threads: int = 8
     idle_seconds: int = 120     # of silence after which a connection is closed, and for the head of a request
     max_size: int | None = None
+    verify_rate: int = 100 << 20    # bytes a second: a fifth of a core, and most disks have as many left
     trusted_proxy: str | None = None    # the address from which X-Forwarded-For, -Proto and -Host are believed
     url_prefix: str = ""        # the path below which a proxy has this server
     overwrite: bool = True
@@ -41,7 +42,8 @@ class Settings:
             port=whole_number(env, "SERVER_PORT", 8000, 0, 65535),
             threads=whole_number(env, "SERVER_THREADS", 8, 1, 256),
             idle_seconds=whole_number(env, "SERVER_IDLE_SECONDS", 120, 1, 86400),
-            max_size=size_of(env.get("MODEL_MAX_SIZE", "")),
+            max_size=size_of(env, "MODEL_MAX_SIZE"),
+            verify_rate=size_of(env, "MODEL_VERIFY_RATE") or cls.verify_rate,
             trusted_proxy=address_of(env.get("TRUSTED_PROXY", "")),
             url_prefix=prefix_of(env.get("URL_PREFIX", "")),
             overwrite=overwrite == "allow",
@@ -57,13 +59,13 @@ def whole_number(env: Mapping[str, str], name: str, default: int, least: int, mo
     return int(text)
 
 
-def size_of(text: str) -> int | None:
+def size_of(env: Mapping[str, str], name: str) -> int | None:
     """Bytes of 1000, 500M or 20G, in powers of 1024; None for nothing. Raises ValueError."""
-    if not text:
+    if not (text := env.get(name, "")):
         return None
     found = SIZE.fullmatch(text)
     if not found or int(found[1]) == 0:
-        raise ValueError(f"MODEL_MAX_SIZE is {text!r}: set it to bytes, or to a number with K, M, G or T")
+        raise ValueError(f"{name} is {text!r}: set it to bytes, or to a number with K, M, G or T")
     return int(found[1]) << 10 * " KMGT".index(found[2].upper() or " ")
 
 

@@ -12,7 +12,6 @@ import errno
 import fcntl
 import io
 import itertools
-import json
 import logging
 import os
 import secrets
@@ -20,7 +19,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
@@ -35,6 +33,7 @@ log = logging.getLogger("model_server.storage")
 T = TypeVar("T")
 
 STAGING = ".staging"    # a name may not begin with a dot, so no model can be called this
+CORRUPT = "corrupt"     # below STAGING: the marks of verification.py
 RESCUE = "replaced"     # below STAGING: old versions while a file system without exchange replaces them
 METADATA = "metadata.json"
 LOCKS = 64              # stripes over all models: more than threads, few enough to be made at start
@@ -66,7 +65,9 @@ class Storage:
         self._staging = root / STAGING
         self._session = self._staging / secrets.token_hex(8)
         self._numbers = itertools.count()
-        self._known: dict[ModelKey, tuple[tuple[files.Stamp | None, files.Stamp], Model]] = {}
+        self._known: dict[ModelKey, tuple[tuple[Any, ...], Model]] = {}
+        # what a verification found and could not write: the file's stamp, verified_at, corrupt
+        self.verdicts: dict[tuple[str, ...], tuple[files.Stamp, str, bool]] = {}
         self.buffers = files.Buffers()
         self._probed = -inf
         self.index = Index(os.fspath(root), self._subdirectories, self._sign, self.find)
@@ -128,7 +129,7 @@ class Storage:
         with files.own_words():
             # the index says that no link is on the way, two stats say that nothing changed
             if known and self.index.reaches(key.names) and known[0] == (
-                    files.stamp(f"{place}/{METADATA}"), files.stamp(f"{place}/{MODEL}")):
+                    files.stamp(f"{place}/{METADATA}"), files.stamp(f"{place}/{MODEL}"), self.verdicts.get(key.names)):
                 return known[1]
         return self._seek(key, self._model_in)
 
@@ -220,7 +221,7 @@ class Storage:
             return None
         status = os.fstat(file.fileno())
         model = self._model_in(directory, key)
-        if model is None or (model.inode, model.size, model.mtime_ns) != files.stamp_of(status):
+        if model is None or model.stamp != files.stamp_of(status):
             file.close()    # somebody changed it under our hands
             return None
         return OpenModel(model, file)
@@ -231,12 +232,12 @@ class Storage:
         model = files.stamp(MODEL, directory)
         if model is None:
             return None
-        known = self._known.get(key)
-        if known is None or known[0] != (metadata, model):
+        known, state = self._known.get(key), (metadata, model, self.verdicts.get(key.names))
+        if known is None or known[0] != state:
             document = self._read_metadata(directory, key)
             if files.stamp(MODEL, directory) != model:
                 return None
-            known = (metadata, model), self._describe(key, document, *model)
+            known = state, self._describe(key, document, *model)
             if len(self._known) > KNOWN:
                 self._known.clear()
             self._known[key] = known
@@ -245,7 +246,8 @@ class Storage:
     def _sign(self, names: tuple[str, ...]) -> Signature:
         """Changes with either file of a model; None when there is no model."""
         model = files.stamp(f"{self.root}/{'/'.join(names)}/{MODEL}")
-        return model and (hash((model, files.stamp(f"{self.root}/{'/'.join(names)}/{METADATA}"))), model[1])
+        metadata = files.stamp(f"{self.root}/{'/'.join(names)}/{METADATA}")
+        return model and (hash((model, metadata, self.verdicts.get(names))), model[1])
 
     def _read_metadata(self, directory: int, key: ModelKey) -> dict[str, Any]:
         try:
@@ -263,13 +265,19 @@ class Storage:
 
     def _describe(self, key: ModelKey, document: dict[str, Any], inode: int, size: int, mtime_ns: int) -> Model:
         known = {name: value for name, value in document.items() if isinstance(value, str)}
-        sha256, custom = known.get("sha256"), document.get("metadata")
+        sha256, custom, promised = known.get("sha256"), document.get("metadata"), dict[str, Any]()
         if sha256 is not None and (not models.SHA256.fullmatch(sha256) or document.get("size") != size):
             log.warning("%s/%s is broken: it tells of another file than the model beside it", key, METADATA)
+            if models.SHA256.fullmatch(sha256) and type(document.get("size")) is int:
+                promised = {"size": document["size"], "sha256": sha256}
             sha256 = None
+        stamp, verified_at, corrupt = self.verdicts.get(key.names, (None, None, False))
+        if stamp != (inode, size, mtime_ns):
+            verified_at, corrupt = known.get("verified_at"), document.get("corrupt") is True
         details = Details(known.get("filename"), known.get("description"), known.get("framework"),
                           custom if isinstance(custom, dict) else {})
-        return Model(key, size, sha256, details, known.get("uploaded_at"), known.get("updated_at"), mtime_ns, inode)
+        return Model(key, size, sha256, details, known.get("uploaded_at"), known.get("updated_at"), mtime_ns, inode,
+                     verified_at, corrupt, promised)
 
     # ---- changing
 
@@ -294,18 +302,18 @@ class Storage:
             self._prune(*key.names[:3])
             return model
 
-    def amend(self, key: ModelKey, change: Callable[[Model], Details]) -> Model:
-        """Replaces what a user says about a model by what `change` makes of it; raises ModelNotFound."""
+    def amend(self, key: ModelKey, change: Callable[[Model], Model]) -> Model:
+        """Replaces what metadata.json tells of a model by what `change` makes of it; raises ModelNotFound."""
         scratch = self._session / f"{next(self._numbers)}.json"
         with files.own_words(), self._changing(key), ExitStack() as undo:
             current = self.info(key)
-            model = replace(current, details=change(current), updated_at=models.now())
-            if model.details == current.details:
+            if (model := change(current)) == current:
                 return current
             undo.callback(scratch.unlink, missing_ok=True)
-            _write_document(scratch, model)
+            files.write_json(scratch, model.as_document())
             descriptors = undo.enter_context(self._walk(*key.names))
             os.rename(scratch, METADATA, dst_dir_fd=descriptors[-1])
+            self.verdicts.pop(key.names, None)
             self.index.forget(key)
             files.sync(descriptors)
             return model
@@ -372,7 +380,7 @@ class Storage:
                 os.rmdir(directory)
 
     def _remove_orphans(self) -> None:
-        kept = {"locks", RESCUE, "start.lock"}
+        kept = {"locks", RESCUE, CORRUPT, "start.lock"}
         for session in {path.name.removesuffix(".lock") for path in self._staging.iterdir() if path.name not in kept}:
             lock = self._staging / f"{session}.lock"
             with suppress(BlockingIOError), files.flock(lock, fcntl.LOCK_NB):
@@ -458,7 +466,7 @@ class Draft:
             with self._store._changing(key):
                 current = self._store.find(key)
                 check(current)
-                if current and (current.sha256, current.details) == (sha256, details):
+                if current and (current.sha256, current.details, current.corrupt) == (sha256, details, False):
                     with self._store._walk(*key.names[:3]) as descriptors:
                         files.sync(descriptors)  # it may be another's, not yet acknowledged
                     return Published(current, created=False, unchanged=True)
@@ -474,7 +482,7 @@ class Draft:
         self._close()
         moment = models.now()
         model = Model(key, status.st_size, sha256, details, moment, moment, status.st_mtime_ns, status.st_ino)
-        _write_document(self._path / METADATA, model)
+        files.write_json(self._path / METADATA, model.as_document())
         files.sync_directory(self._path)
         return model
 
@@ -493,11 +501,3 @@ class Draft:
 
     def __exit__(self, *_: object) -> None:
         self.discard()
-
-
-def _write_document(path: Path, model: Model) -> None:
-    with path.open("x", encoding="utf-8") as file:
-        json.dump(model.as_json(), file, ensure_ascii=False, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())

@@ -69,6 +69,12 @@ EACH = [    # method, route, path, body, the verb, the status for who may, for w
     ("DELETE", "/models/{project_id}",           "/models/p?recursive=true",     b"",   "delete", 200, 403),
     ("DELETE", "/models/{project_id}/{app_name}", "/models/p/a?recursive=true",  b"",   "delete", 200, 403),
     ("DELETE", VERSION,                          "/models/p/a/1?recursive=true", b"",   "delete", 200, 403),
+    ("POST",   "/verify",                        "/verify",                      b"",   "read",   403, 403),
+    ("POST",   "/verify/{project_id}",           "/verify/p",                    b"",   "read",   202, 404),
+    ("POST",   "/verify/{project_id}/{app_name}", "/verify/p/a",                 b"",   "read",   202, 404),
+    ("POST",   VERSION.replace("models", "verify"), "/verify/p/a/1",             b"",   "read",   202, 404),
+    ("POST",   MODEL.replace("models", "verify"), "/verify/p/a/1/m",             b"",   "read",   202, 404),
+    ("GET",    "/verify",                        "/verify",                      b"",   "read",   200, 200),
 ]
 
 
@@ -100,11 +106,21 @@ def test_every_route_asks_for_its_verb_below_the_prefix(guarded, store, method, 
         elif got.status_int == 403:
             assert verb in got.json["detail"] and "WWW-Authenticate" not in got.headers
         elif verb == "read" and status == 200:
-            assert not [model for model in got.json["models"] if model["project_id"] == "p"]
+            assert not [model for model in got.json.get("models", []) if model["project_id"] == "p"]
         if method == "GET":
             assert app.head(path, headers=headers, expect_errors=True).status_int == got.status_int
     assert list(store.keys()) == before and staged(store.root) == []
     assert ask(app, method, path, body, bearer("right")).status_int == right
+
+
+def test_a_verification_is_shown_to_who_may_read_what_is_verified(guarded):
+    app = guarded(line("p", "read", "p"), line("q", "read", "q"), line("all", "read", "*"))
+    assert app.post("/verify/p/a", headers=bearer("p"), status=202).json["below"] == "p/a"
+    for name, seen in (("p", True), ("all", True), ("q", False)):
+        got = app.get("/verify", headers=bearer(name), status=200).json
+        assert (got.get("below") == "p/a") == seen and ("corrupt" in got) == seen, name
+        assert set(got) >= {"running", "waiting"}
+    app.get("/verify", status=401)
 
 
 def test_metrics_take_read_of_everything(guarded):

@@ -145,4 +145,5 @@ def test_compose_passes_every_setting_on():
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
     passed = compose["services"]["ai-model-repository"]["environment"]
     assert passed.keys() == settings - {"MODEL_STORAGE_PATH", "SERVER_HOST", "SERVER_PORT"}
+    assert passed.pop("MODEL_TOKENS_FILE").startswith("${TOKENS_FILE:+")    # a secret, which has its own place
     assert all(value.startswith(f"${{{name}:-") for name, value in passed.items())

@@ -13,11 +13,11 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, running, staged
+from conftest import ROOT, running, sha256, staged
 
 from .ledger import SIZES, Ledger
-from .tracing import CALLS, NO_EXCHANGE, WITHOUT_EXCHANGE, count_calls, points, strace, threads_of
-from .witness import Version, assert_knows, delete, half_models, listed, patch, perform, post, put
+from .tracing import CALLS, NO_EXCHANGE, WITHOUT_EXCHANGE, count_calls, points, strace, threads_of, verifying
+from .witness import Version, assert_knows, delete, half_models, listed, patch, perform, post, put, send
 
 OLD, NEW = Version(b"old " * 1000, "old"), Version(b"new!" * 1500, "new")
 AMENDED = OLD._replace(description="amended")
@@ -84,6 +84,30 @@ def test_a_crash_at_any_system_call_leaves_the_old_or_the_new(tmp_path, single, 
         f"{sum(counted.values())} calls; {outcomes[before]} left the old, {outcomes[after]} the new")
     assert wrong == []
     assert all(outcomes.values()), "it died before everything or after everything, each time"
+
+
+RESULT = (("symlink", 1), ("fsync", 1), ("fsync", 3), ("renameat", 1), ("fsync", 4), ("fsync", 8))     # in this order
+
+
+@pytest.mark.parametrize(("call", "n"), RESULT, ids=str)
+def test_a_crash_while_a_result_is_written_leaves_the_metadata_as_it_was_or_with_it(tmp_path, call, n):
+    storage, large = tmp_path / "models", OLD._replace(data=bytes(1 << 20))
+    with running(storage, MODEL_VERIFY_RATE="1M") as server:
+        assert perform(server, put("p/app/1/m", large)).status == 201
+        with (storage / "p/app/1/m/model").open("r+b") as file:
+            file.write(b"bad")
+        with strace(tmp_path / "log", [verifying(server)], f"trace={call}", f"inject={call}:signal=KILL:when={n}"):
+            server.process.wait(20)
+        assert server.stop() == -signal.SIGKILL
+    with running(storage) as server:
+        known, state = (send(server, "GET", path).json for path in ("/models/p/app/1/m/info", "/health"))
+        assert known["sha256"] == sha256(large.data)
+        written = known["verified_at"] is not None
+        assert written == (call == "fsync" and n > 3), "the mark is first and has two, then comes metadata.json"
+        assert (known["corrupt"], state["status"]) == (written, "degraded" if written else "healthy")
+        assert send(server, "GET", "/models/p/app/1/m").status == (500 if written else 200)
+        assert half_models(storage) == []
+        assert len(staged(storage)) == written, "which is the mark"
 
 
 def dies_at_start(storage, tmp_path, call, n):

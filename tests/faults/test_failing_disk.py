@@ -4,12 +4,13 @@ import errno
 import os
 import re
 import subprocess
+import time
 from collections import Counter
 
 import pytest
 from conftest import eventually, running, staged
 
-from .tracing import CALLS, NO_EXCHANGE, calls_in, count_calls, points, strace, threads_of
+from .tracing import CALLS, NO_EXCHANGE, calls_in, count_calls, points, strace, threads_of, verifying
 from .witness import Version, assert_knows, delete, half_models, leftovers, patch, perform, post, put, send
 
 OLD, NEW = Version(b"old " * 1000, "old"), Version(b"new!" * 1500, "new")
@@ -193,3 +194,24 @@ def test_an_empty_disk_of_no_space_can_still_be_served_and_deleted_from_after_a_
         assert_knows(server, "p/a/1/m", OLD)
         assert perform(server, delete("p/a/1/m")).status == 200
         assert perform(server, put("p/a/1/m", Version(b"x", "tiny"))).status == 201
+
+
+def test_a_model_that_the_disk_cannot_read_is_corrupt_and_what_cannot_be_written_is_remembered(tmp_path):
+    storage, large = tmp_path / "models", OLD._replace(data=bytes(1 << 20))
+    with running(storage, MODEL_VERIFY_RATE="1M") as server:
+        assert perform(server, put(KEY, large)).status == 201
+        assert perform(server, put("kept/app/1/m", OLD)).status == 201
+        with strace(tmp_path / "log", [verifying(server)], "trace=pread64,symlink",
+                    "inject=pread64:error=EIO:when=1", "inject=symlink:error=ENOSPC"):
+            while (now := send(server, "GET", "/verify").json)["running"]:
+                time.sleep(0.01)
+        assert (now["done_models"], now["corrupt"], now["error"]) == (2, [KEY], None)
+        server.wait_for_log(f"{KEY} is corrupt: it cannot be read: Input/output error")
+        server.wait_for_log(f"{KEY}: only this process knows the result")
+        assert [x["corrupt"] for x in send(server, "GET", "/models/list").json["models"]] == [True, False]
+        assert send(server, "GET", "/health").json["corrupt_models"] == 1
+        assert send(server, "GET", f"/models/{KEY}").status == 500
+        assert "Traceback" not in server.log()
+        assert perform(server, put(KEY, large)).status == 200
+        assert send(server, "GET", "/health").json["status"] == "healthy"
+        assert send(server, "GET", "/models/kept/app/1/m/info").json["verified_at"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from conftest import LiveServer
 
-from .witness import Version, perform, put
+from .witness import Version, perform, put, send
 
 CALLS = ("openat", "write", "pwrite64", "fsync", "rename", "renameat", "renameat2", "linkat", "unlink",
          "unlinkat", "mkdir", "mkdirat", "rmdir")
@@ -41,6 +41,19 @@ def threads_of(server):
         did = {call: thread for thread, call, _ in calls_in(log)}
         server.threads = {"network": server.process.pid, "task": did["fsync"], "intake": did["mkdir"]}
     return server.threads
+
+
+def verifying(server):
+    """Starts a verification, which has to be a slow one; the id of its thread when it reads the first model."""
+    def tasks():
+        return {int(path.name) for path in Path(f"/proc/{server.process.pid}/task").iterdir()}
+
+    before = tasks()
+    assert send(server, "POST", "/verify").status == 202
+    while not send(server, "GET", "/verify").json["done_bytes"]:
+        pass
+    thread, = tasks() - before
+    return thread
 
 
 @contextmanager

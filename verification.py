@@ -1,0 +1,259 @@
+"""Whether what is stored is still what was uploaded: reads models again, slowly, and compares their digests.
+
+What was found is in the metadata.json of each model, where every server on the storage sees it. Of each corrupt one
+there is a mark besides, a dangling link below .staging that names it, so that nobody reads all the metadata to count
+them. The mark is made first and asked about whenever it is counted, so it may be wrong and is never believed.
+"""
+
+import errno
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import files
+import models
+from models import NAME_FIELDS, Model, ModelKey, ModelNotFound, StoreError
+from storage import CORRUPT, STAGING, OpenModel, Storage
+
+log = logging.getLogger("model_server.verification")
+
+BLOCK = 1 << 20     # bytes of one read: at the default rate a hundred a second
+MAX_WAITING = 16    # requests; who has more to ask for asks for the level above
+MAX_SHOWN = 100     # corrupt models that the progress names; a list with ?corrupt=true has them all
+MAX_ASKED = 1000    # marks that are looked into for one count, some ms; of a disk so broken the rest is believed
+TOTAL_AGE = 60.0    # seconds: what others changed on disk may be missing in the totals so long, they cost no look at it
+CATCH_UP = 0.1      # seconds of a sleep or a disk that took longer, after which it may go faster for a moment
+LINGER = 1.0        # seconds that the end of the server waits for a read or a result under way
+
+
+class QueueFull(Exception):
+    pass
+
+
+class Stopped(Exception):
+    """The server ends."""
+
+
+@dataclass
+class Progress:
+    """One verification of the models below some names. Skipped are those without a digest, or changed meanwhile."""
+
+    below: str = ""
+    total_models: int = 0
+    total_bytes: int = 0
+    done_models: int = 0
+    done_bytes: int = 0
+    skipped_models: int = 0
+    corrupt_models: int = 0
+    corrupt: list[str] = field(default_factory=list)
+    started_at: str | None = None
+    finished_at: str | None = None
+    error: str | None = None
+
+
+class Verifier:
+    """Does one verification after the other in a thread that lives while there is one. `rate` is in bytes a second."""
+
+    def __init__(self, store: Storage, rate: int) -> None:
+        self._store, self._rate = store, rate
+        self._block = max(1, min(BLOCK, rate // 10))
+        self._due = 0.0
+        self._marks = store.root / STAGING / CORRUPT
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._waiting: deque[tuple[str, ...]] = deque()
+        self._progress = Progress()
+
+    def ask(self, *names: str) -> dict[str, Any]:
+        """Verifies the models below these names, now or when the others are done; the progress. Raises QueueFull."""
+        begun = Progress("/".join(names), *self._total(names), started_at=models.now())
+        with self._lock:
+            if not (self._thread and self._thread.is_alive()):
+                self._progress = begun
+                self._thread = threading.Thread(target=self._run, args=(names,), name="verification", daemon=True)
+                answer = self.progress()
+                self._thread.start()
+                return answer
+            if names not in self._waiting:
+                if len(self._waiting) == MAX_WAITING:
+                    raise QueueFull(f"{MAX_WAITING} verifications are waiting: ask again when GET /verify shows fewer")
+                self._waiting.append(names)
+            return self.progress()
+
+    def progress(self) -> dict[str, Any]:
+        """Of the verification that runs, or else of the last one."""
+        waiting = ["/".join(names) for names in list(self._waiting)]
+        return {"running": self._thread is not None, **asdict(self._progress), "waiting": waiting}
+
+    def corrupt(self) -> int:
+        """How many models are known to be corrupt; costs next to nothing while there is none."""
+        with files.own_words():
+            marks = self.marks()
+            found = {names for names, (_, _, corrupt) in list(self._store.verdicts.items())
+                     if corrupt and self._is_corrupt(ModelKey(*names))}
+            for mark in marks[:MAX_ASKED]:
+                with suppress(FileNotFoundError):   # another server removed it just now
+                    key = ModelKey(*(self._marks / mark).readlink().parts)
+                    if self._is_corrupt(key):
+                        found.add(key.names)
+                    else:
+                        self._unmark(key)
+            return len(found) + len(marks[MAX_ASKED:])
+
+    def marks(self) -> list[str]:
+        try:
+            return os.listdir(self._marks)
+        except FileNotFoundError:
+            return []
+
+    def stop(self) -> None:
+        """Gives up what is under way and what waits."""
+        self._stopping.set()
+        if thread := self._thread:
+            thread.join(LINGER)
+
+    # ---- the thread
+
+    def _run(self, names: tuple[str, ...]) -> None:
+        while True:
+            self._verify(names)
+            with self._lock:
+                if self._stopping.is_set() or not self._waiting:
+                    self._thread = None
+                    return
+                names = self._waiting.popleft()
+                self._progress = Progress("/".join(names), started_at=models.now())
+
+    def _total(self, names: tuple[str, ...]) -> tuple[int, int]:
+        if len(names) < len(NAME_FIELDS):
+            return self._store.index.total(names, TOTAL_AGE)
+        model = self._store.find(ModelKey(*names))
+        return (1, model.size) if model else (0, 0)
+
+    def _verify(self, names: tuple[str, ...]) -> None:
+        progress = self._progress
+        self._due = time.monotonic()
+        try:
+            progress.total_models, progress.total_bytes = self._total(names)
+            for key in self._store.keys(*names):
+                self._verify_model(key, progress)
+        except Stopped:
+            return
+        except (StoreError, OSError) as error:
+            progress.error = str(error)
+            log.error("the verification of %s was given up: %s", progress.below or "all", error)
+        finally:
+            progress.finished_at = models.now()
+        log.info("verified %s: %d models, %d bytes, %d corrupt, %d skipped", progress.below or "all",
+                 progress.done_models, progress.done_bytes, progress.corrupt_models, progress.skipped_models)
+
+    def _verify_model(self, key: ModelKey, progress: Progress) -> None:
+        self._pace(self._block)     # each costs a block more, for its result is written: small ones are many
+        try:
+            opened = self._store.open(key)
+            with opened.file:       # open until all is done, so that no other file gets its inode
+                if opened.model.sha256 or opened.model.promised:
+                    damage = self._damage(opened, progress)
+                    self._record(opened.model, corrupt=damage is not None)
+                    if damage:
+                        log.error("%s is corrupt: %s", key, damage)
+                        progress.corrupt_models += 1
+                        if len(progress.corrupt) < MAX_SHOWN:
+                            progress.corrupt.append(str(key))
+                else:
+                    progress.skipped_models += 1
+        except (StoreError, OSError) as error:
+            log.warning("%s was not verified: %s", key, error)
+            progress.skipped_models += 1
+        progress.done_models += 1
+
+    def _damage(self, opened: OpenModel, progress: Progress) -> str | None:
+        """What is wrong with the bytes of a model; None when they are those that were uploaded."""
+        model = opened.model
+        if model.promised:
+            return f"it has {model.size} bytes and not {model.promised['size']}, as its metadata.json says"
+        try:
+            sha256 = self._hash(opened.file, progress)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return f"it cannot be read: {error.strerror}"
+        return None if sha256 == model.sha256 else f"its sha256 is {sha256} and not {model.sha256}"
+
+    def _hash(self, file: BinaryIO, progress: Progress) -> str:
+        descriptor, digest, position = file.fileno(), hashlib.sha256(), 0
+        # It is the disk that may be broken, so what the page cache has of the file is dropped before it is read, and
+        # behind it, since a terabyte read once would wash everything else out. A model in demand is cached again soon.
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        while block := os.pread(descriptor, self._block, position):
+            digest.update(block)
+            os.posix_fadvise(descriptor, position, len(block), os.POSIX_FADV_DONTNEED)
+            position += len(block)
+            progress.done_bytes += len(block)
+            self._pace(len(block))
+        return digest.hexdigest()
+
+    def _pace(self, length: int) -> None:
+        """Waits for the turn of so many bytes, which were or will be read. What took long is not made up for."""
+        now = time.monotonic()
+        if self._stopping.wait(max(0.0, self._due - now)):
+            raise Stopped
+        self._due = max(self._due, now - CATCH_UP) + length / self._rate
+
+    # ---- what is kept of it
+
+    def _record(self, model: Model, corrupt: bool) -> None:
+        """Writes the result; raises ModelNotFound when it is another model by now."""
+        moment = models.now()
+
+        def change(current: Model) -> Model:
+            if (current.stamp, current.sha256) != (model.stamp, model.sha256):
+                raise ModelNotFound("it became another model while it was read")
+            if corrupt:
+                self._mark(model.key)
+            return replace(current, verified_at=moment, corrupt=corrupt)
+
+        try:
+            self._store.amend(model.key, change)
+        except (models.ReadOnly, models.StorageFull, models.StorageFailed) as error:
+            self._store.verdicts[model.key.names] = model.stamp, moment, corrupt
+            self._store.index.forget(model.key)
+            if not self._store.read_only:
+                log.warning("%s: only this process knows the result, which cannot be written: %s", model.key, error)
+
+    def _mark_of(self, key: ModelKey) -> Path:
+        return self._marks / hashlib.sha256(str(key).encode()).hexdigest()  # four names may be too long for one
+
+    def _mark(self, key: ModelKey) -> None:
+        self._marks.mkdir(exist_ok=True)
+        with suppress(FileExistsError):
+            self._mark_of(key).symlink_to(str(key))
+        for directory in (self._marks, self._marks.parent):
+            files.sync_directory(directory)
+
+    def _unmark(self, key: ModelKey) -> None:
+        def look_again(current: Model) -> Model:    # nobody marks and writes meanwhile
+            if not current.corrupt:
+                self._mark_of(key).unlink(missing_ok=True)
+            return current
+
+        if not self._store.read_only:
+            try:
+                self._store.amend(key, look_again)
+            except ModelNotFound:
+                self._mark_of(key).unlink(missing_ok=True)
+
+    def _is_corrupt(self, key: ModelKey) -> bool:
+        try:
+            model = self._store.find(key)
+        except models.StorageFailed:
+            return True     # a disk that cannot even tell
+        return model is not None and model.corrupt
