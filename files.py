@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import fcntl
+import json
 import logging
 import mmap
 import os
@@ -12,7 +13,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from models import ModelExists, ReadOnly, StorageFailed, StorageFull
 
@@ -101,13 +102,26 @@ class NewFile:
         while data:     # a disk that fills up takes a part and refuses with the next call
             data = data[os.write(self.descriptor, data) :]
 
-    def finish(self) -> os.stat_result:
-        """Puts all of it on disk; says what the file is then."""
+    def written(self) -> BinaryIO:
+        """All of it, open for reading until this is closed; nothing is written after that."""
         fcntl.fcntl(self.descriptor, fcntl.F_SETFL, 0)
         self._put(self._rest)
         self._rest = b""
+        return open(self.descriptor, "rb", buffering=0, closefd=False)
+
+    def finish(self) -> os.stat_result:
+        """Puts all of it on disk; says what the file is then."""
+        self.written()
         os.fsync(self.descriptor)
         return os.fstat(self.descriptor)
+
+
+def write_document(path: Path, document: dict[str, Any]) -> None:
+    with path.open("x", encoding="utf-8") as file:
+        json.dump(document, file, ensure_ascii=False, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def rename_new(source: Path, parent: int, name: str) -> bool:

@@ -69,11 +69,13 @@ def wanted(store: Storage, places: Sequence[Names], query: Mapping[str, str], af
 
 
 def is_filtered(query: Mapping[str, str]) -> bool:
-    return any(name in ("framework", "q") or name.startswith("metadata.") for name in query)
+    return any(name in ("framework", "model_format", "q") or name.startswith("metadata.") for name in query)
 
 
 def passes(model: Mapping[str, Any], query: Mapping[str, str]) -> bool:
     if "framework" in query and query["framework"] != (model["framework"] or ""):
+        return False
+    if "model_format" in query and query["model_format"] != (model["format"] or ""):
         return False
     text = "\n".join((*(model[name] for name in NAME_FIELDS), model["description"] or ""))
     if query.get("q", "").casefold() not in text.casefold():

@@ -12,7 +12,6 @@ import errno
 import fcntl
 import io
 import itertools
-import json
 import logging
 import os
 import secrets
@@ -29,7 +28,7 @@ import files
 import models
 from files import MODEL
 from index import Index, Signature
-from models import NAME_FIELDS, Details, Model, ModelExists, ModelKey, ModelNotFound
+from models import NAME_FIELDS, Details, Inspection, Model, ModelExists, ModelKey, ModelNotFound
 
 log = logging.getLogger("model_server.storage")
 T = TypeVar("T")
@@ -269,7 +268,10 @@ class Storage:
             sha256 = None
         details = Details(known.get("filename"), known.get("description"), known.get("framework"),
                           custom if isinstance(custom, dict) else {})
-        return Model(key, size, sha256, details, known.get("uploaded_at"), known.get("updated_at"), mtime_ns, inode)
+        seen, told = known.get("format"), document.get("details")
+        inspection = Inspection(seen, told) if sha256 and seen and isinstance(told, dict) else None
+        return Model(key, size, sha256, details, known.get("uploaded_at"), known.get("updated_at"), mtime_ns, inode,
+                     inspection)
 
     # ---- changing
 
@@ -303,7 +305,7 @@ class Storage:
             if model.details == current.details:
                 return current
             undo.callback(scratch.unlink, missing_ok=True)
-            _write_document(scratch, model)
+            files.write_document(scratch, model.as_json())
             descriptors = undo.enter_context(self._walk(*key.names))
             os.rename(scratch, METADATA, dst_dir_fd=descriptors[-1])
             self.index.forget(key)
@@ -451,10 +453,16 @@ class Draft:
         with files.own_words():
             self._file.write(blocks)
 
-    def publish(self, key: ModelKey, sha256: str, details: Details, check: Check) -> Published:
+    def examine(self, look: Callable[[BinaryIO, int], T]) -> T:
+        """What `look` says of the bytes written and of their number."""
+        with files.own_words():
+            return look(self._file.written(), self._file.size)
+
+    def publish(self, key: ModelKey, sha256: str, details: Details, check: Check,
+                inspection: Inspection | None = None) -> Published:
         """Makes the draft the model `key` when `check` lets it; on disk when this returns."""
         with files.own_words():
-            model = self._seal(key, sha256, details)
+            model = self._seal(key, sha256, details, inspection)
             with self._store._changing(key):
                 current = self._store.find(key)
                 check(current)
@@ -469,12 +477,13 @@ class Draft:
                     self._store.index.forget(key)
             return Published(model, created=current is None, unchanged=False)
 
-    def _seal(self, key: ModelKey, sha256: str, details: Details) -> Model:
+    def _seal(self, key: ModelKey, sha256: str, details: Details, inspection: Inspection | None) -> Model:
         status = self._file.finish()
         self._close()
         moment = models.now()
-        model = Model(key, status.st_size, sha256, details, moment, moment, status.st_mtime_ns, status.st_ino)
-        _write_document(self._path / METADATA, model)
+        model = Model(key, status.st_size, sha256, details, moment, moment, status.st_mtime_ns, status.st_ino,
+                      inspection)
+        files.write_document(self._path / METADATA, model.as_json())
         files.sync_directory(self._path)
         return model
 
@@ -493,11 +502,3 @@ class Draft:
 
     def __exit__(self, *_: object) -> None:
         self.discard()
-
-
-def _write_document(path: Path, model: Model) -> None:
-    with path.open("x", encoding="utf-8") as file:
-        json.dump(model.as_json(), file, ensure_ascii=False, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
