@@ -67,7 +67,9 @@ class Window(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        wanted = max(0, min(len(buffer), self.length - self._at))
+        wanted = min(len(buffer), self.length - self._at)
+        if wanted <= 0:
+            return 0    # a file cannot be asked for places that no file has
         self.budget.take(wanted)
         self._file.seek(self._start + self._at)
         data = self._file.read(wanted)

@@ -98,7 +98,7 @@ def search(part: Part, found: Found, depth: int, members: list[Member]) -> str:
             kind = ""
     if isinstance(part, Window) and (kind == "zip" or depth == 0):
         kind = search_zip(part, found, depth, members, begins=kind == "zip")
-    if not head.startswith(b"PK") and head[:1] in pickles.OPERATIONS:
+    if kind_of(head) != "zip" and head[:1] in pickles.OPERATIONS:
         pickles.look(stream, found, part.budget)
     return kind
 

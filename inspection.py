@@ -7,9 +7,9 @@ from typing import Any, BinaryIO
 
 from bounded import UNPACKERS, Budget, Malformed, Spent, Window, clip
 from containers import HEAD, Contents, contents, kind_of, open_member
-from formats import MAX_SHOWN, MAX_TEXT, gguf, npy, onnx, safetensors
 from models import Inspection, StoreError
 from pickles import JOBLIB, KNOWN
+from tensors import MAX_SHOWN, MAX_TEXT, gguf, npy, onnx, safetensors
 
 FORMATS = ("safetensors", "gguf", "onnx", "pytorch", "pickle", "joblib", "keras", "hdf5", "tflite", "tensorrt",
            "npy", "npz", "zip", "tar", "gzip", "bzip2", "xz", "zlib", "zstd", "lz4", "7z", "rar", "unknown")

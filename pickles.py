@@ -214,6 +214,10 @@ class Walk:
                 self._remember(op, argument)
             elif op.name == "STOP":
                 return self._pop()
+            elif op.name in ("GLOBAL", "INST"):
+                imported = self._found.add(name_of(argument or b""), name_of(line(self._stream)))
+                self._operands(op)      # for INST, which the unpickler in Python imports before it looks for them
+                push(imported if op.name == "GLOBAL" else Made(imported.name, None))
             else:
                 self._apply(op, argument, *self._operands(op))
 
@@ -260,10 +264,7 @@ class Walk:
 
     def _apply(self, op: Operation, argument: bytes | None, below: list[Any], above: list[Any]) -> None:
         name, result = op.name, op.result
-        if name in ("GLOBAL", "INST"):
-            imported = self._found.add(name_of(argument or b""), name_of(line(self._stream)))
-            result = imported if name == "GLOBAL" else Made(imported.name, None)
-        elif name == "STACK_GLOBAL":
+        if name == "STACK_GLOBAL":
             if any(value is not None and not isinstance(value, str | Made) for value in below):
                 raise Malformed("it imports what is no name")
             result = self._found.add(*(value if isinstance(value, str) else None for value in below))

@@ -268,10 +268,9 @@ class Storage:
             sha256 = None
         details = Details(known.get("filename"), known.get("description"), known.get("framework"),
                           custom if isinstance(custom, dict) else {})
-        seen, told = known.get("format"), document.get("details")
-        inspection = Inspection(seen, told) if sha256 and seen and isinstance(told, dict) else None
-        return Model(key, size, sha256, details, known.get("uploaded_at"), known.get("updated_at"), mtime_ns, inode,
-                     inspection)
+        kind, told = known.get("format"), document.get("details")
+        seen = Inspection(kind, told) if sha256 and kind and isinstance(told, dict) else None
+        return Model(key, size, sha256, details, known.get("uploaded_at"), known.get("updated_at"), mtime_ns, inode, seen)
 
     # ---- changing
 
@@ -478,11 +477,10 @@ class Draft:
             return Published(model, created=current is None, unchanged=False)
 
     def _seal(self, key: ModelKey, sha256: str, details: Details, inspection: Inspection | None) -> Model:
-        status = self._file.finish()
+        stat = self._file.finish()
         self._close()
         moment = models.now()
-        model = Model(key, status.st_size, sha256, details, moment, moment, status.st_mtime_ns, status.st_ino,
-                      inspection)
+        model = Model(key, stat.st_size, sha256, details, moment, moment, stat.st_mtime_ns, stat.st_ino, inspection)
         files.write_document(self._path / METADATA, model.as_json())
         files.sync_directory(self._path)
         return model
