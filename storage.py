@@ -270,7 +270,8 @@ class Storage:
                           custom if isinstance(custom, dict) else {})
         kind, told = known.get("format"), document.get("details")
         seen = Inspection(kind, told) if sha256 and kind and isinstance(told, dict) else None
-        return Model(key, size, sha256, details, known.get("uploaded_at"), known.get("updated_at"), mtime_ns, inode, seen)
+        moments = known.get("uploaded_at"), known.get("updated_at")
+        return Model(key, size, sha256, details, *moments, mtime_ns, inode, seen)
 
     # ---- changing
 
