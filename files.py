@@ -102,11 +102,16 @@ class NewFile:
         while data:     # a disk that fills up takes a part and refuses with the next call
             data = data[os.write(self.descriptor, data) :]
 
-    def finish(self) -> os.stat_result:
-        """Puts all of it on disk; says what the file is then."""
+    def written(self) -> BinaryIO:
+        """All of it, open for reading until this is closed; nothing is written after that."""
         fcntl.fcntl(self.descriptor, fcntl.F_SETFL, 0)
         self._put(self._rest)
         self._rest = b""
+        return open(self.descriptor, "rb", buffering=0, closefd=False)
+
+    def finish(self) -> os.stat_result:
+        """Puts all of it on disk; says what the file is then."""
+        self.written()
         os.fsync(self.descriptor)
         return os.fstat(self.descriptor)
 

@@ -71,11 +71,13 @@ def wanted(store: Storage, places: Sequence[Names], query: Mapping[str, str], af
 
 
 def is_filtered(query: Mapping[str, str]) -> bool:
-    return any(name in ("framework", "q", "corrupt") or name.startswith("metadata.") for name in query)
+    return any(name in ("framework", "model_format", "q", "corrupt") or name.startswith("metadata.") for name in query)
 
 
 def passes(model: Mapping[str, Any], query: Mapping[str, str]) -> bool:
     if "framework" in query and query["framework"] != (model["framework"] or ""):
+        return False
+    if "model_format" in query and query["model_format"] != (model["format"] or ""):
         return False
     if "corrupt" in query and query["corrupt"] != as_text(model["corrupt"]):
         return False

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import access
 import downloads
+import inspection
 import logs
 import models
 from downloads import PreconditionFailed, Response, check_write, etag_of, json_response
@@ -79,7 +80,10 @@ def upload(request: Request, store: Storage, **names: str) -> Response:
         raise DigestMismatch(f"it arrived with sha256 {digest}, not {expected}: nothing was stored, send it again")
     key = ModelKey(*(fields[name] for name in NAME_FIELDS))
     request.caller.check("create", key.names)   # a form may tell the names after the file
-    result = body.draft.publish(key, digest, models.details_of(fields, body.filename), may_write(request))
+    details, settings = models.details_of(fields, body.filename), request.settings
+    seen = body.draft.examine(inspection.inspect)
+    inspection.check(seen, settings.allowed_formats, settings.pickle)
+    result = body.draft.publish(key, digest, details, may_write(request), seen)
     answer: dict[str, Any] = {"message": f"Model {'uploaded' if result.created else 'replaced'} successfully"}
     if result.unchanged:
         answer = {"message": "Model is unchanged", "unchanged": True}

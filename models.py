@@ -120,6 +120,14 @@ class Details:
 
 
 @dataclass(frozen=True)
+class Inspection:
+    """What the server saw in the bytes of a model; both go into JSON as they are."""
+
+    format: str
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Model:
     """One stored model. `size` is in bytes; what a foreign or broken metadata.json does not tell is None.
 
@@ -134,6 +142,7 @@ class Model:
     updated_at: str | None
     mtime_ns: int = 0
     inode: int = 0
+    inspection: Inspection | None = None
     verified_at: str | None = None
     corrupt: bool = False
     promised: dict[str, Any] = field(default_factory=dict)
@@ -148,6 +157,8 @@ class Model:
             "filename": self.details.filename,
             "size": self.size,
             "sha256": self.sha256,
+            "format": self.inspection and self.inspection.format,
+            "details": self.inspection and self.inspection.details,
             "description": self.details.description,
             "framework": self.details.framework,
             "metadata": self.details.metadata,

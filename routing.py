@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote
 
 import downloads
+import inspection
 import models
 from access import EVERYBODY, Forbidden, Names, Refused, Unauthorized, guard_of
 from downloads import PreconditionFailed, RangeNotSatisfiable, Response, json_response
@@ -60,7 +61,9 @@ STATUS_OF: dict[type[Exception], int] = {
     models.NotEmpty: 409,
     PreconditionFailed: 412,
     TooLarge: 413,
+    inspection.FormatRefused: 415,
     RangeNotSatisfiable: 416,
+    inspection.PickleRefused: 422,
     QueueFull: 429,
     models.ModelCorrupt: 500,
     models.StorageFailed: 500,

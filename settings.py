@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from inspection import FORMATS
+
 SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)", re.IGNORECASE)
 PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
 
@@ -26,13 +28,13 @@ class Settings:
     overwrite: bool = True
     tokens_file: Path | None = None
     anonymous: str | None = None    # all, read or none; None: none where there is a tokens file, else all
+    allowed_formats: frozenset[str] = frozenset()   # empty: any
+    pickle: str = "allow"       # or known, deny: see inspection.check
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> "Settings":
         """Raises ValueError with a line that says what is wrong."""
-        path, overwrite = env.get("MODEL_STORAGE_PATH"), env.get("MODEL_OVERWRITE") or "allow"
-        if overwrite not in ("allow", "deny"):
-            raise ValueError(f"MODEL_OVERWRITE is {overwrite!r}: set it to allow or deny")
+        path = env.get("MODEL_STORAGE_PATH")
         anonymous, tokens = env.get("MODEL_ANONYMOUS") or None, env.get("MODEL_TOKENS_FILE")
         if anonymous not in (None, "all", "read", "none"):
             raise ValueError(f"MODEL_ANONYMOUS is {anonymous!r}: set it to all, read or none")
@@ -46,10 +48,27 @@ class Settings:
             verify_rate=size_of(env, "MODEL_VERIFY_RATE") or cls.verify_rate,
             trusted_proxy=address_of(env.get("TRUSTED_PROXY", "")),
             url_prefix=prefix_of(env.get("URL_PREFIX", "")),
-            overwrite=overwrite == "allow",
+            overwrite=one_of(env, "MODEL_OVERWRITE", "allow", "deny") == "allow",
             tokens_file=Path(tokens) if tokens else None,
             anonymous=anonymous,
+            allowed_formats=formats_of(env.get("MODEL_ALLOWED_FORMATS", "")),
+            pickle=one_of(env, "MODEL_PICKLE", "allow", "known", "deny"),
         )
+
+
+def one_of(env: Mapping[str, str], name: str, *values: str) -> str:
+    """The first of `values` when it is not set."""
+    value = env.get(name) or values[0]
+    if value not in values:
+        raise ValueError(f"{name} is {value!r}: set it to {', '.join(values[:-1])} or {values[-1]}")
+    return value
+
+
+def formats_of(text: str) -> frozenset[str]:
+    names = frozenset(name.strip() for name in text.split(",")) if text else frozenset()
+    if unknown := sorted(names - set(FORMATS)):
+        raise ValueError(f"MODEL_ALLOWED_FORMATS has {unknown[0]!r}: use {', '.join(FORMATS)}")
+    return names
 
 
 def whole_number(env: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:

@@ -27,7 +27,7 @@ import files
 import models
 from files import MODEL
 from index import Index, Signature
-from models import NAME_FIELDS, Details, Model, ModelExists, ModelKey, ModelNotFound
+from models import NAME_FIELDS, Details, Inspection, Model, ModelExists, ModelKey, ModelNotFound
 
 log = logging.getLogger("model_server.storage")
 T = TypeVar("T")
@@ -276,8 +276,10 @@ class Storage:
             verified_at, corrupt = known.get("verified_at"), document.get("corrupt") is True
         details = Details(known.get("filename"), known.get("description"), known.get("framework"),
                           custom if isinstance(custom, dict) else {})
-        return Model(key, size, sha256, details, known.get("uploaded_at"), known.get("updated_at"), mtime_ns, inode,
-                     verified_at, corrupt, promised)
+        kind, told = known.get("format"), document.get("details")
+        seen = Inspection(kind, told) if sha256 and kind and isinstance(told, dict) else None
+        moments = known.get("uploaded_at"), known.get("updated_at")
+        return Model(key, size, sha256, details, *moments, mtime_ns, inode, seen, verified_at, corrupt, promised)
 
     # ---- changing
 
@@ -459,10 +461,16 @@ class Draft:
         with files.own_words():
             self._file.write(blocks)
 
-    def publish(self, key: ModelKey, sha256: str, details: Details, check: Check) -> Published:
+    def examine(self, look: Callable[[BinaryIO, int], T]) -> T:
+        """What `look` says of the bytes written and of their number."""
+        with files.own_words():
+            return look(self._file.written(), self._file.size)
+
+    def publish(self, key: ModelKey, sha256: str, details: Details, check: Check,
+                inspection: Inspection | None = None) -> Published:
         """Makes the draft the model `key` when `check` lets it; on disk when this returns."""
         with files.own_words():
-            model = self._seal(key, sha256, details)
+            model = self._seal(key, sha256, details, inspection)
             with self._store._changing(key):
                 current = self._store.find(key)
                 check(current)
@@ -477,11 +485,11 @@ class Draft:
                     self._store.index.forget(key)
             return Published(model, created=current is None, unchanged=False)
 
-    def _seal(self, key: ModelKey, sha256: str, details: Details) -> Model:
-        status = self._file.finish()
+    def _seal(self, key: ModelKey, sha256: str, details: Details, inspection: Inspection | None) -> Model:
+        stat = self._file.finish()
         self._close()
         moment = models.now()
-        model = Model(key, status.st_size, sha256, details, moment, moment, status.st_mtime_ns, status.st_ino)
+        model = Model(key, stat.st_size, sha256, details, moment, moment, stat.st_mtime_ns, stat.st_ino, inspection)
         files.write_json(self._path / METADATA, model.as_document())
         files.sync_directory(self._path)
         return model

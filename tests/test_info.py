@@ -27,7 +27,8 @@ def test_info_tells_all_that_is_known(model, store):
     got = model.get(INFO)
     info = got.json
     assert set(info) == {"project_id", "app_name", "version", "model_name", "filename", "size", "sha256", "description",
-                         "framework", "metadata", "uploaded_at", "updated_at", "verified_at", "corrupt", "path", "url"}
+                         "format", "details", "framework", "metadata", "uploaded_at", "updated_at", "verified_at",
+                         "corrupt", "path", "url"}
     assert (info["verified_at"], info["corrupt"]) == (None, False)
     assert (info["project_id"], info["app_name"], info["version"], info["model_name"]) == ("p", "a", "1", "m")
     assert (info["size"], info["sha256"]) == (4, sha256(b"data"))

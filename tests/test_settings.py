@@ -16,7 +16,8 @@ from test_info import SANDBOX
 
 from model_server import Settings
 
-DEFAULTS = {"storage_path": None, "host": "0.0.0.0", "port": 8000, "threads": 8, "max_size": None, "overwrite": True}
+DEFAULTS = {"storage_path": None, "host": "0.0.0.0", "port": 8000, "threads": 8, "max_size": None, "overwrite": True,
+            "allowed_formats": frozenset(), "pickle": "allow"}
 
 
 @pytest.mark.parametrize(("env", "changed"), [
@@ -33,8 +34,13 @@ DEFAULTS = {"storage_path": None, "host": "0.0.0.0", "port": 8000, "threads": 8,
     ({"MODEL_TOKENS_FILE": "/run/secrets/tokens"}, {"tokens_file": Path("/run/secrets/tokens")}),
     *(({"MODEL_ANONYMOUS": value}, {"anonymous": value}) for value in ("all", "read", "none")),
     ({"MODEL_ANONYMOUS": "", "MODEL_TOKENS_FILE": ""}, {}),
+    ({"MODEL_ALLOWED_FORMATS": "safetensors"}, {"allowed_formats": frozenset({"safetensors"})}),
+    ({"MODEL_ALLOWED_FORMATS": "gguf, onnx,unknown"}, {"allowed_formats": frozenset({"gguf", "onnx", "unknown"})}),
+    ({"MODEL_PICKLE": "allow"}, {}), ({"MODEL_PICKLE": "known"}, {"pickle": "known"}),
+    ({"MODEL_PICKLE": "deny"}, {"pickle": "deny"}),
     # what compose makes of ${SERVER_PORT} when nobody set it
-    (dict.fromkeys(("MODEL_STORAGE_PATH", "SERVER_HOST", "SERVER_PORT", "SERVER_THREADS", "MODEL_MAX_SIZE"), ""), {}),
+    (dict.fromkeys(("MODEL_STORAGE_PATH", "SERVER_HOST", "SERVER_PORT", "SERVER_THREADS", "MODEL_MAX_SIZE",
+                    "MODEL_ALLOWED_FORMATS", "MODEL_PICKLE"), ""), {}),
 ])
 def test_settings_come_from_the_environment(env, changed):
     assert Settings.from_env(env) == Settings(**{**DEFAULTS, **changed})
@@ -46,6 +52,8 @@ def test_settings_come_from_the_environment(env, changed):
     *(("SERVER_THREADS", value) for value in ("0", "-1", "many", "1e3", "9" * 5000)),
     *(("MODEL_MAX_SIZE", value) for value in ("0", "-1", "M", "12X", "1.5G", "1 G", "\uff15G", "9" * 5000, "5G\n")),
     *(("MODEL_VERIFY_RATE", value) for value in ("0", "fast", "1.5M")),
+    *(("MODEL_ALLOWED_FORMATS", value) for value in (",", "onnx,", "ONNX", "onnx;gguf", "safe", " ")),
+    *(("MODEL_PICKLE", value) for value in ("deny ", "no", "Known", "0")),
     *(("MODEL_OVERWRITE", value) for value in ("yes", "ALLOW?", "0", "allow ")),
     *(("MODEL_ANONYMOUS", value) for value in ("some", "READ", "0", "none ")),
 ])
@@ -62,6 +70,7 @@ def run_to_its_end(tmp_path, **env):
 
 @pytest.mark.parametrize(("name", "value"), [
     ("SERVER_PORT", "http"), ("SERVER_THREADS", "0"), ("MODEL_MAX_SIZE", "big"), ("MODEL_OVERWRITE", "maybe"),
+    ("MODEL_ALLOWED_FORMATS", "word"), ("MODEL_PICKLE", "never"),
     ("SERVER_HOST", "192.0.2.1"),       # a good address, of another machine
     ("SERVER_HOST", "a..b"),            # no name that anybody would look up
 ])

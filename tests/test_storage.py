@@ -354,6 +354,8 @@ def test_the_arrows_point_down():
     assert not below("downloads") & {"model_server", "routing", "uploads"}
     assert below("access") == {"models"}
     assert {module for module in OURS if "access" in imports(module)} == {"routing", "model_server"}
+    assert below("inspection") == {"models", "tensors", "containers", "pickles", "bounded"}     # bytes in, values out
+    assert not below("storage") & {"inspection"}
     assert {module for module in OURS if "waitress" in imports(module)} == {"uploads"}
 
 
