@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from models import ModelExists, ReadOnly, StorageFailed, StorageFull
+from models import ModelExists, ReadOnly, Stamp, StorageFailed, StorageFull
 
 log = logging.getLogger("model_server.files")
 
@@ -183,9 +183,6 @@ def open_regular(name: str, directory: int) -> BinaryIO:
         os.close(descriptor)
         raise NotRegular(errno.EISDIR, f"{name} is no regular file")
     return os.fdopen(descriptor, "rb", buffering=0)
-
-
-Stamp = tuple[int, int, int]     # inode, size in bytes, mtime in ns: what changes with a file
 
 
 def stamp(path: str, directory: int | None = None) -> Stamp | None:

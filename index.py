@@ -9,6 +9,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from models import NAME_FIELDS, Model, ModelKey
@@ -44,6 +45,7 @@ class Index:
         self._lock = threading.RLock()
         self._directories: dict[Names, Directory] = {}
         self._refreshed = self._asked = 0.0
+        self._changes = 0       # of totals; one added up during a change is not kept
         self._closed = threading.Event()
 
     def lines(self, names: Names, after: Names = ()) -> Iterator[tuple[Names, bytes]]:
@@ -62,6 +64,7 @@ class Index:
     def forget(self, key: ModelKey) -> None:
         """Looks again at what this process has just changed."""
         with self._lock:
+            self._changes += 1
             for depth in range(DEPTH + 1):
                 if directory := self._directories.get(key.names[:depth]):
                     directory.checked = directory.looked = directory.stamp = 0
@@ -69,10 +72,17 @@ class Index:
 
     def watch(self) -> None:
         """Reads the tree once, then follows it while lists are asked for; returns after close()."""
-        self.total()
-        while not self._closed.wait(FRESH):
-            if time.monotonic() - self._asked < WATCHED:
-                self._refresh(pause=0.001)
+        refresh: Callable[[], object] = self.total
+        while True:
+            with suppress(OSError):     # who asks for a list hears of it
+                refresh()
+            if self._closed.wait(FRESH):
+                return
+            refresh = self._follow
+
+    def _follow(self) -> None:
+        if time.monotonic() - self._asked < WATCHED:
+            self._refresh(pause=0.001)
 
     def close(self) -> None:
         self._closed.set()
@@ -101,10 +111,17 @@ class Index:
         directory = self._directories.get(names)
         if directory is None or directory.total is None:
             directory = self._look(names)
-        if directory.total is None:
-            below = [self._total((*names, name)) for name in directory.children]
-            directory.total = sum(count for count, _ in below), sum(size for _, size in below)
-        return directory.total
+        if total := directory.total:
+            return total
+        if len(names) == DEPTH:     # another thread has forgotten it just now
+            return self._total(names)
+        changes = self._changes
+        below = [self._total((*names, name)) for name in directory.children]
+        total = sum(count for count, _ in below), sum(size for _, size in below)
+        with self._lock:
+            if changes == self._changes:
+                directory.total = total
+        return total
 
     def _refresh(self, pause: float = 0.0) -> None:
         """Looks at every directory known; the files of each model are looked at when it is asked for."""
@@ -143,6 +160,7 @@ class Index:
         for gone in set(directory.children).difference(children):
             self._drop((*names, gone))
             directory.entries.pop(gone, None)
+        self._changes += 1
         directory.children, directory.stamp = children, mtime if abs(time.time_ns() - mtime) > RACY * 1e9 else 0
         for depth in range(len(names)):
             if above := self._directories.get(names[:depth]):

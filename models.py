@@ -1,12 +1,15 @@
 """What a model is: its four names, what is known of it, and the words for what can be wrong with it. No I/O."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
+
+log = logging.getLogger("model_server.models")
 
 NAME_RULE = "use 1 to 128 of A-Z a-z 0-9 . _ + -, beginning with a letter, digit or _"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
@@ -19,6 +22,10 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_CUSTOM = 64         # custom metadata fields, as the contract says
 MAX_DEPTH = 64          # levels of a JSON document; somebody sends thousands to make us recurse
 MAX_FIELD = 8 * 1024    # bytes of any field, as the contract says
+
+
+Stamp = tuple[int, int, int]    # of a file: inode, size in bytes, mtime in ns, which tell one state of it from another
+Verdict = tuple[Stamp, str, bool]   # of a verification: the file that was read, when, whether it is corrupt
 
 
 class StoreError(Exception):
@@ -148,7 +155,7 @@ class Model:
     promised: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def stamp(self) -> tuple[int, int, int]:
+    def stamp(self) -> Stamp:
         return (self.inode, self.size, self.mtime_ns)
 
     def as_json(self) -> dict[str, Any]:
@@ -177,6 +184,28 @@ class Model:
     def line(self) -> bytes:
         """What info and lists say of it as JSON, but for the last brace: the url comes behind, which varies."""
         return json.dumps({**self.as_json(), "path": f"{self.key}/model"})[:-1].encode()
+
+
+def described(key: ModelKey, document: Mapping[str, Any], stamp: Stamp, verdict: Verdict | None) -> Model:
+    """The model of this file with what its metadata.json tells, of which nothing is trusted to be there."""
+    known = {name: value for name, value in document.items() if isinstance(value, str)}
+    sha256, custom, promised = known.get("sha256"), document.get("metadata"), dict[str, Any]()
+    if sha256 is not None and (not SHA256.fullmatch(sha256) or document.get("size") != stamp[1]):
+        log.warning("%s/metadata.json is broken: it tells of another file than the model beside it", key)
+        if SHA256.fullmatch(sha256) and type(document.get("size")) is int:
+            promised = {"size": document["size"], "sha256": sha256}
+        sha256 = None
+    verified_at, corrupt = known.get("verified_at"), document.get("corrupt") is True
+    if verdict and verdict[0] == stamp:
+        _, verified_at, corrupt = verdict
+    kind, told = known.get("format"), document.get("details")
+    return Model(
+        key, stamp[1], sha256,
+        Details(known.get("filename"), known.get("description"), known.get("framework"),
+                custom if isinstance(custom, dict) else {}),
+        known.get("uploaded_at"), known.get("updated_at"), mtime_ns=stamp[2], inode=stamp[0],
+        inspection=Inspection(kind, told) if sha256 and kind and isinstance(told, dict) else None,
+        verified_at=verified_at, corrupt=corrupt, promised=promised)
 
 
 def with_url(names: Sequence[str], line: bytes, base_url: str) -> bytes:

@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from metrics import Metrics
 from models import InvalidName, ModelExists, ModelNotFound
 from settings import Settings
 from storage import Storage
-from uploads import Body, ProtocolError, Upload, read_body
+from uploads import BLOCK, Body, ProtocolError, Upload
 from verification import QueueFull, Verifier
 
 log = logging.getLogger("model_server")
@@ -197,6 +198,19 @@ def find_route(routes: Sequence[Route], request: Request) -> tuple[Route, dict[s
     if method == "OPTIONS":
         raise HttpError(204, "", allow)
     raise HttpError(405, f"{request.method[:50]} is not for this path: use {allow[1]}", allow)
+
+
+def read_body(environ: dict[str, Any], body: Body) -> None:
+    """Fills a body from wsgi.input, under a server that is not ours; one cut short is refused."""
+    announced = environ.get("CONTENT_LENGTH") or ""
+    left = sys.maxsize if not announced and environ.get("wsgi.input_terminated") else int(announced or 0)
+    while left > 0 and (data := environ["wsgi.input"].read(min(left, BLOCK))):
+        left -= len(data)
+        body.append(data)
+        if isinstance(body, Upload):
+            body.wait_for_room()
+    if announced and left > 0:
+        body.refuse(BadUpload(f"the body ends {left} bytes before its Content-Length: send it again"))
 
 
 class Application:

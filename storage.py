@@ -66,8 +66,8 @@ class Storage:
         self._session = self._staging / secrets.token_hex(8)
         self._numbers = itertools.count()
         self._known: dict[ModelKey, tuple[tuple[Any, ...], Model]] = {}
-        # what a verification found and could not write: the file's stamp, verified_at, corrupt
-        self.verdicts: dict[tuple[str, ...], tuple[files.Stamp, str, bool]] = {}
+        # what a verification found and could not write
+        self.verdicts: dict[tuple[str, ...], models.Verdict] = {}
         self.buffers = files.Buffers()
         self._probed = -inf
         self.index = Index(os.fspath(root), self._subdirectories, self._sign, self.find)
@@ -237,7 +237,7 @@ class Storage:
             document = self._read_metadata(directory, key)
             if files.stamp(MODEL, directory) != model:
                 return None
-            known = state, self._describe(key, document, *model)
+            known = state, models.described(key, document, model, self.verdicts.get(key.names))
             if len(self._known) > KNOWN:
                 self._known.clear()
             self._known[key] = known
@@ -262,24 +262,6 @@ class Storage:
         except FileNotFoundError:
             pass
         return {}
-
-    def _describe(self, key: ModelKey, document: dict[str, Any], inode: int, size: int, mtime_ns: int) -> Model:
-        known = {name: value for name, value in document.items() if isinstance(value, str)}
-        sha256, custom, promised = known.get("sha256"), document.get("metadata"), dict[str, Any]()
-        if sha256 is not None and (not models.SHA256.fullmatch(sha256) or document.get("size") != size):
-            log.warning("%s/%s is broken: it tells of another file than the model beside it", key, METADATA)
-            if models.SHA256.fullmatch(sha256) and type(document.get("size")) is int:
-                promised = {"size": document["size"], "sha256": sha256}
-            sha256 = None
-        stamp, verified_at, corrupt = self.verdicts.get(key.names, (None, None, False))
-        if stamp != (inode, size, mtime_ns):
-            verified_at, corrupt = known.get("verified_at"), document.get("corrupt") is True
-        details = Details(known.get("filename"), known.get("description"), known.get("framework"),
-                          custom if isinstance(custom, dict) else {})
-        kind, told = known.get("format"), document.get("details")
-        seen = Inspection(kind, told) if sha256 and kind and isinstance(told, dict) else None
-        moments = known.get("uploaded_at"), known.get("updated_at")
-        return Model(key, size, sha256, details, *moments, mtime_ns, inode, seen, verified_at, corrupt, promised)
 
     # ---- changing
 

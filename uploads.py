@@ -186,7 +186,7 @@ class Upload(Body):
             self._advance(written=sum(map(len, batch)))
 
     def _hash(self, batch: list[memoryview]) -> None:
-        for block in batch:
+        for block in batch if self.refusal is None else ():
             self._digest.update(block)
         self._advance(hashed=sum(map(len, batch)))
 
@@ -235,19 +235,6 @@ class Upload(Body):
     def wait_for_room(self) -> None:
         with self._intake.changed:
             self._intake.changed.wait_for(lambda: not self.congested())
-
-
-def read_body(environ: dict[str, Any], body: Body) -> None:
-    """Fills a body from wsgi.input, under a server that is not ours; one cut short is refused."""
-    announced = environ.get("CONTENT_LENGTH") or ""
-    left = sys.maxsize if not announced and environ.get("wsgi.input_terminated") else int(announced or 0)
-    while left > 0 and (data := environ["wsgi.input"].read(min(left, BLOCK))):
-        left -= len(data)
-        body.append(data)
-        if isinstance(body, Upload):
-            body.wait_for_room()
-    if announced and left > 0:
-        body.refuse(BadUpload(f"the body ends {left} bytes before its Content-Length: send it again"))
 
 
 # ---- the seam to waitress: everything that knows its insides
@@ -457,9 +444,7 @@ class StreamingChannel(HTTPChannel):
 class Dispatcher(ThreadedTaskDispatcher):
     """Gives requests to threads, but for those that take less time than to give them away and back."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.network_thread = 0
+    network_thread = 0
 
     def add_task(self, task: StreamingChannel) -> None:
         if threading.get_ident() == self.network_thread and task.wants_no_thread():
