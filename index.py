@@ -160,7 +160,7 @@ class Index:
         for gone in set(directory.children).difference(children):
             self._drop((*names, gone))
             directory.entries.pop(gone, None)
-        self._changes += 1
+        self._changes += directory.checked > 0      # the first look at it changes nothing that was added up
         directory.children, directory.stamp = children, mtime if abs(time.time_ns() - mtime) > RACY * 1e9 else 0
         for depth in range(len(names)):
             if above := self._directories.get(names[:depth]):
