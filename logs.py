@@ -44,5 +44,6 @@ def configure(stream: TextIO) -> None:
     """Sends every log line to `stream`, as the README shows them."""
     handler = BatchedLog(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    logging._srcfile = None     # logging's own advice where no line tells its source
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False     # our lines do not have them
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -36,6 +36,7 @@ audit = logging.getLogger("audit")
 
 MAX_QUERY = 200             # parameters; ours and the custom ones are under 80
 METHODS = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS")
+REQUEST = "model_server.request"    # in an environment: what was made of it to decide which thread answers
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
 
@@ -78,18 +79,18 @@ STATUS_OF: dict[type[Exception], int] = {
 class Request:
     """One request, from its WSGI environment."""
 
-    def __init__(self, environ: dict[str, Any], application: "Application", new_id: str = "-") -> None:
+    def __init__(self, environ: dict[str, Any], application: "Application") -> None:
         self.environ = environ
         self.application = application
         self.settings = application.settings
-        self.route = "none"
+        self.found: tuple[Route, dict[str, str]] | None = None     # once it is known
         self.caller = EVERYBODY     # unless a guard says otherwise
         self.method: str = environ["REQUEST_METHOD"]
         # what is not UTF-8 turns into U+FFFD, which no name may have
         self.path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
         self.body = Body()
         given = self.header("X-Request-Id") or ""
-        self.id = given if REQUEST_ID.fullmatch(given) else new_id
+        self.id = given if REQUEST_ID.fullmatch(given) else ""
 
     def header(self, name: str) -> str | None:
         return self.environ.get(variable_of(name))
@@ -120,7 +121,8 @@ class Request:
         access.info("%s %s %d %d %.1f %s %s", self.method, quote(self.path, safe="/+,:"), status,
                     received or sent, seconds * 1000, self.id, self.environ.get("REMOTE_ADDR", "-"))
         method = self.method if self.method in METHODS else "other"     # a label may not have values without end
-        self.application.metrics.count(self.route, method, status, seconds, received, sent)
+        route = self.found[0].path if self.found else "none"
+        self.application.metrics.count(route, method, status, seconds, received, sent)
 
     def audit(self, verb: str, names: Names, sha256: str | None, status: int) -> None:
         """Tells of one model that was changed, or was not because the caller may not do that."""
@@ -237,9 +239,9 @@ class Application:
 
     def answers_at_once(self, environ: dict[str, Any]) -> bool:
         """Whether a request without a body takes so little that no thread need be woken for it."""
-        request = Request(environ, self)
+        request = environ[REQUEST] = Request(environ, self)
         try:
-            route, names = find_route(self.routes, request)
+            route, names = request.found = find_route(self.routes, request)
             return route.at_once(request, self.store, **names)
         except (HttpError, models.StoreError):
             return False    # it will be raised again
@@ -261,7 +263,8 @@ class Application:
         return route.admit(request, self.store, self.intake, **names) if route.admit else Body()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        request = Request(environ, self, f"{self._process}-{next(self._numbers):x}")
+        request = environ.pop(REQUEST, None) or Request(environ, self)
+        request.id = request.id or f"{self._process}-{next(self._numbers):x}"
         try:
             response = self.respond(request)
         except Exception as error:      # noqa: BLE001  this is where every fault turns into its answer
@@ -283,8 +286,7 @@ class Application:
             request.body = arrived
             if isinstance(arrived.refusal, ProtocolError):
                 raise arrived.refusal   # what there is of the head is not to be trusted
-        route, names = find_route(self.routes, request)
-        request.route = route.path
+        route, names = request.found = request.found or find_route(self.routes, request)
         self.authorize(request, route, names)
         if request.body is not arrived:
             request.body = self.body_of(request, route, names)
