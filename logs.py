@@ -40,10 +40,22 @@ class BatchedLog(logging.Handler):
             self.flush()
 
 
+class Seconds(logging.Formatter):
+    """Writes the same second once."""
+
+    _second, _text = 0, ""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        if int(record.created) != self._second:
+            self._text = super().formatTime(record, datefmt)
+            self._second = int(record.created)
+        return self._text
+
+
 def configure(stream: TextIO) -> None:
     """Sends every log line to `stream`, as the README shows them."""
     handler = BatchedLog(stream)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    handler.setFormatter(Seconds("%(asctime)s %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
     logging._srcfile = None     # logging's own advice where no line tells its source
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False     # our lines do not have them
     logging.basicConfig(level=logging.INFO, handlers=[handler])

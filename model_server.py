@@ -3,7 +3,6 @@
 This is the door: one handler for each route, the route table, main().
 """
 
-import hashlib
 import logging
 import os
 import resource
@@ -202,7 +201,7 @@ def info(request: Request, store: Storage, **names: str) -> Response:
 
 
 def etag_of_info(model: Model) -> str:
-    return f'"info-{hashlib.sha256(model.line).hexdigest()[:32]}"'
+    return f'"info-{model.fingerprint}"'
 
 
 def amend(request: Request, store: Storage, **names: str) -> Response:

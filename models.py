@@ -1,5 +1,6 @@
 """What a model is: its four names, what is known of it, and the words for what can be wrong with it. No I/O."""
 
+import hashlib
 import json
 import logging
 import re
@@ -184,6 +185,11 @@ class Model:
     def line(self) -> bytes:
         """What info and lists say of it as JSON, but for the last brace: the url comes behind, which varies."""
         return json.dumps({**self.as_json(), "path": f"{self.key}/model"})[:-1].encode()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with what info says."""
+        return hashlib.sha256(self.line).hexdigest()[:32]
 
 
 def described(key: ModelKey, document: Mapping[str, Any], stamp: Stamp, verdict: Verdict | None) -> Model:
