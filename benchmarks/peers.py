@@ -211,6 +211,9 @@ PYPISERVER = Peer("pypiserver", lambda root, port: [
     ("pypiserver",), ready="/health")
 
 
+FLOOR = Peer("nothing else", lambda root, port: [sys.executable, str(HERE / "floor.py"), str(root), str(port)])
+
+
 def available(*peers: Peer) -> list[Peer]:
     """Those that can run here; says of each other one what it lacks."""
     for peer in peers:

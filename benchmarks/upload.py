@@ -1,8 +1,9 @@
 """Goal 1, uploads: .venv/bin/python benchmarks/upload.py (README: Benchmarks)
 
 1 GiB by multipart and as a raw PUT, one and four at once, by curl, against the peers. Ours computes the SHA-256 and
-syncs to disk before it answers; nginx and the FastAPI application do neither. Before each measurement the files of the
-one before are removed and the disk is quiet. A smoke run: --size 64M --rounds 1
+syncs to disk before it answers; nginx and the FastAPI application do neither, floor.py does that and nothing else.
+Before each measurement the files of the one before are removed and the disk is quiet.
+A smoke run: --size 64M --rounds 1
 """
 
 import statistics
@@ -47,6 +48,7 @@ def form_of_uploadserver(server: Server, source: Path, count: int) -> list[list[
 CONTESTANTS: tuple[tuple[peers.Peer, str, Commands | None], ...] = (
     (peers.OURS, "multipart", form),
     (peers.OURS, "PUT", put),
+    (peers.FLOOR, "receive, hash, write", put_flat),
     (peers.NGINX_PEER, "DAV PUT", put),
     (peers.RCLONE_WEBDAV, "DAV PUT", put_flat),
     (peers.WSGIDAV, "DAV PUT", put_flat),
@@ -88,7 +90,7 @@ def main() -> None:
         # four at once of those that the goal is about; the others only ever get slower
         many = peers.interleaved(options.rounds, {
             f"{peer.name}|{how}": partial(measure, servers[peer.name], commands, source, options.at_once)
-            for peer, how, commands in here if peer in (peers.OURS, peers.NGINX_PEER)})
+            for peer, how, commands in here if peer in (peers.OURS, peers.FLOOR, peers.NGINX_PEER)})
         memory = {name: server.memory() for name, server in servers.items()}
     rows = []
     for count, results in ((1, one), (options.at_once, many)):
