@@ -9,7 +9,7 @@ from email.parser import HeaderParser
 from email.utils import collapse_rfc2231_value
 from typing import TypeVar
 
-from models import SHA256
+from models import MAX_FIELD, SHA256
 
 T = TypeVar("T")
 
@@ -123,6 +123,53 @@ class FormCutter:
         self._skipped += length
         if self._skipped > MAX_PREAMBLE:
             raise BadUpload("no part begins where the form should: the boundary of the Content-Type is not in the body")
+
+
+class UploadForm:
+    """The form of an upload while it arrives: bytes in, those of its file out, the rest kept. Raises BadUpload."""
+
+    def __init__(self, content_type: str) -> None:
+        self._cutter = FormCutter(content_type)
+        self._part = Part("", None)
+        self._text = b""
+        self._file_seen = False
+        self.fields: list[tuple[str, str]] = []
+        self.filename: str | None = None
+
+    def feed(self, data: bytes) -> Iterator[memoryview]:
+        return self._file_in(self._cutter.feed(data))
+
+    def finish(self) -> Iterator[memoryview]:
+        """What there is still of the file; to be called when all has come."""
+        yield from self._file_in(self._cutter.finish())
+        if not self._file_seen:
+            raise BadUpload("the form has no part named 'file': send the model with -F 'file=@model.pt'")
+
+    def _file_in(self, events: Iterator[Part | memoryview | PartEnd]) -> Iterator[memoryview]:
+        for event in events:
+            in_file = self._part.name == "file"
+            if isinstance(event, Part):
+                self._begin(event)
+            elif isinstance(event, memoryview) and in_file:
+                yield event
+            elif isinstance(event, memoryview):
+                self._text += event
+                if len(self._text) > MAX_FIELD:
+                    raise BadUpload(f"field {self._part.name[:100]!r} is longer than {MAX_FIELD} bytes; "
+                                    "the model itself comes in the part named 'file'")
+            elif not in_file:
+                try:
+                    self.fields.append((self._part.name, self._text.decode()))
+                except UnicodeDecodeError as error:
+                    raise BadUpload(f"field {self._part.name[:100]!r} is not UTF-8") from error
+
+    def _begin(self, part: Part) -> None:
+        if part.name == "file":
+            if self._file_seen:
+                raise BadUpload("the form has two parts named 'file': one upload is one model")
+            self._file_seen, self.filename = True, part.filename or None
+        self._part, self._text = part, b""
+
 
 
 def from_headers(text: str, ask: Callable[[Message], T]) -> T:

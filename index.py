@@ -7,7 +7,7 @@ changed. What this process changes is forgotten at once. Nothing of it is ever w
 import os
 import threading
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from models import NAME_FIELDS, Model, ModelKey
 
 Names = tuple[str, ...]
+Batch = tuple[Names, dict[str, bytes]]  # the names of a version, and the lines of models in it by their last name
 Signature = tuple[int, int] | None      # of the two files of a model, and its bytes; None: there is no model
 
 FRESH = 0.9     # seconds; twice that and a pass over 100,000 models stay below the two seconds that we promise
 LOOKED = 1.8    # the same for the files of a model, which are many more, and which no pass looks at
 RACY = 2.0      # seconds in which a directory may change again without a new mtime, on the coarsest file system
 WATCHED = 60.0  # seconds after the last list for which the directories are watched
+SOME = 100      # models in one batch: no page of a version with thousands waits for all of them
 DEPTH = len(NAME_FIELDS) - 1
 
 
@@ -32,8 +34,9 @@ class Directory:
     stamp: int = 0              # mtime in ns of what `children` tells; 0 when that may have changed since
     checked: float = 0.0
     total: tuple[int, int] | None = None
-    looked: float = 0.0         # when the entries were last compared with their files
-    entries: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    looked: float = 0.0         # when the lines were last compared with the models' files
+    lines: dict[str, bytes] = field(default_factory=dict)   # in order too; never changed, a new one takes its place
+    states: dict[str, int] = field(default_factory=dict)    # of the files that the lines tell of
 
 
 class Index:
@@ -48,8 +51,8 @@ class Index:
         self._changes = 0       # of totals; one added up during a change is not kept
         self._closed = threading.Event()
 
-    def lines(self, names: Names, after: Names = ()) -> Iterator[tuple[Names, bytes]]:
-        """The models below `names` beyond `after`, in order: their four names and their JSON without the last brace."""
+    def lines(self, names: Names, after: Names = ()) -> Iterator[Batch]:
+        """The models below `names` beyond `after`, in order, some of one version at a time: see Model.line."""
         self._asked = time.monotonic()
         if self.reaches(names):
             for place in self._places(names, after):
@@ -134,6 +137,9 @@ class Index:
 
     def _look(self, names: Names) -> Directory:
         """The directory as it is, or was less than FRESH ago."""
+        directory = self._directories.get(names)
+        if directory and directory.checked and time.monotonic() - directory.checked < FRESH:
+            return directory
         with self._lock:
             directory = self._directories.setdefault(names, Directory())
             moment = time.monotonic()
@@ -159,36 +165,53 @@ class Index:
             children, total, directory.looked = list(sizes), (len(sizes), sum(sizes.values())), 0.0
         for gone in set(directory.children).difference(children):
             self._drop((*names, gone))
-            directory.entries.pop(gone, None)
+            directory.states.pop(gone, None)
         self._changes += directory.checked > 0      # the first look at it changes nothing that was added up
         directory.children, directory.stamp = children, mtime if abs(time.time_ns() - mtime) > RACY * 1e9 else 0
         for depth in range(len(names)):
             if above := self._directories.get(names[:depth]):
                 above.total = None
         directory.total = total
+        directory.lines = {name: directory.lines[name] for name in children if name in directory.lines}
 
     def _drop(self, names: Names) -> None:
         if directory := self._directories.pop(names, None):
             for name in directory.children:
                 self._drop((*names, name))
 
-    def _lines_in(self, place: Names, after: Names) -> Iterator[tuple[Names, bytes]]:
+    def _lines_in(self, place: Names, after: Names) -> Iterator[Batch]:
         directory = self._look(place)
-        moment, entries = time.monotonic(), directory.entries
-        if moment - directory.looked > LOOKED:
-            for name, (state, _) in list(entries.items()):
-                signature = self._sign((*place, name))
-                if signature is None or signature[0] != state:
-                    entries.pop(name, None)
-            directory.looked = moment
-        for name in directory.children:
-            model = (*place, name)
-            if model > after and (entry := entries.get(name) or self._read_model(model, entries)):
-                yield model, entry[1]
+        if time.monotonic() - directory.looked > LOOKED:
+            self._compare(place, directory)
+        names, lines = directory.children, directory.lines
+        if place == after[:DEPTH]:
+            names = names[bisect_right(names, after[DEPTH]):]
+        elif len(names) == len(lines) <= SOME:
+            yield place, lines
+            return
+        for start in range(0, len(names), SOME):
+            yield place, self._read_models(place, directory, names[start : start + SOME])
 
-    def _read_model(self, names: Names, entries: dict[str, tuple[int, bytes]]) -> tuple[int, bytes] | None:
-        signature, found = self._sign(names), self._find(ModelKey(*names))  # in this order: a change shows next time
-        if signature is None or found is None:
-            return None     # deleted just now
-        entry = entries[names[-1]] = signature[0], found.line
-        return entry
+    def _compare(self, place: Names, directory: Directory) -> None:
+        """Drops the lines of models that are not what they were."""
+        with self._lock:
+            moment = time.monotonic()
+            signed = {name: self._sign((*place, name)) for name in directory.lines}
+            same = {name for name, signature in signed.items() if signature and signature[0] == directory.states[name]}
+            if len(same) < len(signed):
+                directory.lines = {name: line for name, line in directory.lines.items() if name in same}
+            directory.looked = moment
+
+    def _read_models(self, place: Names, directory: Directory, names: list[str]) -> dict[str, bytes]:
+        with self._lock:
+            new = {}
+            for name in names:
+                if name not in directory.lines:
+                    model = (*place, name)
+                    signature, found = self._sign(model), self._find(ModelKey(*model))  # a change shows next time
+                    if signature and found:     # it was not deleted just now
+                        directory.states[name], new[name] = signature[0], found.line
+            if new:
+                known = {**directory.lines, **new}
+                directory.lines = {name: known[name] for name in directory.children if name in known}
+            return {name: directory.lines[name] for name in names if name in directory.lines}

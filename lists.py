@@ -1,15 +1,15 @@
 """Lists of models: which ones are wanted, page by page, in the format that was asked for."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 from urllib.parse import urlencode
 
 from downloads import Response
 from forms import BadUpload
-from index import Names
-from models import NAME_FIELDS, ModelKey, with_url
+from index import Batch, Names
+from models import HERE, NAME_FIELDS, ModelKey, with_url
 from storage import Storage
 
 MAX_PAGE = 1000     # models on one page
@@ -20,8 +20,8 @@ def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Nam
                   base_url: str) -> Response:
     """The models below `names` that are at these places, in order and all of them below, streamed; raises BadUpload."""
     form, below = query.get("format", "json"), tuple(names.values())
-    if form not in LINE_OF and form != "json":
-        raise BadUpload(f"format {form[:50]!r} is not known: use json, {', '.join(LINE_OF)}")
+    if form not in LINES_OF and form != "json":
+        raise BadUpload(f"format {form[:50]!r} is not known: use json, {', '.join(LINES_OF)}")
     if query.get("corrupt", "true") not in ("true", "false"):
         raise BadUpload(f"corrupt {query['corrupt'][:50]!r} is neither true nor false")
     found = wanted(store, places, query, cursor_of(query))
@@ -29,21 +29,23 @@ def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Nam
     more: dict[str, Any] = {}
     if "limit" in query:
         limit = limit_of(query)
-        page = list(islice(found, limit + 1))
+        each = ((place, {name: line}) for place, lines in found for name, line in lines.items())
+        page = list(islice(each, limit + 1))
         found = iter(page[:limit])
-        more["total_models"] = (sum(1 for _ in wanted(store, places, query, ())) if is_filtered(query)
+        more["total_models"] = (sum(len(lines) for _, lines in wanted(store, places, query, ())) if is_filtered(query)
                                 else sum(store.index.total(place)[0] for place in places))
         if len(page) > limit:
-            more["next"] = "/".join(page[limit - 1][0])
+            place, last = page[limit - 1]
+            more["next"] = "/".join((*place, *last))
             link = f"{base_url}/models/{'/'.join(below) or 'list'}?{urlencode({**query, 'after': more['next']})}"
             headers.append(("Link", f'<{link}>; rel="next"'))
     if form == "json":
-        kind, body = "application/json", json_list(names, found, more, base_url)
+        kind, blocks = "application/json", json_list(names, found, more, base_url)
     else:
         kind = "application/x-ndjson" if form == "ndjson" else "text/plain; charset=utf-8"
-        body = (LINE_OF[form](model, line, base_url, len(below)) for model, line in found)
-    blocks = in_blocks(body)
-    first, second = next(blocks), next(blocks, None)
+        texts = (LINES_OF[form](place, lines, len(below)) for place, lines in found)
+        blocks = (with_url(b"".join(block), base_url) for block in in_blocks(texts))
+    first, second = next(blocks, b""), next(blocks, None)
     # whole where it is short: waitress closes the connection after an answer without a length
     whole = first if second is None else chain((first, second), blocks)
     return Response(200, [("Content-Type", kind), ("Cache-Control", "no-cache"), *headers], whole)
@@ -63,11 +65,13 @@ def limit_of(query: Mapping[str, str]) -> int:
     return int(text)
 
 
-def wanted(store: Storage, places: Sequence[Names], query: Mapping[str, str], after: Names,
-           ) -> Iterator[tuple[Names, bytes]]:
-    """The models that the filters let through: their names and their JSON, see Index.lines."""
-    lines = chain.from_iterable(store.lines(place, after) for place in places if place >= after[: len(place)])
-    return (x for x in lines if passes(json.loads(x[1] + b"}"), query)) if is_filtered(query) else lines
+def wanted(store: Storage, places: Sequence[Names], query: Mapping[str, str], after: Names) -> Iterator[Batch]:
+    """The models that the filters let through, see Index.lines."""
+    found = chain.from_iterable(store.lines(place, after) for place in places if place >= after[: len(place)])
+    if not is_filtered(query):
+        return found
+    return ((place, {name: line for name, line in lines.items() if passes(json.loads(with_url(line, "")), query)})
+            for place, lines in found)
 
 
 def is_filtered(query: Mapping[str, str]) -> bool:
@@ -92,37 +96,39 @@ def as_text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def json_list(names: Mapping[str, str], found: Iterator[tuple[Names, bytes]], more: dict[str, Any], base_url: str,
+def json_list(names: Mapping[str, str], found: Iterator[Batch], more: dict[str, Any], base_url: str,
               ) -> Iterator[bytes]:
     """One JSON document, made while it is sent; the count comes last, when it is known."""
-    yield (json.dumps(dict(names))[:-1] + (", " if names else "") + '"models": [').encode()
-    count = 0
-    for model, line in found:
-        yield (b",\n" if count else b"\n") + with_url(model, line, base_url)
-        count += 1
-    yield ("], " + json.dumps({"total_models": count, **more})[1:] + "\n").encode()
+    start, count = (json.dumps(dict(names))[:-1] + (", " if names else "") + '"models": [').encode(), 0
+    for block in in_blocks(lines.values() for _, lines in found):
+        yield (b",\n" if count else start + b"\n") + with_url(b",\n".join(block), base_url)
+        count += len(block)
+    end = "], " + json.dumps({"total_models": count, **more})[1:] + "\n"
+    yield end.encode() if count else start + end.encode()
 
 
-def in_blocks(lines: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes in fewer pieces: each costs the server a lock and a system call."""
-    block = bytearray()
-    for line in lines:
-        block += line
-        if len(block) > BLOCK:
-            yield bytes(block)
-            block.clear()
-    yield bytes(block)
+def in_blocks(texts: Iterator[Iterable[bytes]]) -> Iterator[list[bytes]]:
+    """The same in fewer pieces: each costs the server a lock and a system call."""
+    block, size = list[bytes](), 0
+    for some in texts:
+        block += some
+        size += sum(map(len, some))
+        if size > BLOCK:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
-def sum_line(model: Names, line: bytes, base_url: str, depth: int) -> bytes:
-    sha256 = json.loads(line + b"}")["sha256"]
+def sum_lines(place: Names, lines: dict[str, bytes], depth: int) -> list[bytes]:
+    sums = {name: json.loads(with_url(line, ""))["sha256"] for name, line in lines.items()}
     # relative to what is listed: as wget -i saves one version, as wget -x saves more
-    return f"{sha256}  {'/'.join(model[depth:])}\n".encode() if sha256 else b""
+    return [f"{sha256}  {'/'.join((*place, name)[depth:])}\n".encode() for name, sha256 in sums.items() if sha256]
 
 
-LINE_OF: dict[str, Callable[[Names, bytes, str, int], bytes]] = {
-    "ndjson": lambda model, line, base_url, depth: with_url(model, line, base_url) + b"\n",
-    "txt": lambda model, line, base_url, depth: f"{'/'.join(model)}\n".encode(),
-    "urls": lambda model, line, base_url, depth: f"{base_url}/models/{'/'.join(model)}\n".encode(),
-    "sha256sums": sum_line,
+LINES_OF: dict[str, Callable[[Names, dict[str, bytes], int], list[bytes]]] = {
+    "ndjson": lambda place, lines, depth: [line + b"\n" for line in lines.values()],
+    "txt": lambda place, lines, depth: [f"{'/'.join((*place, name))}\n".encode() for name in lines],
+    "urls": lambda place, lines, depth: [f"{HERE}/models/{'/'.join((*place, name))}\n".encode() for name in lines],
+    "sha256sums": sum_lines,
 }

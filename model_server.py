@@ -197,7 +197,7 @@ def info(request: Request, store: Storage, **names: str) -> Response:
         raise PreconditionFailed(f"the metadata of the model is {etag}")
     if status == 304:
         return Response(304, [("ETag", etag), ("Cache-Control", "no-cache"), *headers])
-    return json_response(200, with_url(model.key.names, model.line, request.base_url), ("ETag", etag), *headers)
+    return json_response(200, with_url(model.line, request.base_url), ("ETag", etag), *headers)
 
 
 def etag_of_info(model: Model) -> str:

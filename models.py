@@ -20,6 +20,7 @@ SEMVER = re.compile(    # semver.org, "Is there a suggested regular expression"
     r"(?:-((?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)(?:\.(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*))*))?"
     r"(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+HERE = "\0"             # JSON escapes it, so nothing else that a line holds is one
 MAX_CUSTOM = 64         # custom metadata fields, as the contract says
 MAX_DEPTH = 64          # levels of a JSON document; somebody sends thousands to make us recurse
 MAX_FIELD = 8 * 1024    # bytes of any field, as the contract says
@@ -183,8 +184,9 @@ class Model:
 
     @cached_property
     def line(self) -> bytes:
-        """What info and lists say of it as JSON, but for the last brace: the url comes behind, which varies."""
-        return json.dumps({**self.as_json(), "path": f"{self.key}/model"})[:-1].encode()
+        """What info and lists say of it as JSON, with HERE where the server's URL belongs, which varies."""
+        most = json.dumps({**self.as_json(), "path": f"{self.key}/model"})
+        return f'{most[:-1]}, "url": "{HERE}/models/{self.key}"}}'.encode()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -214,9 +216,9 @@ def described(key: ModelKey, document: Mapping[str, Any], stamp: Stamp, verdict:
         verified_at=verified_at, corrupt=corrupt, promised=promised)
 
 
-def with_url(names: Sequence[str], line: bytes, base_url: str) -> bytes:
-    """The JSON of a model, given its line."""
-    return b'%b, "url": "%b/models/%b"}' % (line, base_url.encode(), "/".join(names).encode())
+def with_url(lines: bytes, base_url: str) -> bytes:
+    """Lines of models as the server at this URL tells them."""
+    return lines.replace(HERE.encode(), base_url.encode())
 
 
 def now() -> str:
@@ -274,7 +276,8 @@ def parse_json(text: bytes) -> Any:
     """
     try:
         document = json.loads(text)
-        if not is_shallow(document, MAX_DEPTH):
+        levels = text.count(b"{") + text.count(b"[")    # at the most: to look is a quarter of what a list has to do
+        if levels > MAX_DEPTH and not is_shallow(document, MAX_DEPTH):
             raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
         json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
     except RecursionError as error:

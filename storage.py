@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 import files
 import models
 from files import MODEL
-from index import Index, Signature
+from index import Batch, Index, Signature
 from models import NAME_FIELDS, Details, Inspection, Model, ModelExists, ModelKey, ModelNotFound
 
 log = logging.getLogger("model_server.storage")
@@ -155,7 +155,7 @@ class Storage:
                 if files.stamp(f"{self.root}/{'/'.join(found)}/{MODEL}"):
                     yield ModelKey(*found)
 
-    def lines(self, names: tuple[str, ...], after: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], bytes]]:
+    def lines(self, names: tuple[str, ...], after: tuple[str, ...] = ()) -> Iterator[Batch]:
         """See Index.lines."""
         with files.own_words():
             yield from self.index.lines(names, after)

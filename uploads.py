@@ -25,9 +25,9 @@ from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import BadRequest
 
-from forms import BadUpload, FormCutter, Part, PartEnd, TooLarge
+from forms import BadUpload, TooLarge, UploadForm
 from lanes import Intake, Lane
-from models import MAX_FIELD, StoreError
+from models import StoreError
 from storage import Draft, Storage
 
 OWN_BACKLOG = 8 << 20           # bytes of one upload received and not yet written and hashed: some ms of a disk
@@ -111,16 +111,13 @@ class Upload(Body):
     def __init__(self, store: Storage, intake: Intake, content_type: str | None, limit: int | None) -> None:
         super().__init__(limit=limit)
         self._store, self._intake = store, intake
-        self._form = None if content_type is None else FormCutter(content_type)
-        self._part = Part("", None)
-        self._file_seen = self._closed = self._paused = False
+        self._form = None if content_type is None else UploadForm(content_type)
+        self._closed = self._paused = False
         self._digest = hashlib.sha256()
         self._backlog = self._size = self._written = self._hashed = 0
         self._writes, self._hashes = (Lane(intake, work, self.refuse) for work in (self._write, self._hash))
         self._gathered: list[memoryview] = []
         self.draft: Draft | None = None
-        self.fields: list[tuple[str, str]] = []
-        self.filename: str | None = None
         with intake.changed:
             intake.in_flight += 1
 
@@ -132,29 +129,8 @@ class Upload(Body):
         if self._form is None:
             self._keep(memoryview(data))
         else:
-            for event in self._form.feed(data):
-                self._handle(event)
-
-    def _handle(self, event: Part | memoryview | PartEnd) -> None:
-        in_file = self._part.name == "file"
-        if isinstance(event, Part):
-            if event.name == "file":
-                if self._file_seen:
-                    raise BadUpload("the form has two parts named 'file': one upload is one model")
-                self._file_seen, self.filename = True, event.filename or None
-            self._part, self.data = event, b""
-        elif isinstance(event, memoryview) and in_file:
-            self._keep(event)
-        elif isinstance(event, memoryview):
-            self.data += event
-            if len(self.data) > MAX_FIELD:
-                raise BadUpload(f"field {self._part.name[:100]!r} is longer than {MAX_FIELD} bytes; "
-                                "the model itself comes in the part named 'file'")
-        elif not in_file:
-            try:
-                self.fields.append((self._part.name, self.data.decode()))
-            except UnicodeDecodeError as error:
-                raise BadUpload(f"field {self._part.name[:100]!r} is not UTF-8") from error
+            for block in self._form.feed(data):
+                self._keep(block)
 
     def _keep(self, block: memoryview) -> None:
         self._size += len(block)
@@ -207,13 +183,19 @@ class Upload(Body):
         super().refuse(error)
         self._writes.put()      # which discards the draft: a full disk wants its space back now
 
+    @property
+    def fields(self) -> list[tuple[str, str]]:
+        return self._form.fields if self._form else []
+
+    @property
+    def filename(self) -> str | None:
+        return self._form.filename if self._form else None
+
     def finish(self) -> str:
         """The SHA-256 of the model in hex, all of it written; raises what was wrong with the body."""
         if self._form is not None and self.refusal is None:
-            for event in self._form.finish():
-                self._handle(event)
-            if not self._file_seen:
-                raise BadUpload("the form has no part named 'file': send the model with -F 'file=@model.pt'")
+            for block in self._form.finish():
+                self._keep(block)
         self._hand_over()
         self.settle()
         if self.refusal:
@@ -411,6 +393,14 @@ class StreamingChannel(HTTPChannel):
                 self.socket.shutdown(socket.SHUT_WR)
             return
         super().handle_write()
+
+    def write_soon(self, data: bytes | FileBuffer) -> int:
+        with self.outbuf_lock:
+            if isinstance(data, bytes) and self.connected and not self.total_outbufs_len:
+                with suppress(OSError):     # what is left runs into it again
+                    data = data[self.send(data, do_close=False):]
+                    self.last_activity = time.time()
+            return int(super().write_soon(data))
 
     def _flush_some(self, do_close: bool = True) -> bool:
         self.turn = TURN

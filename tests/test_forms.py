@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from uploads import BadUpload, FormCutter, Part, PartEnd
+from forms import BadUpload, FormCutter, Part, PartEnd
 
 B = "B-1"
 D = b"\r\n--B-1"     # what ends a part, if nothing but padding and CRLF follows
