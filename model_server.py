@@ -62,7 +62,7 @@ def health(request: Request, store: Storage) -> Response:
 
 
 def is_known_healthy(request: Request, store: Storage) -> bool:
-    return store.probed_within(HEALTH_AGE) and not request.application.verifier.marks()
+    return store.probed_within(HEALTH_AGE) and not request.application.verifier.last_corrupt
 
 
 def upload(request: Request, store: Storage, **names: str) -> Response:

@@ -71,6 +71,7 @@ class Verifier:
         self._thread: threading.Thread | None = None
         self._waiting: deque[tuple[str, ...]] = deque()
         self._progress = Progress()
+        self.last_corrupt = 0   # what corrupt() said last
 
     def ask(self, *names: str) -> dict[str, Any]:
         """Verifies the models below these names, now or when the others are done; the progress. Raises QueueFull."""
@@ -96,7 +97,7 @@ class Verifier:
     def corrupt(self) -> int:
         """How many models are known to be corrupt; costs next to nothing while there is none."""
         with files.own_words():
-            marks = self.marks()
+            marks = self._marked()
             found = {names for names, (_, _, corrupt) in list(self._store.verdicts.items())
                      if corrupt and self._is_corrupt(ModelKey(*names))}
             for mark in marks[:MAX_ASKED]:
@@ -106,9 +107,10 @@ class Verifier:
                         found.add(key.names)
                     else:
                         self._unmark(key)
-            return len(found) + len(marks[MAX_ASKED:])
+            self.last_corrupt = len(found) + len(marks[MAX_ASKED:])
+            return self.last_corrupt
 
-    def marks(self) -> list[str]:
+    def _marked(self) -> list[str]:
         try:
             return os.listdir(self._marks)
         except FileNotFoundError:
