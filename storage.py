@@ -61,7 +61,7 @@ class Storage:
     """The models below `root`. Opening it claims a staging directory of its own and mends what a crash left."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self._root = root, str(root)
         self._staging = root / STAGING
         self._session = self._staging / secrets.token_hex(8)
         self._numbers = itertools.count()
@@ -245,8 +245,8 @@ class Storage:
 
     def _sign(self, names: tuple[str, ...]) -> Signature:
         """Changes with either file of a model; None when there is no model."""
-        model = files.stamp(f"{self.root}/{'/'.join(names)}/{MODEL}")
-        metadata = files.stamp(f"{self.root}/{'/'.join(names)}/{METADATA}")
+        place = "/".join((self._root, *names, ""))
+        model, metadata = files.stamp(place + MODEL), files.stamp(place + METADATA)
         return model and (hash((model, metadata, self.verdicts.get(names))), model[1])
 
     def _read_metadata(self, directory: int, key: ModelKey) -> dict[str, Any]:
