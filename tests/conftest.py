@@ -40,11 +40,12 @@ def staged(root):
 
 
 def eventually(condition):
-    """Waits until the condition holds; so many seconds mean never."""
-    deadline = time.monotonic() + 15
-    while not condition():
+    """Waits until the condition holds, and gives what it gave; so many seconds mean never."""
+    deadline = time.monotonic() + 30
+    while not (given := condition()):
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.003)
+    return given
 
 
 class LiveServer:

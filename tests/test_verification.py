@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import TestApp, sha256
+from conftest import TestApp, eventually, sha256
 
 from model_server import Settings, create_app
 from storage import Storage
@@ -20,19 +20,10 @@ GOOD, BAD = "/models/p/a/1.0.0/good", "/models/p/a/1.1.0/bad"
 READ_ONLY = ("unshare", "-m", "sh", "-ec", 'mount --bind "$0" "$0"; mount -o remount,bind,ro "$0"; exec "$@"')
 
 
-def until(true):
-    """Waits for it and gives it."""
-    deadline = time.monotonic() + 60
-    while not (found := true()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found
-
-
 def verified(app, below=""):
     """The progress at the end of a verification."""
     assert app.post(f"/verify{below}", status=202).headers["Location"] == "/verify"
-    return until(lambda: not (now := app.get("/verify").json)["running"] and now)
+    return eventually(lambda: not (now := app.get("/verify").json)["running"] and now)
 
 
 def file_of(store, path):
@@ -188,12 +179,12 @@ def test_a_live_server_answers_the_same_and_goes_on(start, http, tmp_path):
     http.put(server.url + BAD, data=DATA)
     flip(tmp_path / BAD.removeprefix("/") / "model")
     http.post(server.url + "/verify")
-    until(lambda: http.get(server.url + "/verify").json()["corrupt"])
+    eventually(lambda: http.get(server.url + "/verify").json()["corrupt"])
     before = server.descriptors()
     for _ in range(5):
         assert http.get(server.url + BAD).status_code == http.head(server.url + BAD).status_code == 500
     assert http.get(server.url + BAD + "?allow_corrupt=true", headers={"Range": "bytes=0-9"}).content == DATA[:10]
-    until(lambda: server.descriptors() == before)     # the last file is closed behind its last byte
+    eventually(lambda: server.descriptors() == before)     # the last file is closed behind its last byte
     assert server.stop() == 0
     assert "Traceback" not in server.log()
 
@@ -293,7 +284,7 @@ def test_what_cannot_be_written_is_known_to_this_process_alone(start, http, tmp_
         assert http.get(server.url + BAD).status_code == 200
         assert [x["corrupt"] for x in http.get(server.url + "/models/list").json()["models"]] == [False, False]
         assert http.post(server.url + "/verify").status_code == 202
-        until(lambda url=server.url: not http.get(url + "/verify").json()["running"])
+        eventually(lambda url=server.url: not http.get(url + "/verify").json()["running"])
         listed = http.get(server.url + "/models/list").json()["models"]
         assert [(x["corrupt"], bool(x["verified_at"])) for x in listed] == [(False, True), (True, True)]
         assert listed == [http.get(f"{server.url}{path}/info").json() for path in (GOOD, BAD)]
@@ -326,11 +317,11 @@ def test_a_model_does_not_get_the_result_of_another(make_app, store, change, exp
     app.put(BAD, bytes(2 << 20), status=201)
     flip(file_of(store, BAD), 1)
     app.post("/verify", status=202)
-    until(lambda: app.get("/verify").json["done_bytes"])
+    eventually(lambda: app.get("/verify").json["done_bytes"])
     change(app, store)
     progress = app.get("/verify").json
     assert progress["running"] and 0 < progress["done_bytes"] < progress["total_bytes"], "it was not under way"
-    progress = until(lambda: (now := app.get("/verify").json)["finished_at"] and now)
+    progress = eventually(lambda: (now := app.get("/verify").json)["finished_at"] and now)
     known = expected == (True, True)
     assert (progress["done_models"], progress["corrupt_models"], progress["skipped_models"]) == (1, known, not known)
     if expected is None:
@@ -362,7 +353,7 @@ def test_an_endless_one_keeps_nobody_waiting(start, http):
     server = start(MODEL_VERIFY_RATE="1")   # which would take two days
     http.put(server.url + GOOD, data=DATA)
     http.post(server.url + "/verify")
-    progress = until(lambda: (now := http.get(server.url + "/verify").json())["done_bytes"] and now)
+    progress = eventually(lambda: (now := http.get(server.url + "/verify").json())["done_bytes"] and now)
     assert progress["running"] and progress["finished_at"] is None
     assert http.get(server.url + GOOD).content == DATA
     assert server.stop() == 0
@@ -395,6 +386,6 @@ def test_requests_at_once_are_all_done(make_app, store):
 
     with ThreadPoolExecutor(12) as threads:
         assert set(threads.map(ask, range(12))) == {202}
-    until(lambda: not app.get("/verify").json["running"])
+    eventually(lambda: not app.get("/verify").json["running"])
     assert app.get("/models/list?corrupt=true").json["total_models"] == 12
     assert health(app) == ("degraded", 12)
