@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 WORKERS = 8     # four uploads write, hash and wait for the disk at once; more gain nothing on one disk
+TRIMMED = 512 << 20     # bytes received between two trims, which take 1 to 4 ms of a worker
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8     # malloc.h
 
 
@@ -19,6 +20,15 @@ class Intake:
         self.changed = threading.Condition()
         self.backlog = 0
         self.in_flight = 0      # uploads begun and not closed
+        self._untrimmed = 0
+
+    def take(self, size: int) -> None:
+        """Counts bytes that have come; to be called with `changed` held."""
+        self.backlog += size
+        self._untrimmed += size
+        if self._untrimmed > TRIMMED:
+            self._untrimmed = 0
+            self.workers.submit(trim)
 
 
 class Lane:
@@ -64,3 +74,9 @@ def tune() -> None:
     if mallopt:     # glibc: keep the memory of one block for the next, in few arenas
         for option, value in ((M_TRIM_THRESHOLD, 16 << 20), (M_MMAP_THRESHOLD, 32 << 20), (M_ARENA_MAX, 2)):
             mallopt(option, value)
+
+
+def trim() -> None:
+    """Gives back the memory between blocks, which malloc would keep: it grew by a MiB with each GiB of an upload."""
+    if malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None):     # glibc too
+        malloc_trim(0)

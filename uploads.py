@@ -138,7 +138,7 @@ class Upload(Body):
             raise TooLarge(f"the model is larger than the {self.limit} bytes this server takes (MODEL_MAX_SIZE)")
         with self._intake.changed:
             self._backlog += len(block)
-            self._intake.backlog += len(block)
+            self._intake.take(len(block))
         self._gathered.append(block)
         share = min(HANDOVER, ALL_BACKLOG // 2 // self._intake.in_flight)
         # the first at once: a disk that takes nothing shows now

@@ -67,7 +67,7 @@ def grow_lists(root: Path, most: int, rounds: int) -> tuple[Points, Points]:
 
 
 def draw(uploads: Points, pages: Points, lists: Points, out: str) -> None:
-    import matplotlib  # here, so that a machine without it hears of it before the work begins
+    import matplotlib  # here, so that main() can say that it is missing
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
