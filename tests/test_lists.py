@@ -8,8 +8,9 @@ from urllib.parse import quote
 
 import pytest
 import requests
-from conftest import TestApp, sha256
+from conftest import TestApp, eventually, sha256
 
+from index import SOME
 from model_server import Settings, create_app
 from storage import Storage
 
@@ -98,6 +99,30 @@ def test_walking_the_pages_gives_every_model_once(shelf, level, limit, by):
             break
         path, parameters = (link[1], None) if by == "link" else (path, {"limit": limit, "after": page.json["next"]})
     assert found == below(level)
+
+
+def test_a_version_with_more_models_than_are_read_at_once_is_whole_and_in_order(tmp_path):
+    names = sorted(f"m{number}" for number in range(2 * SOME + 30))
+    for name in names:
+        (tmp_path / "p/a/1" / name).mkdir(parents=True)
+        (tmp_path / "p/a/1" / name / "model").write_text(name)
+    with Storage(tmp_path) as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+
+        def listed(query=""):
+            got = app.get(f"/models/list?format=ndjson{query}")
+            return [json.loads(line)["model_name"] for line in got.text.splitlines()]
+
+        for after in ("m100", names[SOME - 1], names[SOME], "m1000", names[-1]):
+            assert listed(f"&limit=70&after=p/a/1/{after}") == [name for name in names if name > after][:70]
+        assert listed() == names
+        app.delete(f"/models/p/a/1/{names[SOME]}")
+        app.put("/models/p/a/1/m1000000", b"new", status=201)
+        names = sorted({*names, "m1000000"} - {names[SOME]})
+        assert listed() == names
+        (tmp_path / "p/a/1" / names[-1] / "metadata.json").write_text('{"framework": "edited"}')
+        eventually(lambda: listed("&framework=edited") == [names[-1]])
+        assert listed() == names
 
 
 def test_a_link_keeps_the_filter_and_the_format(shelf):
