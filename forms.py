@@ -171,7 +171,6 @@ class UploadForm:
         self._part, self._text = part, b""
 
 
-
 def from_headers(text: str, ask: Callable[[Message], T]) -> T:
     """What `ask` reads in header lines, by the e-mail parser; raises BadUpload for all it chokes on (TRAPS 14)."""
     try:

@@ -135,16 +135,18 @@ class Index:
                 time.sleep(pause)   # requests go first
         self._refreshed = started
 
+    def _fresh(self, names: Names) -> Directory | None:
+        directory = self._directories.get(names)
+        return directory if directory and directory.checked and time.monotonic() - directory.checked < FRESH else None
+
     def _look(self, names: Names) -> Directory:
         """The directory as it is, or was less than FRESH ago."""
-        directory = self._directories.get(names)
-        if directory and directory.checked and time.monotonic() - directory.checked < FRESH:
+        if directory := self._fresh(names):     # most are: a list asks for thousands
             return directory
         with self._lock:
-            directory = self._directories.setdefault(names, Directory())
-            moment = time.monotonic()
-            if directory.checked and moment - directory.checked < FRESH:
+            if directory := self._fresh(names):
                 return directory
+            directory, moment = self._directories.setdefault(names, Directory()), time.monotonic()
             try:
                 mtime = os.lstat("/".join((self._root, *names))).st_mtime_ns
             except (FileNotFoundError, NotADirectoryError):
@@ -203,15 +205,19 @@ class Index:
             directory.looked = moment
 
     def _read_models(self, place: Names, directory: Directory, names: list[str]) -> dict[str, bytes]:
-        with self._lock:
-            new = {}
-            for name in names:
-                if name not in directory.lines:
-                    model = (*place, name)
-                    signature, found = self._sign(model), self._find(ModelKey(*model))  # a change shows next time
-                    if signature and found:     # it was not deleted just now
-                        directory.states[name], new[name] = signature[0], found.line
-            if new:
-                known = {**directory.lines, **new}
-                directory.lines = {name: known[name] for name in directory.children if name in known}
-            return {name: directory.lines[name] for name in names if name in directory.lines}
+        looked, lines = directory.looked, directory.lines
+        new, states = dict[str, bytes](), dict[str, int]()
+        for name in names:
+            if name not in lines:
+                model = (*place, name)
+                signature, found = self._sign(model), self._find(ModelKey(*model))  # a change shows next time
+                if signature and found:     # it was not deleted just now
+                    states[name], new[name] = signature[0], found.line
+        if new:
+            with self._lock:    # not before: a disk that stalls would stop everybody who asks what is there
+                if directory.looked == looked:  # else what was read may be forgotten already
+                    directory.states |= states
+                    known = directory.lines | new
+                    directory.lines = {name: known[name] for name in directory.children if name in known}
+        known = lines | new
+        return {name: known[name] for name in names if name in known}

@@ -181,7 +181,6 @@ class Model:
         """What metadata.json holds. Of a damaged file it goes on telling what it should be."""
         return {**self.as_json(), **self.promised}
 
-
     @cached_property
     def line(self) -> bytes:
         """What info and lists say of it as JSON, with HERE where the server's URL belongs, which varies."""

@@ -125,7 +125,7 @@ class Storage:
 
     def info(self, key: ModelKey) -> Model:
         """What is known of one model; raises ModelNotFound."""
-        known, place = self._known.get(key), f"{self.root}/{key}"
+        known, place = self._known.get(key), f"{self._root}/{key}"
         with files.own_words():
             # the index says that no link is on the way, two stats say that nothing changed
             if known and self.index.reaches(key.names) and known[0] == (
@@ -152,7 +152,7 @@ class Storage:
         """The models below the given names, in order."""
         with files.own_words():
             for found in self._scan((), names):
-                if files.stamp(f"{self.root}/{'/'.join(found)}/{MODEL}"):
+                if files.stamp(f"{self._root}/{'/'.join(found)}/{MODEL}"):
                     yield ModelKey(*found)
 
     def lines(self, names: tuple[str, ...], after: tuple[str, ...] = ()) -> Iterator[Batch]:

@@ -4,13 +4,14 @@ import json
 import re
 import subprocess
 import time
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
 import requests
 from conftest import TestApp, eventually, sha256
 
-from index import SOME
+from index import SOME, Index
 from model_server import Settings, create_app
 from storage import Storage
 
@@ -123,6 +124,29 @@ def test_a_version_with_more_models_than_are_read_at_once_is_whole_and_in_order(
         (tmp_path / "p/a/1" / names[-1] / "metadata.json").write_text('{"framework": "edited"}')
         eventually(lambda: listed("&framework=edited") == [names[-1]])
         assert listed() == names
+
+
+def test_a_change_while_a_list_reads_shows_in_the_next_one(tmp_path):
+    (tmp_path / "p/a/1/m").mkdir(parents=True)
+    said = ["old"]
+
+    def children(*names):
+        return sorted(path.name for path in tmp_path.joinpath(*names).iterdir())
+
+    def find(key):
+        found = SimpleNamespace(line=said[-1].encode())
+        if len(said) == 1:      # after it was read, another request changes it, and a third one lists it
+            said.append("new")
+            index.forget(key)
+            assert listed() == [b"new"]
+        return found
+
+    def listed():
+        return [line for _, lines in index.lines(()) for line in lines.values()]
+
+    index = Index(str(tmp_path), children, lambda names: (hash(said[-1]), 1), find)
+    assert listed() == [b"old"]
+    assert listed() == [b"new"]
 
 
 def test_a_link_keeps_the_filter_and_the_format(shelf):
