@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import fcntl
-import json
 import logging
 import mmap
 import os
@@ -13,7 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from models import ModelExists, ReadOnly, Stamp, StorageFailed, StorageFull
 
@@ -116,11 +115,10 @@ class NewFile:
         return os.fstat(self.descriptor)
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Makes a file of it that is on disk when this returns."""
-    with path.open("x", encoding="utf-8") as file:
-        json.dump(document, file, ensure_ascii=False, indent=2)
-        file.write("\n")
+def write_new(path: Path, data: bytes) -> None:
+    """Makes a file of these bytes that is on disk when this returns."""
+    with path.open("xb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
 

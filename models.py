@@ -23,7 +23,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 HERE = "\0"             # JSON escapes it, so nothing else that a line holds is one
 MAX_CUSTOM = 64         # custom metadata fields, as the contract says
 MAX_DEPTH = 64          # levels of a JSON document; somebody sends thousands to make us recurse
-MAX_FIELD = 8 * 1024    # bytes of any field, as the contract says
+MAX_FIELD = 8 * 1024    # bytes of any field as it is written, as the contract says
 
 
 Stamp = tuple[int, int, int]    # of a file: inode, size in bytes, mtime in ns, which tell one state of it from another
@@ -40,6 +40,10 @@ class InvalidName(StoreError):
 
 class InvalidMetadata(StoreError):
     pass
+
+
+class MetadataUnreadable(StoreError):
+    """A change would replace what nobody could read."""
 
 
 class ModelNotFound(StoreError):
@@ -118,7 +122,7 @@ def precedence(version: str) -> tuple[Any, ...]:
     return (0, runs, (), version)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Details:
     """What a user says about a model; `metadata` holds the custom fields, any JSON."""
 
@@ -126,6 +130,12 @@ class Details:
     description: str | None = None
     framework: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        """As JSON: to Python 1, 1.0 and true are equal, and a change of one into another would be no change."""
+        return isinstance(other, Details) and as_text(vars(self), sort=True) == as_text(vars(other), sort=True)
+
+    __hash__ = None     # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -141,6 +151,7 @@ class Model:
     """One stored model. `size` is in bytes; what a foreign or broken metadata.json does not tell is None.
 
     `promised` is the size and the digest that metadata.json tells where they are of another file than this one.
+    Not `readable` is a model with a metadata.json that could not be read, which may say anything.
     """
 
     key: ModelKey
@@ -155,6 +166,7 @@ class Model:
     verified_at: str | None = None
     corrupt: bool = False
     promised: dict[str, Any] = field(default_factory=dict)
+    readable: bool = True
 
     @property
     def stamp(self) -> Stamp:
@@ -194,7 +206,10 @@ class Model:
 
 
 def described(key: ModelKey, document: Mapping[str, Any], stamp: Stamp, verdict: Verdict | None) -> Model:
-    """The model of this file with what its metadata.json tells, of which nothing is trusted to be there."""
+    """The model of this file with what its metadata.json tells, of which nothing is trusted to be there.
+
+    `document` is {} where there is no metadata.json.
+    """
     known = {name: value for name, value in document.items() if isinstance(value, str)}
     sha256, custom, promised = known.get("sha256"), document.get("metadata"), dict[str, Any]()
     if sha256 is not None and (not SHA256.fullmatch(sha256) or document.get("size") != stamp[1]):
@@ -243,13 +258,24 @@ def details_of(fields: Mapping[str, str], filename: str | None) -> Details:
 
 
 def check_details(details: Details) -> None:
+    """Raises InvalidMetadata for too many fields, for too long ones, and for what JSON in UTF-8 cannot hold."""
     if len(details.metadata) > MAX_CUSTOM:
         raise InvalidMetadata(f"{len(details.metadata)} custom metadata fields: at most {MAX_CUSTOM} are kept")
-    ours = {"description": details.description, "framework": details.framework}
-    for name, value in (*ours.items(), *details.metadata.items()):
-        text = value if isinstance(value, str) else json.dumps(value)
-        if max(len(name.encode("utf-8", "replace")), len(text.encode("utf-8", "replace"))) > MAX_FIELD:
-            raise InvalidMetadata(f"metadata field {name[:100]!r} is longer than {MAX_FIELD} bytes")
+    ours = {"filename": details.filename, "description": details.description, "framework": details.framework}
+    sizes = [*((name, written_size(value)) for name, value in ours.items()),
+             *((name, written_size(name) + written_size(value)) for name, value in details.metadata.items())]
+    for name, size in sizes:
+        if size > MAX_FIELD:
+            raise InvalidMetadata(f"metadata field {name[:100]!r} is longer than {MAX_FIELD} bytes: it takes {size} "
+                                  "as JSON in UTF-8, the name of a custom field included")
+
+
+def written_size(value: Any) -> int:
+    """Bytes of a value in metadata.json, of a string those between the quotes; raises InvalidMetadata."""
+    try:
+        return len(as_text(value).encode()) - 2 * isinstance(value, str)
+    except (ValueError, RecursionError) as error:
+        raise InvalidMetadata(f"{repr(value)[:100]} cannot be written as JSON in UTF-8: {error}") from error
 
 
 def patched(details: Details, patch: Any) -> Details:
@@ -268,6 +294,11 @@ def patched(details: Details, patch: Any) -> Details:
     return result
 
 
+def as_text(value: Any, sort: bool = False) -> str:
+    """A value as metadata.json has it; raises ValueError for NaN and the infinities, which are not JSON."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=sort)
+
+
 def parse_json(text: bytes) -> Any:
     """A JSON document that can be written again as one, not nested too deep; raises ValueError.
 
@@ -278,7 +309,7 @@ def parse_json(text: bytes) -> Any:
         levels = text.count(b"{") + text.count(b"[")    # at the most: to look is a quarter of what a list has to do
         if levels > MAX_DEPTH and not is_shallow(document, MAX_DEPTH):
             raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
-        json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
+        as_text(document).encode()
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     return document

@@ -60,6 +60,7 @@ STATUS_OF: dict[type[Exception], int] = {
     models.ReadOnly: 403,
     ModelNotFound: 404,
     ModelExists: 409,
+    models.MetadataUnreadable: 409,
     models.NotEmpty: 409,
     PreconditionFailed: 412,
     TooLarge: 413,

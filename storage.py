@@ -10,6 +10,7 @@ walked by descriptor and without following symbolic links, so no name and no pla
 
 import errno
 import fcntl
+import hashlib
 import io
 import itertools
 import logging
@@ -19,11 +20,13 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 
 import files
+import metadata
 import models
 from files import MODEL
 from index import Batch, Index, Signature
@@ -39,7 +42,6 @@ METADATA = "metadata.json"
 LOCKS = 64              # stripes over all models: more than threads, few enough to be made at start
 LOOKS = 50              # how often a reader looks again when a writer moved the directory under it
 KNOWN = 4096            # models whose metadata is kept parsed, some MiB; an info a second time reads no file
-MAX_METADATA = 4 << 20  # the largest we write is 64 fields of 8 KiB, each byte escaped to six
 
 Check = Callable[[Model | None], None]  # raises to refuse a change, given what is stored now
 
@@ -48,6 +50,11 @@ class Published(NamedTuple):
     model: Model
     created: bool
     unchanged: bool
+
+
+def mark_of(key: ModelKey) -> str:
+    """The name of its mark below STAGING/CORRUPT; four names may be too long for one."""
+    return hashlib.sha256(str(key).encode()).hexdigest()
 
 
 class OpenModel(NamedTuple):
@@ -228,16 +235,19 @@ class Storage:
 
     def _model_in(self, directory: int, key: ModelKey) -> Model | None:
         # The model last: a directory on its way out loses it before its metadata, so a pair is never torn.
-        metadata = files.stamp(METADATA, directory)
+        described = files.stamp(METADATA, directory)
         model = files.stamp(MODEL, directory)
         if model is None:
             return None
-        known, state = self._known.get(key), (metadata, model, self.verdicts.get(key.names))
+        known, state = self._known.get(key), (described, model, self.verdicts.get(key.names))
         if known is None or known[0] != state:
             document = self._read_metadata(directory, key)
             if files.stamp(MODEL, directory) != model:
                 return None
-            known = state, models.described(key, document, model, self.verdicts.get(key.names))
+            found = models.described(key, document or {}, model, self.verdicts.get(key.names))
+            if document is None:    # it may have said that the model is corrupt, so its mark is believed
+                found = replace(found, readable=False, corrupt=found.corrupt or self._is_marked(key))
+            known = state, found
             if len(self._known) > KNOWN:
                 self._known.clear()
             self._known[key] = known
@@ -246,22 +256,28 @@ class Storage:
     def _sign(self, names: tuple[str, ...]) -> Signature:
         """Changes with either file of a model; None when there is no model."""
         place = "/".join((self._root, *names, ""))
-        model, metadata = files.stamp(place + MODEL), files.stamp(place + METADATA)
-        return model and (hash((model, metadata, self.verdicts.get(names))), model[1])
+        model, described = files.stamp(place + MODEL), files.stamp(place + METADATA)
+        return model and (hash((model, described, self.verdicts.get(names))), model[1])
 
-    def _read_metadata(self, directory: int, key: ModelKey) -> dict[str, Any]:
+    def _read_metadata(self, directory: int, key: ModelKey) -> dict[str, Any] | None:
+        """{} where there is none, None where there is one that cannot be read."""
         try:
             with files.open_regular(METADATA, directory) as file:
-                text = file.read(MAX_METADATA + 1)
-            document = models.parse_json(text) if len(text) <= MAX_METADATA else None
-            if isinstance(document, dict):
-                return document
-            log.warning("%s/%s is broken: it is no JSON object", key, METADATA)
+                return metadata.read(file)
         except (files.NotRegular, ValueError) as error:
             log.warning("%s/%s is broken: %s", key, METADATA, error)
+            return None
         except FileNotFoundError:
-            pass
-        return {}
+            return {}
+
+    def _is_marked(self, key: ModelKey) -> bool:
+        try:
+            os.lstat(self._staging / CORRUPT / mark_of(key))
+        except OSError as error:
+            if error.errno in files.ABSENT:
+                return False
+            raise
+        return True
 
     # ---- changing
 
@@ -287,14 +303,22 @@ class Storage:
             return model
 
     def amend(self, key: ModelKey, change: Callable[[Model], Model]) -> Model:
-        """Replaces what metadata.json tells of a model by what `change` makes of it; raises ModelNotFound."""
+        """Replaces what metadata.json tells of a model by what `change` makes of it.
+
+        Raises ModelNotFound; InvalidMetadata for what could not be read back; MetadataUnreadable where what is there
+        cannot be read, for a change would be the end of it.
+        """
         scratch = self._session / f"{next(self._numbers)}.json"
         with files.own_words(), self._changing(key), ExitStack() as undo:
             current = self.info(key)
             if (model := change(current)) == current:
                 return current
+            if not current.readable:
+                raise models.MetadataUnreadable(f"{METADATA} of {key} cannot be read, the log says why, and a change "
+                                                "would replace it: mend it on the disk, or upload the model again")
+            document = metadata.encoded(model.as_document())
             undo.callback(scratch.unlink, missing_ok=True)
-            files.write_json(scratch, model.as_document())
+            files.write_new(scratch, document)
             descriptors = undo.enter_context(self._walk(*key.names))
             os.rename(scratch, METADATA, dst_dir_fd=descriptors[-1])
             self.verdicts.pop(key.names, None)
@@ -472,7 +496,7 @@ class Draft:
         self._close()
         moment = models.now()
         model = Model(key, stat.st_size, sha256, details, moment, moment, stat.st_mtime_ns, stat.st_ino, inspection)
-        files.write_json(self._path / METADATA, model.as_document())
+        files.write_new(self._path / METADATA, metadata.encoded(model.as_document()))
         files.sync_directory(self._path)
         return model
 

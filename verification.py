@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import files
 import models
 from models import NAME_FIELDS, Model, ModelKey, ModelNotFound, StoreError
-from storage import CORRUPT, STAGING, OpenModel, Storage
+from storage import CORRUPT, STAGING, OpenModel, Storage, mark_of
 
 log = logging.getLogger("model_server.verification")
 
@@ -225,14 +225,14 @@ class Verifier:
 
         try:
             self._store.amend(model.key, change)
-        except (models.ReadOnly, models.StorageFull, models.StorageFailed) as error:
+        except (models.ReadOnly, models.StorageFull, models.StorageFailed, models.InvalidMetadata) as error:
             self._store.verdicts[model.key.names] = model.stamp, moment, corrupt
             self._store.index.forget(model.key)
             if not self._store.read_only:
                 log.warning("%s: only this process knows the result, which cannot be written: %s", model.key, error)
 
     def _mark_of(self, key: ModelKey) -> Path:
-        return self._marks / hashlib.sha256(str(key).encode()).hexdigest()  # four names may be too long for one
+        return self._marks / mark_of(key)
 
     def _mark(self, key: ModelKey) -> None:
         self._marks.mkdir(exist_ok=True)
