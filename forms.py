@@ -13,11 +13,18 @@ from models import MAX_FIELD, SHA256
 
 T = TypeVar("T")
 
+MAX_CONTENT_TYPE = 1024         # characters; a browser sends under 100, and the parser's time grows with the square
 MAX_BOUNDARY = 70               # RFC 2046 5.1.1; its short list of characters is kept by few clients
 MAX_PADDING = 64                # white space after a boundary, which nobody sends
 MAX_PREAMBLE = 16 * 1024        # nobody sends one either; beyond this the boundary is a wrong one
 MAX_PART_HEADERS = 16 * 1024    # a browser sends under 1 KiB; beyond this somebody is filling our memory
+MAX_PARAMETERS = 64             # of a part's headers: a file name of 255 characters in RFC 2231 pieces has under 50
+MAX_HEADER_LINES = 64           # of a part, one for each such piece; a browser sends two
+MAX_ALL_PARAMETERS = 1024       # of a form, four a part: for each of them the parser reads what follows once more
+MAX_ALL_ESCAPES = 8 * 1024      # percent signs in all headers of a form: a file name of 255 characters has up to 1,020
+CHARSETS = ("", "utf-8", "utf8", "us-ascii", "iso-8859-1")  # RFC 8187 3.2.1; punycode takes the square of the time
 MAX_PARTS = 256                 # 64 custom fields and ours, some of them twice
+FEW = 256                       # bytes gathered before they are searched: one by one each would cost as much as all
 MAX_FILENAME = 255              # what a file system takes
 LINE_END = re.compile(rb"(--)?[ \t]{0,%d}\r\n" % MAX_PADDING)
 LINE_BEGUN = re.compile(rb"-|(--)?[ \t]{0,%d}\r?" % MAX_PADDING)
@@ -57,13 +64,21 @@ class FormCutter:
 
     def __init__(self, content_type: str) -> None:
         self._delimiter = b"\r\n--" + boundary_of(content_type)
-        self._rest = b"\r\n"    # the first boundary has no line before it
+        self._boundary_line = re.compile(re.escape(self._delimiter) + LINE_END.pattern)
+        self._rest = b"\r\n"    # searched, and not to be told yet; the first boundary has no line before it
+        self._few = bytearray()     # not searched yet
         self._state = "preamble"
         self._skipped = 0
-        self._parts = 0
+        self._parts = self._parameters = self._escapes = 0
 
     def feed(self, data: bytes) -> Iterator[Part | memoryview | PartEnd]:
-        data, self._rest = self._rest + data, b""
+        if len(self._few) + len(data) < FEW:
+            self._few += data
+            return iter(())
+        return self._cut(data)
+
+    def _cut(self, data: bytes) -> Iterator[Part | memoryview | PartEnd]:
+        data, self._rest, self._few = self._rest + self._few + data, b"", bytearray()
         position = 0
         while self._state != "epilogue":    # RFC 2046 5.1.1: which is to be ignored
             if self._state == "headers":
@@ -71,7 +86,7 @@ class FormCutter:
                 if end < 0:
                     self._rest = data[position:]
                     return
-                yield parse_part(data[position + 2 : end])
+                yield self._part(data[position + 2 : end])
                 self._state, position = "content", end + 4
             stop, after, closing = self._find(data, position)
             if self._state == "preamble":
@@ -85,8 +100,9 @@ class FormCutter:
                 yield PartEnd()
             self._state, position = "epilogue" if closing else "headers", after
 
-    def finish(self) -> Iterator[PartEnd]:
-        """What the end of the body tells; raises BadUpload when the closing boundary is missing."""
+    def finish(self) -> Iterator[Part | memoryview | PartEnd]:
+        """What there is still of the body at its end; raises BadUpload when the closing boundary is missing."""
+        yield from self._cut(b"")
         if self._state == "content" and re.fullmatch(self._delimiter_line(rb"--[ \t]*\r?"), self._rest):
             self._state = "epilogue"    # RFC 2046 5.1.1: the CRLF after the closing boundary may be missing
             yield PartEnd()
@@ -99,11 +115,11 @@ class FormCutter:
     def _find(self, data: bytes, position: int) -> tuple[int, int, bool]:
         """Where content stops, where the CRLF after the boundary is (-1: not here yet), whether it closes the form."""
         at = data.find(self._delimiter, position)
+        if at >= 0 and (line := self._boundary_line.search(data, at)):  # find is faster, until the content is hostile
+            return line.start(), line.end() - 2, bool(line[1])
+        at = data.find(self._delimiter, max(at, len(data) - len(self._delimiter) - MAX_PADDING - 3)) if at >= 0 else -1
         while at >= 0:
-            behind = at + len(self._delimiter)
-            if end := LINE_END.match(data, behind):
-                return at, end.end() - 2, bool(end[1])
-            if len(data) - behind <= MAX_PADDING + 3 and LINE_BEGUN.fullmatch(data, behind):
+            if LINE_BEGUN.fullmatch(data, at + len(self._delimiter)):
                 return at, -1, False
             at = data.find(self._delimiter, at + 2)
         at = data.rfind(b"\r", max(position, len(data) - len(self._delimiter) + 1))
@@ -118,6 +134,19 @@ class FormCutter:
         if self._parts > MAX_PARTS:
             raise BadUpload(f"the form has more than {MAX_PARTS} parts")
         return end
+
+    def _part(self, block: bytes) -> Part:
+        parameters, lines = block.count(b";"), block.count(b"\r\n")
+        self._parameters += parameters
+        self._escapes += block.count(b"%")
+        if parameters > MAX_PARAMETERS or lines > MAX_HEADER_LINES or self._parameters > MAX_ALL_PARAMETERS:
+            raise BadUpload(f"the headers of a part have {parameters} parameters in {lines + 1} lines, after "
+                            f"{self._parameters - parameters} of other parts, which is too much: send "
+                            'Content-Disposition: form-data; name="…"; filename="…" alone')
+        if self._escapes > MAX_ALL_ESCAPES:
+            raise BadUpload(f"the headers of the form have more than {MAX_ALL_ESCAPES} percent signs: "
+                            "send names as UTF-8")
+        return parse_part(block)
 
     def _skip(self, length: int) -> None:
         self._skipped += length
@@ -172,7 +201,7 @@ class UploadForm:
 
 
 def from_headers(text: str, ask: Callable[[Message], T]) -> T:
-    """What `ask` reads in header lines, by the e-mail parser; raises BadUpload for all it chokes on (TRAPS 14)."""
+    """What `ask` reads in header lines, by the e-mail parser; raises BadUpload for all it chokes on."""
     try:
         return ask(HeaderParser().parsestr(text))
     except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RecursionError) as error:
@@ -181,34 +210,49 @@ def from_headers(text: str, ask: Callable[[Message], T]) -> T:
 
 def boundary_of(content_type: str) -> bytes:
     """The boundary of a multipart/form-data Content-Type; raises BadUpload."""
+    if len(content_type) > MAX_CONTENT_TYPE:
+        raise BadUpload(f"the Content-Type has {len(content_type)} characters, of which this server takes "
+                        f"{MAX_CONTENT_TYPE}: send multipart/form-data and a boundary alone")
     kind, boundary = from_headers(f"Content-Type: {content_type}", lambda h: (h.get_content_type(), h.get_boundary()))
     if kind != "multipart/form-data" or not BOUNDARY.fullmatch(boundary or ""):
         raise BadUpload("send the form as multipart/form-data with a boundary, like curl -F 'file=@model.pt' does")
     return str(boundary).encode()
 
 
+def parameters_of(headers: Message, header: str) -> dict[str, str]:
+    """The parameters of a header by their names in lower case, of two with one name the first; raises BadUpload."""
+    found: dict[str, str] = {}
+    for name, value in headers.get_params([], header)[1:]:
+        charset = value[0] or "" if isinstance(value, tuple) else ""
+        if charset.lower() not in CHARSETS:
+            raise BadUpload(f"a part has a name in {charset[:50]!r}: send it as UTF-8")
+        found.setdefault(name.lower(), collapse_rfc2231_value(value))
+    return found
+
+
 def parse_part(block: bytes) -> Part:
     """The headers of one part, without their last CRLF; raises BadUpload."""
-    if re.search(rb"\r(?!\n)|(?<!\r)\n|\0", block):
+    if re.search(rb"[\r\n\0]", block.replace(b"\r\n", b"")):
         raise BadUpload("a part has a bare CR, LF or NUL in its headers")
     try:
         text = block.decode()
     except UnicodeDecodeError:
         text = block.decode("latin-1")
-    kind, name, filename, encoding, defects = from_headers(text, lambda headers: (
+    kind, said, typed, encoding, defects = from_headers(text, lambda headers: (
         headers.get_content_disposition(),
-        collapse_rfc2231_value(headers.get_param("name", "", "content-disposition")),
-        headers.get_filename(),
+        parameters_of(headers, "content-disposition"),
+        parameters_of(headers, "content-type"),
         str(headers.get("Content-Transfer-Encoding", "binary")).strip().lower(),
         headers.defects,
     ))
     if defects:
         raise BadUpload(f"the headers of a part are broken: {type(defects[0]).__name__}")
-    if kind != "form-data" or not name:
+    if kind != "form-data" or not (name := said.get("name")):
         raise BadUpload('a part lacks its Content-Disposition: form-data; name="…"')
     if encoding not in ("binary", "8bit", "7bit"):     # RFC 7578 4.7: not to be used; storing it encoded would be worse
-        raise BadUpload(f"a part comes with Content-Transfer-Encoding {encoding!r}: send the bytes as they are")
-    return Part(name.replace("%22", '"'), None if filename is None else clean_filename(filename))
+        raise BadUpload(f"a part comes with Content-Transfer-Encoding {encoding[:50]!r}: send the bytes as they are")
+    filename = said.get("filename", typed.get("name"))  # the name in the Content-Type is how RFC 1341 had it
+    return Part(name.replace("%22", '"'), None if filename is None else clean_filename(filename.strip()))
 
 
 def clean_filename(filename: str) -> str:

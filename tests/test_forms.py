@@ -2,12 +2,14 @@
 
 import itertools
 import re
+import time
+from urllib.parse import quote
 
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from forms import BadUpload, FormCutter, Part, PartEnd
+from forms import BadUpload, FormCutter, Part, PartEnd, UploadForm
 
 B = "B-1"
 D = b"\r\n--B-1"     # what ends a part, if nothing but padding and CRLF follows
@@ -248,6 +250,36 @@ def test_file_names_as_clients_write_them(parameter, filename):
     assert part_with(b'Content-Disposition: form-data; name="file"; ' + parameter) == Part("file", filename)
 
 
+LONG = "\U0001f9e0" * 255        # the longest name that a file system takes, in characters of four bytes
+ESCAPED = "UTF-8''" + quote(LONG)
+IN_PIECES = "; filename*0*=UTF-8''" + "".join(f"; filename*{n + 1}*={quote(LONG[n * 6:n * 6 + 6])}" for n in range(43))
+
+
+@pytest.mark.parametrize(("parameters", "filename"), [
+    (f"; filename*={ESCAPED}",                              LONG),
+    (IN_PIECES,                                             LONG),
+    (IN_PIECES.replace("; ", ";\r\n "),                     LONG),
+    (f'; filename="{LONG}"; filename*={ESCAPED}',           LONG),
+    (f'; filename="{"x" * 4096}"',                          "x" * 255),     # what a file system does not take is cut
+    (f'; filename="{"x" * 15_000}"',                        "x" * 255),
+    (f'; filename="{";" * 50}"',                            ";" * 50),
+    ("; filename=\"C:\\" + "d\\" * 900 + 'm.pt"',          "m.pt"),
+])
+def test_long_file_names_as_clients_write_them(parameters, filename):
+    headers = f'Content-Disposition: form-data; name="file"{parameters}\r\nContent-Type: application/octet-stream'
+    assert part_with(headers.encode()) == Part("file", filename)
+
+
+@pytest.mark.parametrize(("headers", "filename"), [
+    (b"Content-Type: text/plain; name=old.pt",                   "old.pt"),
+    (b"Content-Type: text/plain; name*=utf-8''old%20one.pt",     "old one.pt"),
+    (b"Content-Type: text/plain; charset=utf-8",                 None),
+])
+def test_a_name_in_the_content_type_is_a_file_name_where_there_is_no_other(headers, filename):
+    assert part_with(b"Content-Disposition: form-data; name=file\r\n" + headers) == Part("file", filename)
+    assert part_with(FILE + b"\r\n" + headers) == Part("file", "m.pt")
+
+
 @pytest.mark.parametrize(("headers", "name"), [
     (b"CONTENT-DISPOSITION:form-data;name=note",                                    "note"),
     (b'Content-Disposition: form-data; name="a\\"b"',                               'a"b'),
@@ -322,3 +354,93 @@ def test_random_content_types_are_a_cutter_or_a_bad_upload(noise):
             FormCutter(content_type)
         except BadUpload:
             continue
+
+
+# ---- what it costs
+
+def fields(number, headers=b"", content=b"v"):
+    """A form of so many fields, which differ in their names alone."""
+    part = b'--B-1\r\nContent-Disposition: form-data; name="%d"' + headers.replace(b"%", b"%%") + b"\r\n\r\n"
+    return b"".join(part % n + content + b"\r\n" for n in range(number)) + form(b"x")
+
+
+def filled(headers):
+    """As many fields with these headers as there may be in 1 MiB."""
+    return fields(min(255, (1 << 20) // (len(headers) + 80)), headers)
+
+
+def cost(body, content_type=f"multipart/form-data; boundary={B}", step=1 << 20):
+    """(seconds of the processor, what it was refused with) of a form in pieces of so many bytes; the best of three."""
+    best, pieces = 1e9, [body[at:at + step] for at in range(0, len(body), step)]
+    for _ in range(3):
+        refusal, begun = "", time.process_time()
+        try:
+            upload = UploadForm(content_type)
+            for piece in pieces:
+                for _ in upload.feed(piece):
+                    pass
+            list(upload.finish())
+        except BadUpload as error:
+            refusal = str(error)
+        best = min(best, time.process_time() - begun)
+    return best, refusal
+
+
+@pytest.fixture(scope="module")
+def honest():
+    """Seconds for a form of 1 MiB in 250 fields."""
+    taken, refusal = cost(fields(250, content=b"v" * 4096))
+    assert not refusal
+    return taken
+
+
+SEMICOLONS = b"; a=" + b'"' + b";" * 16_000
+COSTLY = {      # case: (form, whether it is refused)
+    "parameters without names":     (filled(b";" * 16_000), True),
+    "parameters of short parts":    (filled(b";" * 4_000), True),
+    "parameters just few enough":   (filled(b";x=" + b'"' * 16_000 + b";" * 62), True),
+    "parameters in a quoted text":  (filled(SEMICOLONS), True),
+    "quoted texts without an end":  (filled(b';"' * 8_000), True),
+    "different parameters":         (filled(b"".join(b";p%d=x" % n for n in range(1_900))), True),
+    "parameters of other headers":  (filled(b"\r\nContent-Type: a/b" + b";" * 16_000), True),
+    "pieces of a name":             (filled(b"".join(b"; filename*%d=x" % n for n in range(900))), True),
+    "escapes":                      (filled(b"; filename*=utf-8''" + b"%41" * 5_000), True),
+    "a charset that is a puzzle":   (filled(b"; filename*=punycode''" + b"a" * 15_000), True),
+    "lines":                        (filled(b"\r\nX: y" * 2_600), True),
+    "folded lines":                 (filled(b"\r\n y" * 4_000), True),
+    "comments":                     (filled(b"(" * 16_000), False),
+    "backslashes":                  (filled(b'; x="' + b"\\" * 16_000), False),
+    "as many headers as may be":    (filled(b"\r\nX: y" * 62), False),
+    "almost boundaries":            (form((D + b"x") * 130_000), False),
+    "padded boundaries":            (form((D + b" " * 66) * 14_000), False),
+    "almost boundaries in fields":  (fields(125, content=(D + b"x") * 1_000), False),
+    "line ends":                    (form(b"\r\n" * 500_000), False),
+    "an epilogue of boundaries":    (form(b"x") + D * 150_000, False),
+}
+
+
+@pytest.mark.parametrize("step", [1 << 20, 4096])
+@pytest.mark.parametrize("case", COSTLY)
+def test_no_form_of_a_mebibyte_costs_much_more_than_an_honest_one(honest, case, step):
+    body, is_refused = COSTLY[case]
+    assert len(body) < 1.1 * (1 << 20)
+    taken, refusal = cost(body, step=step)
+    assert bool(refusal) == is_refused, refusal
+    assert not refusal or "send" in refusal     # which tells what to do
+    assert taken < 25 * honest + 0.01
+
+
+@pytest.mark.parametrize("body", [
+    filled(b"\r\nX: " + b"y" * 16_000), filled(b"y" * 300), form((D + b" " * 60 + b"x") * 1000), form(D * 10_000)])
+def test_a_form_in_drops_costs_what_its_drops_cost(body):
+    drops = body[: 1 << 17]
+    one, _ = cost(form(b"x" * len(drops)), step=1)
+    assert cost(drops, step=1)[0] < 3 * one + 0.01
+
+
+@pytest.mark.parametrize("rest", [";" * 63_000, ";x=\"" + ";" * 60_000, ";x=" + "x" * 2_000, "".join(
+    f"; boundary*{n}=x" for n in range(3_000))])
+def test_a_content_type_that_is_too_long_is_refused_before_it_is_read(honest, rest):
+    taken, refusal = cost(form(b"x"), f"multipart/form-data; boundary={B}{rest}")
+    assert "send multipart/form-data" in refusal
+    assert taken < honest
