@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import secrets
+import stat
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ VERBS = ("read", "create", "update", "delete")
 ANONYMOUS = "anonymous"     # who sends no token; no token may be called this
 TOKEN_PREFIX = "amr_"       # so that who finds one in a file, a person or a scanner, knows what it is
 TOKEN_BYTES = 32            # that many random ones cannot be guessed, so a plain SHA-256 keeps them secret
+MAX_TOKENS_FILE = 1 << 20   # bytes: some ten thousand tokens, and each request is compared with all of them
 MAX_SHOWN = 20              # of the tokens that the line at start tells of
 CREDENTIALS = re.compile("(bearer|basic) +([!-~]+)", re.IGNORECASE)    # RFC 9110 11.4
 
@@ -118,6 +120,20 @@ def parse_tokens(text: str) -> dict[str, Caller]:
     return callers
 
 
+def read_tokens(path: Path) -> bytes:
+    """What is in the file of tokens. Raises OSError, and ValueError when it is not a regular file or too long.
+
+    A fifo without a writer would keep its reader for ever, and a device may have no end.
+    """
+    with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is not a regular file")
+        text = file.read(MAX_TOKENS_FILE + 1)
+    if len(text) > MAX_TOKENS_FILE:
+        raise ValueError(f"it is longer than {MAX_TOKENS_FILE} bytes")
+    return text
+
+
 def parse_line(line: str) -> tuple[str, Caller]:
     fields = line.split(":")
     if len(fields) != 4:
@@ -178,6 +194,7 @@ class Guard:
         self._path, self._setting = path, anonymous
         self._anonymous = Caller(grants=GRANTS_OF_ANONYMOUS[anonymous])
         self._lock = threading.Lock()
+        self._complaint = ""    # why the file could not be read the last time
         self._stamp = self._look()
         self._callers = self._read()
         if not self._callers and anonymous == "none":
@@ -217,10 +234,12 @@ class Guard:
                 return      # another thread was here
             self._stamp = stamp
             try:
-                self._callers = self._read()
+                self._callers, self._complaint = self._read(), ""
                 log.info("the tokens have changed: %s", self)
             except ValueError as error:
-                log.error("the tokens stay as they were: %s", error)
+                if str(error) != self._complaint:   # a fifo or a device changes with each byte that passes it
+                    log.error("the tokens stay as they were: %s", error)
+                self._complaint = str(error)
 
     def _look(self) -> tuple[int, int, int] | None:
         try:
@@ -231,8 +250,7 @@ class Guard:
 
     def _read(self) -> dict[str, Caller]:
         try:
-            text = self._path.read_bytes().decode(errors="replace") if self._path else ""
-            return parse_tokens(text)
+            return parse_tokens(read_tokens(self._path).decode(errors="replace") if self._path else "")
         except OSError as error:
             raise ValueError(f"MODEL_TOKENS_FILE {self._path} cannot be read as uid {os.geteuid()} "
                              f"({error.strerror}): it holds no secrets, so let that user read it") from error

@@ -16,6 +16,8 @@ from test_access import ALL, HASH, basic, bearer, line
 from test_refusals import chunks, head
 from test_settings import run_to_its_end
 
+from access import MAX_TOKENS_FILE
+
 # ---- how it starts
 
 
@@ -25,6 +27,8 @@ from test_settings import run_to_its_end
     ("", {"MODEL_ANONYMOUS": "some"}, "MODEL_ANONYMOUS"),
     ("", {"MODEL_TOKENS_FILE": "", "MODEL_ANONYMOUS": "none"}, "nobody"),
     ("", {"MODEL_TOKENS_FILE": "/"}, "Is a directory"),
+    ("", {"MODEL_TOKENS_FILE": "/dev/zero"}, "not a regular file"),
+    (f"n:{HASH}:read:p\n" + "#" * MAX_TOKENS_FILE, {}, "longer than"),
 ])
 def test_what_would_half_enable_it_stops_the_server_with_one_clear_line(tmp_path, text, env, says):
     path = tmp_path / "tokens"
@@ -195,6 +199,50 @@ def test_a_token_taken_back_while_a_model_is_sent_publishes_nothing(start, token
         wire.send(b"y" * 5)
         assert wire.response()[0] == 401
     assert not (server.storage / "p").exists() and staged(server.storage) == []
+
+
+IN_ITS_PLACE = {    # name: (what stands where the file of tokens was, what the log says of it)
+    "a fifo": (lambda path: os.mkfifo(path), "not a regular file"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+    "a terminal": (lambda path: path.symlink_to("/dev/ptmx"), "not a regular file"),
+    "a directory": (lambda path: path.mkdir(), "Is a directory"),
+    "a link to itself": (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+    "a huge file": (lambda path: path.touch() or os.truncate(path, 1 << 40), "longer than"),
+}
+
+
+@pytest.mark.parametrize("what", IN_ITS_PLACE)
+def test_what_stands_in_the_place_of_the_tokens_hangs_nothing_and_takes_none_back(start, tokens, http, what):
+    put, says = IN_ITS_PLACE[what]
+    path = tokens(line("t", "read", "*"))
+    server = start(MODEL_TOKENS_FILE=str(path))
+    path.unlink()
+    put(path)
+    for _ in range(20):
+        assert http.get(f"{server.url}/models/list", headers=bearer("t"), timeout=5).status_code == 200
+        assert http.get(f"{server.url}/models/list", headers=bearer("new"), timeout=5).status_code == 401
+    path.with_name("new").write_text(line("new", "read", "*"))
+    if path.is_dir():
+        path.rmdir()
+    path.with_name("new").replace(path)
+    assert http.get(f"{server.url}/models/list", headers=bearer("new"), timeout=5).status_code == 200
+    server.wait_for_log("the tokens have changed")
+    complaints = [it for it in server.lines if "the tokens stay as they were" in it]
+    assert len(complaints) == 1 and says in complaints[0]
+
+
+def test_a_fifo_that_somebody_writes_to_is_complained_of_once(start, tokens, http):
+    path = tokens(line("t", "read", "*"))
+    server = start(MODEL_TOKENS_FILE=str(path))
+    path.unlink()
+    os.mkfifo(path)
+    descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    for _ in range(20):     # each of which changes the fifo
+        os.write(descriptor, line("new", "read", "*").encode())
+        assert http.get(f"{server.url}/models/list", headers=bearer("t"), timeout=5).status_code == 200
+    os.close(descriptor)
+    assert server.stop() == 0
+    assert server.log().count("the tokens stay as they were") == 1
 
 
 # ---- the audit
