@@ -24,6 +24,7 @@ with warnings.catch_warnings():     # WebOb imports cgi, which Python 3.11 calls
     from webtest import TestApp
 
 ROOT = Path(__file__).resolve().parent.parent
+pytest_plugins = ["needs"]
 
 
 def sha256(data):

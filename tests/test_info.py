@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 from conftest import eventually, running, sha256
+from needs import need, unshared
 
 BASE = "/models/p/a/1/m"
 INFO = BASE + "/info"
@@ -213,14 +213,8 @@ exec "$@" """
 def sandboxed(tmp_path_factory):
     """A live server that can write nowhere but below its sandbox, which has the models and a file beside them."""
     sandbox = tmp_path_factory.mktemp("sandbox").resolve()
-    user = [] if os.geteuid() == 0 else ["-r"]
-    prefix = ["unshare", *user, "--mount", "--propagation", "private", "sh", "-ec", SANDBOX, str(sandbox)]
-    try:
-        probe = subprocess.run([*prefix, "true"], capture_output=True, text=True)
-    except FileNotFoundError as error:
-        pytest.fail(f"no sandbox to be had: {error}")
-    if probe.returncode:
-        pytest.fail(f"no sandbox to be had: {probe.stderr}")
+    need("a mount namespace")
+    prefix = [*unshared(), "sh", "-ec", SANDBOX, str(sandbox)]
     (sandbox / "beside").write_text("precious")
     with running(sandbox / "models", *prefix) as server:
         writable = set()

@@ -78,7 +78,7 @@ def test_every_setting_is_one_of_the_servers():
     assert all(f'"{variable["name"]}"' in settings for variable in SERVER["env"])
 
 
-@pytest.fixture(params=["busybox", "GNU"])
+@pytest.fixture(params=[pytest.param("busybox", marks=pytest.mark.needs("busybox")), "GNU"])
 def fetch(request, tmp_path):
     """fetch(server, directory) runs the init container's line as it stands, with the address of a server here.
 

@@ -96,6 +96,7 @@ def test_an_upload_on_its_way_is_in_flight(live_server, http):
         assert wire.response()[0] == 201
 
 
+@pytest.mark.needs("strace", "a process that may be traced")
 def test_a_scrape_looks_at_no_model(start, http, tmp_path):
     """But for the first: 200 directories of 200 models are there, and no call of 20 scrapes names one of them."""
     server, trace = start(), tmp_path / "trace"

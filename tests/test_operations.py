@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import threading
 
+import pytest
 import requests
 import yaml
 from conftest import ROOT, running, sha256
@@ -30,6 +31,7 @@ def holding(root):
         return {entry["path"]: entry["sha256"] for entry in entries}
 
 
+@pytest.mark.needs("rsync")
 def test_a_backup_while_models_are_replaced_holds_each_model_whole(start, tmp_path):
     server, stop, written = start(), threading.Event(), set()
     still = {f"p/app/{number}/still/model": random.randbytes(SIZE) for number in range(20)}
@@ -74,6 +76,7 @@ touch {place}/done
 """
 
 
+@pytest.mark.needs("rsync")
 def test_a_model_that_is_replaced_between_its_two_files_is_copied_once_more(start, tmp_path):
     server, copy = start(), tmp_path / "backup"
     url = f"{server.url}/models/p/app/1/m"
@@ -88,6 +91,7 @@ def test_a_model_that_is_replaced_between_its_two_files_is_copied_once_more(star
     assert holding(copy) == {"p/app/1/m/model": sha256(b"new")}
 
 
+@pytest.mark.needs("rsync")
 def test_a_backup_is_brought_back_and_only_what_changed_is_copied_again(start, tmp_path):
     server, copy = start(), tmp_path / "backup"
     for number in range(3):
@@ -107,6 +111,7 @@ def test_a_backup_is_brought_back_and_only_what_changed_is_copied_again(start, t
     assert holding(server.storage) == {"p/app/0/m/model": sha256(b"0"), "p/app/1/m/model": sha256(b"9")}
 
 
+@pytest.mark.needs("rsync")
 def test_a_storage_is_moved_with_one_copy_while_it_is_used_and_one_after(start, tmp_path):
     server, new = start(), tmp_path / "new"
     models = {f"p/app/{number}/m/model": random.randbytes(1000) for number in range(3)}

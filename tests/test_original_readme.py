@@ -16,6 +16,7 @@ COMMANDS = [command for block in BLOCKS if block.language == "bash" for command 
 PLACEHOLDERS = {"{project_id}": "my_project", "{app_name}": "my_app", "{version}": "1.0.0", "{model_name}": "baseline"}
 DATA = random.Random(1).randbytes(9_000_000)     # no two places alike: a range put at the wrong one would show
 DIGEST = sha256(DATA)
+ARIA2 = pytest.mark.needs("aria2c")
 
 # The lines that are not typed at the running server, and what becomes of them.
 RUN_ELSEWHERE = {
@@ -103,8 +104,8 @@ def model(shell):
     ("wget {}",                             "weights"),
     ("wget -c {}",                          "weights"),
     ("wget --content-disposition {}",       "Gewichte ü.pt"),
-    ("aria2c -x4 {}",                       "Gewichte ü.pt"),
-    ("aria2c -x4 -k 1M {}",                 "Gewichte ü.pt"),
+    pytest.param("aria2c -x4 {}",                       "Gewichte ü.pt", marks=ARIA2),
+    pytest.param("aria2c -x4 -k 1M {}",                 "Gewichte ü.pt", marks=ARIA2),
 ])
 def test_a_download_arrives_whole_under_its_name(shell, model, command, saved):
     shell.run(command.format(model))
@@ -117,8 +118,8 @@ def test_a_download_arrives_whole_under_its_name(shell, model, command, saved):
     "curl -C - -O {}",
     "curl -f -C - -O {}",
     "wget -c {}",
-    "aria2c -x4 -c -o weights {}",
-    "aria2c -x4 -k 1M -c -o weights {}",
+    pytest.param("aria2c -x4 -c -o weights {}", marks=ARIA2),
+    pytest.param("aria2c -x4 -k 1M -c -o weights {}", marks=ARIA2),
 ])
 def test_a_broken_download_is_continued_and_not_begun_again(shell, model, server, command, have):
     part = shell.directory / "weights"
@@ -134,13 +135,15 @@ def test_a_broken_download_is_continued_and_not_begun_again(shell, model, server
     assert (206, len(DATA)) not in gets
 
 
-@pytest.mark.parametrize("command", ["curl -C - -O {}", "wget -c {}", "aria2c -x4 -c -o weights {}"])
+@pytest.mark.parametrize("command", ["curl -C - -O {}", "wget -c {}",
+                                     pytest.param("aria2c -x4 -c -o weights {}", marks=ARIA2)])
 def test_a_complete_download_stays_as_it_is(shell, model, command):
     (shell.directory / "weights").write_bytes(DATA)
     shell.run(command.format(model))
     assert sha256((shell.directory / "weights").read_bytes()) == DIGEST
 
 
+@ARIA2
 def test_aria2_finds_a_part_that_is_of_another_file(shell, model):
     (shell.directory / "weights").write_bytes(b"\0" * 4_000_000)
     done = shell.try_(f"aria2c -x4 -c -o weights {model}")

