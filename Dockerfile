@@ -15,7 +15,7 @@ COPY docker-entrypoint.sh *.py ./
 # Readable by every user, whatever the umask was where this was checked out; a named volume takes its owner from here
 RUN chmod -R a+rX /app && mkdir models && chown 10001:10001 models
 
-ARG VERSION=dev REVISION=unknown
+ARG VERSION=1.0.0 REVISION=unknown
 LABEL org.opencontainers.image.title="AI Model Repository Server" \
       org.opencontainers.image.description="Stores AI models over HTTP and gives them back" \
       org.opencontainers.image.licenses="MIT" \

@@ -26,7 +26,7 @@ from lanes import Intake, tune
 from lists import list_response
 from models import NAME_FIELDS, InvalidName, Model, ModelExists, ModelKey, ModelNotFound, describe, url_of, with_url
 from routing import Application, HttpError, Request, Route
-from settings import Settings
+from settings import VERSION, Settings
 from storage import Check, Storage
 from uploads import Body, Server, Upload
 
@@ -40,6 +40,7 @@ HEALTH_AGE = 1.0            # seconds for which one write that worked tells that
 CONNECTIONS = 4096          # open at once; each upload adds a descriptor, hence a quarter of those we may have
 ALIAS = "latest"
 USAGE = """usage: python model_server.py                             serves; settings are environment variables
+       python model_server.py --version                   prints the version
        python model_server.py token NAME VERBS PREFIX  makes a token; VERBS: read,create,update,delete or some of them,
                                                        PREFIX: a project, project/app, or '*'"""
 
@@ -48,7 +49,7 @@ USAGE = """usage: python model_server.py                             serves; set
 
 
 def health(request: Request, store: Storage) -> Response:
-    state: dict[str, Any] = {"timestamp": models.now(), "storage_path": str(store.root)}
+    state: dict[str, Any] = {"version": VERSION, "timestamp": models.now(), "storage_path": str(store.root)}
     if store.read_only:
         state["read_only"] = True
     try:
@@ -345,6 +346,14 @@ def raise_descriptor_limit() -> int:
     return min(CONNECTIONS, wanted // 4)
 
 
+def command(arguments: list[str]) -> int:
+    """What the command line asks for instead of serving; the exit status."""
+    if arguments == ["--version"]:
+        sys.stdout.write(f"ai-model-repository {VERSION}\n")
+        return 0
+    return new_token(arguments)
+
+
 def new_token(arguments: list[str]) -> int:
     """The command `token NAME VERBS PREFIX`: the token goes to stderr, its line for the file of tokens to stdout."""
     if len(arguments) != 4 or arguments[0] != "token":
@@ -391,5 +400,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        raise SystemExit(new_token(sys.argv[1:]))
+        raise SystemExit(command(sys.argv[1:]))
     main()

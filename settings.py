@@ -8,6 +8,7 @@ from pathlib import Path
 
 from inspection import FORMATS
 
+VERSION = "1.0.0"     # of the server: CHANGELOG.md and the Dockerfile have it too, and a test compares them
 SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)", re.IGNORECASE)
 PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
 

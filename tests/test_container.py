@@ -22,6 +22,8 @@ import requests
 import transcripts
 from conftest import ROOT, Wire
 
+from settings import VERSION
+
 pytestmark = pytest.mark.container
 
 BASE = "python:3.13-slim"
@@ -51,7 +53,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def image(engine):
-    docker("build", "-q", "-t", IMAGE, "--build-arg", "VERSION=1.2.3", str(ROOT))
+    docker("build", "-q", "-t", IMAGE, str(ROOT))
     yield IMAGE
     docker("image", "rm", "-f", IMAGE)
 
@@ -158,7 +160,7 @@ def test_the_image_says_what_it_is(image):
     config = json.loads(docker("image", "inspect", "-f", "{{json .Config}}", image))
     labels = {name.removeprefix("org.opencontainers.image."): text for name, text in config["Labels"].items()}
     assert labels.keys() >= {"title", "description", "licenses", "version", "revision"}
-    assert labels["version"] == "1.2.3"
+    assert labels["version"] == VERSION
     assert config["StopSignal"] == "SIGTERM"
     assert config["Healthcheck"]["Test"][0] == "CMD"
     assert config["Volumes"] == {"/app/models": {}}

@@ -9,6 +9,8 @@ import pytest
 from conftest import eventually, running, sha256
 from needs import need, unshared
 
+from settings import VERSION
+
 BASE = "/models/p/a/1/m"
 INFO = BASE + "/info"
 IGNORED = {"locks", "replaced", "start.lock"}
@@ -273,7 +275,7 @@ def test_a_delete_below_a_bad_name_is_400_and_looks_nowhere(sandboxed, path):
 
 def test_health_tells_how_it_is(app, store):
     got = app.get("/health")
-    assert set(got.json) == {"status", "timestamp", "storage_path", "free_bytes"}
+    assert set(got.json) == {"status", "version", "timestamp", "storage_path", "free_bytes"}
     assert (got.json["status"], got.json["storage_path"]) == ("healthy", str(store.root))
     assert got.json["free_bytes"] > 0
     assert datetime.fromisoformat(got.json["timestamp"]).tzinfo
@@ -291,7 +293,7 @@ def test_health_is_503_with_a_reason_when_the_storage_cannot_be_written(app, sto
     eventually(lambda: app.get("/health", expect_errors=True).status_int == 503)
     got = app.get("/health", status=503)
     assert got.json["status"] == "unhealthy"
-    assert got.json["reason"]
+    assert got.json["reason"] and got.json["version"] == VERSION
     assert app.head("/health", status=503).body == b""
     own[0].unlink(missing_ok=True)
     own[0].mkdir()
