@@ -1,4 +1,4 @@
-"""Goal 2, downloads: .venv/bin/python benchmarks/download.py (README: Benchmarks)
+"""Goal 2, downloads: .venv/bin/python benchmarks/download.py (docs/benchmarks.md)
 
 1 GiB by curl, whole and in 64 parallel ranges, as a download manager asks for them, against nginx with sendfile; then
 the share of a core that 100 readers with curl --limit-rate cost the server, alone and with the 64 ranges among them.

@@ -1,4 +1,4 @@
-"""Goal 5, others while uploads run: .venv/bin/python benchmarks/latency.py (README: Benchmarks)
+"""Goal 5, others while uploads run: .venv/bin/python benchmarks/latency.py (docs/benchmarks.md)
 
 The time that /health and info take, asked in turn every few milliseconds over a keep-alive connection, while 4 uploads
 of 1 GiB run. The same client asks a second, idle server of ours in the same moments: what that one loses is the

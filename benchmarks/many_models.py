@@ -1,4 +1,4 @@
-"""Goal 6, 100,000 models: .venv/bin/python benchmarks/many_models.py (README: Benchmarks)
+"""Goal 6, 100,000 models: .venv/bin/python benchmarks/many_models.py (docs/benchmarks.md)
 
 100 projects of 10 apps of 20 versions of 5 names, made by a script without a server (tree.py). Start until serving; the
 first page after a change through the server and after one by hand on disk, and how long until that one is seen; the

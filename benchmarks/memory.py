@@ -1,4 +1,4 @@
-"""Goal 3, memory: .venv/bin/python benchmarks/memory.py (README: Benchmarks)
+"""Goal 3, memory: .venv/bin/python benchmarks/memory.py (docs/benchmarks.md)
 
 Peak resident memory of one server process over uploads and downloads of 1 GiB, four at once, 64 ranges, 100 slow
 readers, and a sparse file of 20 GiB up and down again. The server writes those 20 GiB for real: --sparse 0 leaves them

@@ -1,4 +1,4 @@
-"""Goal 7, how cost grows: .venv/bin/python benchmarks/plot.py (README: Benchmarks)
+"""Goal 7, how cost grows: .venv/bin/python benchmarks/plot.py (docs/benchmarks.md)
 
 Draws benchmarks/growth.png: seconds of an upload against its size, and milliseconds of a page and of the full list
 against the number of models, ours and the peers'. Each point is a median of --rounds.

@@ -1,4 +1,4 @@
-"""Goal 4, small requests: .venv/bin/python benchmarks/small_requests.py (README: Benchmarks)
+"""Goal 4, small requests: .venv/bin/python benchmarks/small_requests.py (docs/benchmarks.md)
 
 info, health and HEAD of a model under 16 keep-alive connections, against FastAPI + uvicorn with one worker that
 answers the same JSON from the same file. A smoke run: --seconds 0.5 --rounds 1

@@ -1,4 +1,4 @@
-"""Goal 1, uploads: .venv/bin/python benchmarks/upload.py (README: Benchmarks)
+"""Goal 1, uploads: .venv/bin/python benchmarks/upload.py (docs/benchmarks.md)
 
 1 GiB by multipart and as a raw PUT, one and four at once, by curl, against the peers. Ours computes the SHA-256 and
 syncs to disk before it answers; nginx and the FastAPI application do neither, floor.py does that and nothing else.

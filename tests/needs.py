@@ -53,16 +53,18 @@ def ends_well(*command):
     return subprocess.run(command, capture_output=True, timeout=30).returncode == 0
 
 
-def missing(tools):
-    return [tool for tool in sorted(set(tools)) if not is_there(tool)]
+def lacking(*tools):
+    """Those of the tools that are missing; in CI one is enough for the running test to fail."""
+    absent = [tool for tool in sorted(set(tools)) if not is_there(tool)]
+    if absent and os.environ.get("CI"):
+        pytest.fail(f"CI is set, so nothing is left out {REASON}{', '.join(absent)}: {how_to_get(absent)}",
+                    pytrace=False)
+    return absent
 
 
 def need(*tools):
-    """Leaves the running test out where one of the tools is missing; in CI it fails instead."""
-    if absent := missing(tools):
-        if os.environ.get("CI"):
-            pytest.fail(f"CI is set, so nothing is left out {REASON}{', '.join(absent)}: {how_to_get(absent)}",
-                        pytrace=False)
+    """Leaves the running test out where one of the tools is missing."""
+    if absent := lacking(*tools):
         pytest.skip(REASON + ", ".join(absent))
 
 

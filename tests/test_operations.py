@@ -1,4 +1,4 @@
-"""What the README tells who runs a server: backup, restore, moving, the lines of the log, compose's settings."""
+"""What the documentation promises operators: backup, restore, moving, the lines of the log, compose's settings."""
 
 import os
 import random
@@ -12,7 +12,6 @@ import requests
 import yaml
 from conftest import ROOT, running, sha256
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 SIZE = 300_000      # the same for all: a copy that mixes two versions has no other mark than its digest
 
 
@@ -124,7 +123,7 @@ def test_a_storage_is_moved_with_one_copy_while_it_is_used_and_one_after(start, 
     assert holding(new) == {path: sha256(data) for path, data in models.items()}
 
 
-# ---- what the README says of the log and of .env
+# ---- what the documentation says about the log and .env
 
 
 def messages():
@@ -136,8 +135,9 @@ def messages():
             yield [piece.strip() for piece in pieces if len(piece) > 3]
 
 
-def test_the_readme_explains_every_line_of_the_log():
-    rows = re.findall(r"^\| (`.*?) \| ", README.partition("## Log")[2], re.MULTILINE)
+def test_every_line_of_the_log_is_explained():
+    page = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \| ", page.partition("## The log")[2], re.MULTILINE)
     found = list(messages())
     assert len(found) > 10
     for pieces in found:    # what follows a colon is a detail
@@ -146,7 +146,8 @@ def test_the_readme_explains_every_line_of_the_log():
 
 def test_compose_passes_every_setting_on():
     """But for the three that are the container's own: where its models are, and its address inside."""
-    settings = set(re.findall(r"^\| `([A-Z_]+)` \|", README.partition("## Settings")[2], re.MULTILINE))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    settings = set(re.findall(r"^\| `([A-Z_]+)` \|", readme.partition("## Settings")[2], re.MULTILINE))
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
     passed = compose["services"]["ai-model-repository"]["environment"]
     assert passed.keys() == settings - {"MODEL_STORAGE_PATH", "SERVER_HOST", "SERVER_PORT"}

@@ -1,4 +1,4 @@
-"""Tokens from outside: the start, the command, real connections, the audit, the README's lines."""
+"""Tokens from outside: the start, the command, real connections, the audit."""
 
 import hashlib
 import json
@@ -6,8 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 import requests
@@ -298,42 +296,3 @@ def test_the_audit_is_there_without_tokens_too(start, http):
     last = http.delete(f"{server.url}/models/p/a/1/m").headers["X-Request-Id"]
     assert [(entry["who"], entry["verb"], entry["status"]) for entry in audits(server, last)] == [
         ("anonymous", "create", 201), ("anonymous", "delete", 200)]
-
-
-# ---- the README's lines, as they stand there
-
-
-def test_the_lines_of_the_readme_work(tmp_path):
-    section = (ROOT / "README.md").read_text().partition("\n## Who may do what\n")[2].partition("\n## ")[0]
-    lines = [text.strip() for block in re.findall(r"(?:^    .+\n)+", section, re.MULTILINE)
-             for text in textwrap.dedent(block).splitlines()]
-    make, serve, *use = lines
-    environ = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path), "no_proxy": "*"}
-
-    def shell(command):
-        command = command.replace(".venv/bin/python model_server.py", f"{sys.executable} {ROOT}/model_server.py")
-        done = subprocess.run(["sh", "-ec", command], cwd=tmp_path, env=environ, capture_output=True, text=True,
-                              timeout=60)
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-        return done
-
-    environ["TOKEN"] = shell(make).stderr.split()[-1]
-    settings = dict(word.split("=") for word in serve.split() if "=" in word)
-    assert settings == {"MODEL_TOKENS_FILE": "tokens", "MODEL_STORAGE_PATH": "./models"}
-    (tmp_path / "my_model.pt").write_bytes(b"a model" * 1000)
-    with running(tmp_path / "models", MODEL_TOKENS_FILE=str(tmp_path / "tokens")) as server:
-        for command in use:
-            for name in ("baseline", "baseline.aria2"):
-                (tmp_path / name).unlink(missing_ok=True)
-            done = shell(command.replace("http://localhost:8000", server.url).replace("localhost", "127.0.0.1"))
-            for path in tmp_path.glob("baseline*"):
-                assert path.read_bytes() == b"a model" * 1000, command
-            if re.search("-O |-o ", command):
-                assert list(tmp_path.glob("baseline*")), command
-            if "requests" in command:
-                assert "'total_models': 1" in done.stdout
-        assert requests.get(f"{server.url}/models/list").status_code == 401
-        assert server.stop() == 0
-        assert environ["TOKEN"] not in server.log()
-    assert (tmp_path / ".netrc").stat().st_mode & 0o777 == 0o600
-    assert len((tmp_path / "tokens").read_text().splitlines()) == 2

@@ -1,4 +1,4 @@
-"""What the tests of the READMEs share: the fenced blocks of a Markdown text, their commands, a shell to run them."""
+"""What the tests of the documentation share: the fenced blocks of a Markdown text, and a shell that runs them."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ADDRESS = "localhost:8000"
 
-# What is another value in each run; the rest of an answer is compared to the letter.
+# What differs from run to run; the rest of an answer is compared to the letter.
 VARYING = (
     (re.compile(r"\b20\d\d-\d\d-\d\dT[\d:.]+(Z|[+-]\d{4})"), "TIME"),
     (re.compile(r"\b\w{3}, \d\d \w{3} 20\d\d \d\d:\d\d:\d\d GMT"), "DATE"),
@@ -58,9 +58,18 @@ class Shell:
     def address(self):
         return self.server.url.removeprefix("http://")
 
-    def try_(self, command):
-        return subprocess.run(["bash", "-euo", "pipefail", "-c", command.replace(ADDRESS, self.address)],
+    def try_(self, command, typed=""):
+        command = command.replace(ADDRESS, self.address).replace("machine localhost", "machine 127.0.0.1")
+        return subprocess.run(["bash", "-euo", "pipefail", "-c", command], input=typed,
                               cwd=self.directory, env=self.env, capture_output=True, text=True, timeout=120)
+
+    def script(self, text, typed=""):
+        """(stdout, stderr) of a block of lines; what one block exports is set in the next, as in a terminal."""
+        kept = self.directory / ".exported"
+        done = self.try_(f"[ ! -e {kept} ] || . {kept}\ntrap 'export -p > {kept}' EXIT\n"
+                         f"trap 'echo \"failed: $BASH_COMMAND\" >&2' ERR\n{text}", typed)
+        assert done.returncode == 0, f"{text}\nended with {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        return done.stdout.replace(self.address, ADDRESS), done.stderr
 
     def run(self, command):
         """What the command writes to stdout; it has to end well."""
