@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -39,6 +40,7 @@ METRICS_AGE = 60.0          # seconds: what others changed on disk may be missin
 HEALTH_AGE = 1.0            # seconds for which one write that worked tells that writing works
 CONNECTIONS = 4096          # open at once; each upload adds a descriptor, hence a quarter of those we may have
 ALIAS = "latest"
+DIGEST = ".sha256"          # behind a model's URL: that of its digest
 USAGE = """usage: python model_server.py                             serves; settings are environment variables
        python model_server.py --version                   prints the version
        python model_server.py token NAME VERBS PREFIX  makes a token; VERBS: read,create,update,delete or some of them,
@@ -83,7 +85,7 @@ def upload(request: Request, store: Storage, **names: str) -> Response:
     details, settings = models.details_of(fields, body.filename), request.settings
     seen = body.draft.examine(inspection.inspect)
     inspection.check(seen, settings.allowed_formats, settings.pickle)
-    result = body.draft.publish(key, digest, details, may_write(request), seen)
+    result = body.draft.publish(key, digest, details, may_write(request, store, key), seen)
     answer: dict[str, Any] = {"message": f"Model {'uploaded' if result.created else 'replaced'} successfully"}
     if result.unchanged:
         answer = {"message": "Model is unchanged", "unchanged": True}
@@ -94,15 +96,43 @@ def upload(request: Request, store: Storage, **names: str) -> Response:
     return json_response(status, answer, *headers)
 
 
-def may_write(request: Request) -> Check:
+def may_write(request: Request, store: Storage, key: ModelKey) -> Check:
     def check(current: Model | None) -> None:
         if current:
             request.caller.check("update", current.key.names)
+        else:
+            check_shadows(request.caller, store, key)
         check_write(request.header, *([etag_of(current)] if current else []))
         if current and not request.settings.overwrite:
             raise ModelExists(f"{current.key} exists and this server keeps what it has: choose another version")
 
     return check
+
+
+def check_shadows(caller: access.Caller, store: Storage, key: ModelKey) -> None:
+    """Raises Refused where a new model changes what a URL of another one says, unless the caller may update that.
+
+    `base.sha256` stands before the digest of `base`, whichever of them comes first; in a version that is really called
+    latest it stands before the alias, for all that is uploaded later, too.
+    """
+    base, real = replace(key, model_name=key.model_name.removesuffix(DIGEST)), digest_name(key)
+    for other, reason in (
+        (base if base != key and store.find(base) else None, f"{key} would be what the URL of its digest answers"),
+        (real if real and store.find(real) else None, f"it is what the URL of the digest of {key} would answer"),
+        (key if key.version == ALIAS else None, f"the alias {ALIAS} would mean it"),
+    ):
+        try:
+            if other:
+                caller.check("update", other.names)
+        except access.Refused as error:
+            raise type(error)(f"{error} ({reason})", error.verb, error.names) from error
+
+
+def digest_name(key: ModelKey) -> ModelKey | None:
+    """The name that a model must have to be at the URL of this one's digest; None where it would be too long."""
+    with suppress(InvalidName):
+        return replace(key, model_name=key.model_name + DIGEST)
+    return None
 
 
 def admit_upload(request: Request, store: Storage, intake: Intake, **names: str) -> Body:
@@ -126,7 +156,8 @@ def admit_upload(request: Request, store: Storage, intake: Intake, **names: str)
     if request.length > (free := store.free_bytes()):
         raise models.StorageFull(f"{request.length} bytes do not fit into the {free} free ones: delete models first")
     if all(name in fields for name in NAME_FIELDS):
-        may_write(request)(store.find(ModelKey(*(fields[name] for name in NAME_FIELDS))))
+        key = ModelKey(*(fields[name] for name in NAME_FIELDS))
+        may_write(request, store, key)(store.find(key))
     return Upload(store, intake, None if names else request.header("Content-Type") or "", limit)
 
 
@@ -157,10 +188,21 @@ def newest(request: Request, store: Storage, read: Callable[[ModelKey], T], name
 
 
 def checksum(request: Request, store: Storage, **names: str) -> Response:
+    real = digest_name(ModelKey(**names))   # a real model of that name comes first
+    if real and store.find(real):
+        return download_key(request, store, real)
     try:
-        return download(request, store, **{**names, "model_name": names["model_name"] + ".sha256"})
-    except (ModelNotFound, InvalidName):
-        model, headers = newest(request, store, store.info, names, ".sha256")
+        model, headers = newest(request, store, store.info, names, DIGEST)
+    except ModelNotFound:
+        with suppress(ModelNotFound):
+            if real:    # the newest one where no version has the model itself
+                return download_key(request, store, real)
+        raise
+    beside = digest_name(model.key)
+    if headers and beside and store.find(beside):   # the version that `latest` means for the model, not for the other
+        response = download_key(request, store, beside)
+        response.headers += headers
+        return response
     if not model.sha256:
         raise ModelNotFound(f"the digest of {model.key} is not known: it was put there by hand; upload it to have one")
     body = f"{model.sha256}  {model.key.model_name}\n".encode()
@@ -180,6 +222,10 @@ def download(request: Request, store: Storage, **names: str) -> Response:
     response = downloads.file_response(request.method, request.header, opened)
     response.headers += headers
     return response
+
+
+def download_key(request: Request, store: Storage, key: ModelKey) -> Response:
+    return download(request, store, **dict(zip(NAME_FIELDS, key.names, strict=True)))
 
 
 def is_known(request: Request, store: Storage, **names: str) -> bool:
@@ -300,7 +346,7 @@ ROUTES = (
     Route("GET",    "/models/{project_id}/{app_name}/{version}",  "read",   list_models, partly=True),
     Route("GET",    MODEL_PATH + "/info",                         "read",   info, at_once=is_known),
     Route("PATCH",  MODEL_PATH + "/info",                         "update", amend, admit_document),
-    Route("GET",    MODEL_PATH + ".sha256",                       "read",   checksum),
+    Route("GET",    MODEL_PATH + DIGEST,                          "read",   checksum),
     Route("GET",    MODEL_PATH,                                   "read",   download, at_once=is_known_head),
     Route("PUT",    MODEL_PATH,                                   "create", upload, admit_upload),
     Route("DELETE", MODEL_PATH,                                   "delete", delete_model),

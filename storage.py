@@ -15,6 +15,7 @@ import io
 import itertools
 import logging
 import os
+import re
 import secrets
 import time
 import zlib
@@ -330,7 +331,8 @@ class Storage:
     def _changing(self, key: ModelKey) -> Iterator[None]:
         """One change of a model at a time, among all processes on this storage."""
         self.check_writable()
-        stripe = zlib.crc32(str(key).encode()) % LOCKS
+        # a model and the one at the URL of its digest share theirs: each is made only after a look for the other
+        stripe = zlib.crc32(re.sub(r"(\.sha256)+$", "", str(key)).encode()) % LOCKS
         with files.flock(self._staging / "locks" / f"{stripe:02}"):
             self._restore(key)
             yield

@@ -1,6 +1,8 @@
 """Who may do what: rights by verb and prefix, by which header one is known, what may not be told, the file."""
 
 import base64
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlencode
 
 import pytest
@@ -9,6 +11,7 @@ from test_lists import MODELS, names_of
 
 from access import Caller, Grant, parse_tokens
 from model_server import ROUTES, Settings, create_app
+from models import NAME_FIELDS
 from storage import Storage
 
 ALL = "read,create,update,delete"
@@ -159,6 +162,55 @@ def test_replacing_takes_update_beside_create(guarded, store, verbs, prefix, fre
             assert ("update" if "create" in verbs and prefix != "p/b" else "create") in got.json["detail"]
             assert (store.root / "p/a/1" / name).exists() == (name == "m")
     assert staged(store.root) == []
+
+
+@pytest.mark.parametrize("by", ["put", "query", "form"])
+@pytest.mark.parametrize(("before", "path", "right"), [
+    (["p/a/1/x"],               "p/a/1/x.sha256",        "p/a/1/x"),            # what `sha256sum -c` would read
+    (["p/a/1/x.sha256"],        "p/a/1/x",               "p/a/1/x.sha256"),     # the same, planted before
+    (["p/a/1/x.sha256"],        "p/a/1/x.sha256.sha256", "p/a/1/x.sha256"),
+    (["p/a/1/x.sha256.sha256"], "p/a/1/x.sha256",        "p/a/1/x.sha256.sha256"),
+    (["p/a/1/x"],               "p/a/latest/x",          "p/a/latest/x"),       # what `latest` would mean
+    (["p/a/1/x"],               "p/a/latest/x.sha256",   "p/a/latest/x.sha256"),
+    ([],                        "p/a/latest/y",          "p/a/latest/y"),       # what it would mean of later uploads
+    ([],                        "p/a/1/y.sha256",        None),
+    (["p/a/1/x"],               "p/a/2/x.sha256",        None),
+    (["p/a/1/x"],               "p/a/1/y.sha256",        None),
+    (["p/a/1/x"],               "p/a/1/x.sha256sum",     None),
+    (["p/a/1/x"],               "p/a/2/latest",          None),
+    (["p/a/1/x"],               "p/a/2/" + "n" * 128,    None),
+])
+def test_a_name_that_changes_what_another_url_says_takes_update(make_app, tokens, store, before, path, right, by):
+    for name in before:
+        make_app().put(f"/models/{name}", b"the model", status=201)
+    app = make_app(tokens_file=tokens(line("new", "create", "p"), line("both", "create,update", "p/a")))
+    names = dict(zip(NAME_FIELDS, path.split("/"), strict=True))
+
+    def send(who, status):
+        if by == "put":
+            return app.put(f"/models/{path}", b"other", headers=bearer(who), status=status)
+        query, fields = (urlencode(names), {}) if by == "query" else ("", names)
+        return app.request(f"/models/upload?{query}", method="POST", body=form(b"other", fields), status=status,
+                           headers={**bearer(who), "Content-Type": "multipart/form-data; boundary=B"})
+
+    refused = send("new", 403 if right else 201)
+    assert right is None or f"no right to update {right}:" in refused.json["detail"]
+    assert (store.root / path).exists() == (right is None) and staged(store.root) == []
+    if right:
+        send("both", 201)
+
+
+def test_of_a_model_and_its_shadow_made_at_once_only_one_takes_create_alone(make_app, tokens):
+    app = make_app(tokens_file=tokens(line("new", "create", "p")))
+    for turn in range(20):
+        paths, start = [f"/models/p/a/{turn}/{name}" for name in ("x", "x.sha256")], threading.Barrier(2)
+
+        def send(path, start=start):
+            start.wait()
+            return app.put(path, b"bytes", headers=bearer("new"), expect_errors=True).status_int
+
+        with ThreadPoolExecutor(2) as clients:
+            assert sorted(clients.map(send, paths)) == [201, 403]
 
 
 @pytest.mark.parametrize(("anonymous", "reads", "writes"), [("all", 200, 201), ("read", 200, 401), ("none", 401, 401)])

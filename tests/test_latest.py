@@ -92,6 +92,25 @@ def test_a_real_checksum_model_in_latest_comes_first(app):
     assert app.get(PATH.format("latest") + ".sha256").body == b"real"
 
 
+@pytest.mark.parametrize(("models", "body", "version"), [
+    (["1/m", "2/m"],                                None,               "2"),
+    (["1/m", "1/m.sha256", "2/m"],                  None,               "2"),       # the digest of what `latest` gives
+    (["1/m", "2/m", "2/m.sha256"],                  b"2/m.sha256",      "2"),
+    (["1/m", "2/m.sha256"],                         None,               "1"),
+    (["1/m.sha256", "2/m.sha256"],                  b"2/m.sha256",      "2"),       # there is no m
+    (["1/m", "latest/m.sha256"],                    b"latest/m.sha256", None),
+    (["1/m", "latest/m"],                           None,               None),
+])
+def test_the_digest_in_latest_is_that_of_the_model_in_latest(app, models, body, version):
+    for path in models:
+        app.put(f"/models/p/a/{path}", path.encode(), status=201)
+    got = app.get(PATH.format("latest") + ".sha256")
+    assert got.body == (body or f"{app.get(PATH.format('latest')).headers['X-Checksum-Sha256']}  m\n".encode())
+    assert got.headers.get("X-Model-Version") == version
+    assert got.headers.get("Content-Location") == (version and f"/models/p/a/{version}/m.sha256")
+    assert app.head(PATH.format("latest") + ".sha256").headers.get("X-Model-Version") == version
+
+
 def test_nothing_is_written_through_the_alias(app):
     app.put(PATH.format("1.0.0"), b"one", status=201)
     before = app.get(PATH.format("1.0.0") + "/info").json
