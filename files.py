@@ -24,6 +24,7 @@ GONE = (errno.ENOENT, errno.ESTALE)     # ESTALE: removed through another mount,
 ABSENT = (*GONE, errno.ENOTDIR, errno.ELOOP)    # ELOOP: a symbolic link, which is never followed
 READ_ONLY = "the storage is mounted read-only: this server serves models and takes none"
 IN_THE_WAY = (errno.ENOTDIR, errno.ELOOP)
+OF_ONE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EUCLEAN, errno.EBADMSG)   # what one file or directory may say
 OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
 NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -79,6 +79,14 @@ class StorageFailed(StoreError):
     """The file system under the store failed; the cause is the OSError."""
 
 
+class ModelUnreadable(StorageFailed):
+    """It failed for the files of one model, and the storage answers."""
+
+
+class StorageLost(StorageFailed):
+    """It fails for everything that there is."""
+
+
 @dataclass(frozen=True, order=True)
 class ModelKey:
     """The four names of a model; raises InvalidName, so a key that exists is safe to join to a path."""

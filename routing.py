@@ -34,6 +34,7 @@ log = logging.getLogger("model_server")
 access = logging.getLogger("access")
 audit = logging.getLogger("audit")
 
+RETRY_AFTER = 5             # seconds for a storage to come back, as deploy/nginx.conf says for a server
 MAX_QUERY = 200             # parameters; ours and the custom ones are under 80
 METHODS = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS")
 REQUEST = "model_server.request"    # in an environment: what was made of it to decide which thread answers
@@ -62,14 +63,19 @@ STATUS_OF: dict[type[Exception], int] = {
     ModelExists: 409,
     models.MetadataUnreadable: 409,
     models.NotEmpty: 409,
+    # What is wrong with one model is no 5xx: proxies take a server that answers with those out of service, for all
+    # models. 404 and 410 would be kept by caches, and read as "there is no such file"; curl, wget and the clients of
+    # the Hugging Face Hub ask again after 408, 429 and 5xx alone. RFC 9110 15.5.10: the user may resolve it.
+    models.ModelCorrupt: 409,
+    models.ModelUnreadable: 409,
     PreconditionFailed: 412,
     TooLarge: 413,
     inspection.FormatRefused: 415,
     RangeNotSatisfiable: 416,
     inspection.PickleRefused: 422,
     QueueFull: 429,
-    models.ModelCorrupt: 500,
-    models.StorageFailed: 500,
+    models.StorageFailed: 500,      # in this request: what others ask for may well be there
+    models.StorageLost: 503,        # the one status that tells a proxy to ask another server
     models.StorageFull: 507,
 }
 
@@ -145,11 +151,19 @@ def error_response(error: Exception) -> Response:
     detail = str(error)
     if isinstance(error, RangeNotSatisfiable):
         headers = (("Content-Range", f"bytes */{error.size}"),)
-    if status == 500 and not isinstance(error, models.ModelCorrupt):     # the log has told of it when it was found
+    if isinstance(error, models.StorageLost):
+        headers = (("Retry-After", str(RETRY_AFTER)),)
+    if (isinstance(error, models.StorageFailed) and status != 409) or status == 500:
         log.error("%s", error, exc_info=error)
         if not isinstance(error, models.StoreError):
             detail = "the server has a fault; its log tells more under this X-Request-Id"
     return json_response(status, {"detail": detail}, *headers) if status != 204 else Response(204, [*headers])
+
+
+def lost(error: models.StorageFailed) -> models.StorageLost:
+    found = models.StorageLost(f"{error}; nothing of the storage can be read just now: try again in some seconds")
+    found.__cause__ = error
+    return found
 
 
 # ---- routes
@@ -269,6 +283,8 @@ class Application:
         try:
             response = self.respond(request)
         except Exception as error:      # noqa: BLE001  this is where every fault turns into its answer
+            if isinstance(error, models.StorageFailed) and self.store.is_lost():
+                error = lost(error)
             response = error_response(error)
             upload = request.method in ("PUT", "POST") and not request.path.startswith("/verify")
             if isinstance(request.body, Upload) or upload:

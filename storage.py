@@ -76,6 +76,8 @@ class Storage:
         self._known: dict[ModelKey, tuple[tuple[Any, ...], Model]] = {}
         # what a verification found and could not write
         self.verdicts: dict[tuple[str, ...], models.Verdict] = {}
+        # models and directories that could not be read: nothing that the index compares tells when they can be
+        self._unreadable: set[tuple[str, ...]] = set()
         self.buffers = files.Buffers()
         self._probed = -inf
         self.index = Index(os.fspath(root), self._subdirectories, self._sign, self.find)
@@ -160,11 +162,14 @@ class Storage:
         """The models below the given names, in order."""
         with files.own_words():
             for found in self._scan((), names):
-                if files.stamp(f"{self._root}/{'/'.join(found)}/{MODEL}"):
+                if self._sign(found):
                     yield ModelKey(*found)
 
     def lines(self, names: tuple[str, ...], after: tuple[str, ...] = ()) -> Iterator[Batch]:
         """See Index.lines."""
+        for place in [place for place in self._unreadable if len(place) < len(NAME_FIELDS)]:
+            self._unreadable.discard(place)
+            self.index.forget(ModelKey(*place, *"____"[len(place):]))
         with files.own_words():
             yield from self.index.lines(names, after)
 
@@ -200,6 +205,15 @@ class Storage:
         """Whether a probe has succeeded so lately."""
         return time.monotonic() - self._probed < seconds
 
+    def is_lost(self) -> bool:
+        """Whether not even the root can be read, so that a fault is the server's and not that of one model."""
+        try:
+            with os.scandir(self.root) as entries:
+                next(entries, None)
+        except OSError:
+            return True
+        return False
+
     def _seek(self, key: ModelKey, read: Callable[[int, ModelKey], T | None]) -> T:
         """What `read` makes of the model's directory; None says that it was taken away meanwhile: look again."""
         with files.own_words():
@@ -209,6 +223,13 @@ class Storage:
                         return found
                 except FileNotFoundError:
                     break
+                except OSError as error:
+                    if error.errno not in files.OF_ONE or self.is_lost():
+                        raise
+                    log.error("%s cannot be read: %s", key, error)
+                    raise models.ModelUnreadable(
+                        f"{key} cannot be read on the server's disk ({error.strerror}): have its permissions or the "
+                        "disk mended, or delete it and upload it again") from error
         raise models.absent(key.names)
 
     def _look(self, key: ModelKey, read: Callable[[int, ModelKey], T | None]) -> T | None:
@@ -251,17 +272,30 @@ class Storage:
             known = state, found
             if len(self._known) > KNOWN:
                 self._known.clear()
-            self._known[key] = known
+            if key.names not in self._unreadable:
+                self._known[key] = known
         return known[1]
 
     def _sign(self, names: tuple[str, ...]) -> Signature:
-        """Changes with either file of a model; None when there is no model."""
+        """Changes with either file of a model; None when there is no model, or none that we may look at."""
         place = "/".join((self._root, *names, ""))
-        model, described = files.stamp(place + MODEL), files.stamp(place + METADATA)
-        return model and (hash((model, described, self.verdicts.get(names))), model[1])
+        try:
+            model, described = files.stamp(place + MODEL), files.stamp(place + METADATA)
+        except PermissionError as error:
+            self._cannot_read(names[:-1], error)
+            return None
+        again = time.monotonic() if names in self._unreadable else 0    # always another one
+        return model and (hash((model, described, self.verdicts.get(names), again)), model[1])
+
+    def _cannot_read(self, names: tuple[str, ...], error: OSError) -> None:
+        """Remembers to look again, and tells of it once."""
+        if names not in self._unreadable:
+            self._unreadable.add(names)
+            log.warning("%s cannot be read: %s", "/".join(names), error)
 
     def _read_metadata(self, directory: int, key: ModelKey) -> dict[str, Any] | None:
         """{} where there is none, None where there is one that cannot be read."""
+        self._unreadable.discard(key.names)
         try:
             with files.open_regular(METADATA, directory) as file:
                 return metadata.read(file)
@@ -270,6 +304,11 @@ class Storage:
             return None
         except FileNotFoundError:
             return {}
+        except OSError as error:
+            if error.errno not in files.OF_ONE:
+                raise
+            self._cannot_read(key.names, error)
+            return None
 
     def _is_marked(self, key: ModelKey) -> bool:
         try:
@@ -423,7 +462,9 @@ class Storage:
             with self._walk(*names) as descriptors, os.scandir(descriptors[-1]) as entries:
                 found = [e.name for e in entries if models.NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
         except OSError as error:
-            if error.errno not in files.ABSENT:
+            if isinstance(error, PermissionError) and names:    # like lost+found, where the root is that of a disk
+                self._cannot_read(names, error)
+            elif error.errno not in files.ABSENT:
                 raise
             return []
         return sorted(found if names else set(found) - models.RESERVED_PROJECTS)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import ssl
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import ROOT, Wire, running, sha256
+from conftest import ROOT, Wire, eventually, running, sha256
 from requests.adapters import HTTPAdapter
 
 CONF = (ROOT / "deploy/nginx.conf").read_text(encoding="utf-8")
@@ -453,11 +454,46 @@ def test_of_two_servers_the_dead_one_is_passed_over(tmp_path, tls):
             assert " PUT " in server.log()
 
 
+def test_one_corrupt_model_takes_no_server_out_of_service(tmp_path, tls):
+    url = "/models/p/app/1/"
+    with running(tmp_path / "models", **TRUSTED) as first, running(tmp_path / "models", **TRUSTED) as second, \
+            proxy(tmp_path / "nginx", tls, first.port, second.port) as front, front.session() as http:
+        for name in ("good", "bad"):
+            assert http.put(front.url + url + name, data=DATA).status_code == 201
+        with (tmp_path / "models/p/app/1/bad/model").open("r+b") as file:
+            file.write(b"damage")
+        assert http.post(front.url + "/verify").status_code == 202
+        eventually(lambda: not any(requests.get(f"{it.url}/verify").json()["running"] for it in (first, second)))
+        assert http.get(front.url + url + "bad/info").json()["corrupt"]
+        for _ in range(6):
+            assert http.get(front.url + url + "bad").status_code == 409
+            assert http.get(front.url + url + "good").content == DATA
+        assert front.curl("-f", front.url + url + "bad").returncode == 22
+        before = front.access_log().count(" 409 ")
+        wget = subprocess.run(["wget", "--no-config", "-q", "--ca-certificate", tls / "fullchain.pem", "-O", os.devnull,
+                               front.url + url + "bad"], timeout=60)
+        assert (wget.returncode, front.access_log().count(" 409 ") - before) == (8, 1)      # and not tried again
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/", "//health", "/he%61lth"])
+def test_a_storage_that_cannot_be_written_is_still_read(tmp_path, tls, path):
+    with running(tmp_path / "models", **TRUSTED) as first, running(tmp_path / "models", **TRUSTED) as second, \
+            proxy(tmp_path / "nginx", tls, first.port, second.port) as front, front.session() as http:
+        assert http.put(f"{front.url}/models/p/app/1/m", data=DATA).status_code == 201
+        for place in (tmp_path / "models/.staging").iterdir():
+            if re.fullmatch("[0-9a-f]{16}", place.name):
+                shutil.rmtree(place)
+        eventually(lambda: all(requests.get(f"{server.url}/health").status_code == 503 for server in (first, second)))
+        for _ in range(6):
+            assert front.curl("--path-as-is", "-w", "\n%{http_code}", front.url + path).stdout.endswith(b"\n503")
+            assert http.get(f"{front.url}/models/p/app/1/m").content == DATA
+
+
 class Broken(http.server.BaseHTTPRequestHandler):
     """A server that has lost its storage."""
 
     def do_GET(self):
-        self.send_error(500)
+        self.send_error(503)
 
     def log_message(self, *_):
         pass

@@ -102,7 +102,7 @@ def test_damage_is_found_and_shown_everywhere(shelf, store, caplog, damage):
     assert (document["corrupt"], document["sha256"], document["size"]) == (True, sha256(DATA), len(DATA))
     assert health(shelf) == ("degraded", 1)
     assert "\nmodel_repository_corrupt_models 1\n" in shelf.get("/metrics").text
-    shelf.get(BAD, status=500)
+    shelf.get(BAD, status=409)
     shelf.get(GOOD, status=200)
 
 
@@ -159,10 +159,10 @@ def test_before_the_first_verification_there_is_nothing_to_tell(app):
                                      {"If-None-Match": f'"{sha256(DATA)}"'}, {"If-Match": '"x"'}], ids=str)
 def test_a_corrupt_model_is_not_served_unless_that_is_wanted(damaged, store, caplog, path, headers):
     caplog.clear()
-    refused = damaged.get(path, headers=headers, status=500)
+    refused = damaged.get(path, headers=headers, status=409)
     assert "corrupt" in refused.json["detail"] and "allow_corrupt=true" in refused.json["detail"]
-    assert damaged.head(path, headers=headers, status=500).body == b""
-    damaged.get(path + "?allow_corrupt=yes", status=500)
+    assert damaged.head(path, headers=headers, status=409).body == b""
+    damaged.get(path + "?allow_corrupt=yes", status=409)
     assert caplog.records == []     # no fault of the server
 
     got = damaged.get(path + "?allow_corrupt=true", status=200)
@@ -182,7 +182,7 @@ def test_a_live_server_answers_the_same_and_goes_on(start, http, tmp_path):
     eventually(lambda: http.get(server.url + "/verify").json()["corrupt"])
     before = server.descriptors()
     for _ in range(5):
-        assert http.get(server.url + BAD).status_code == http.head(server.url + BAD).status_code == 500
+        assert http.get(server.url + BAD).status_code == http.head(server.url + BAD).status_code == 409
     assert http.get(server.url + BAD + "?allow_corrupt=true", headers={"Range": "bytes=0-9"}).content == DATA[:10]
     eventually(lambda: server.descriptors() == before)     # the last file is closed behind its last byte
     assert server.stop() == 0
@@ -205,7 +205,7 @@ def test_a_change_of_metadata_does_not(damaged):
     got = damaged.patch(BAD + "/info", b'{"description": "new"}', status=200).json
     assert (got["description"], got["corrupt"]) == ("new", True)
     assert got == damaged.get(BAD + "/info").json
-    damaged.get(BAD, status=500)
+    damaged.get(BAD, status=409)
 
 
 @pytest.mark.parametrize("damage", [flip, lambda path: os.truncate(path, 5)], ids=["flipped", "truncated"])
@@ -241,7 +241,7 @@ def test_a_restart_and_another_server_know_of_it_without_verifying(damaged, stor
         app = TestApp(create_app(other, Settings()), lint=False)
         assert health(app) == ("degraded", 1)
         assert app.get(BAD + "/info").json == damaged.get(BAD + "/info").json
-        app.get(BAD, status=500)
+        app.get(BAD, status=409)
         app.put(BAD, DATA, status=200)
         assert health(app) == health(damaged) == ("healthy", 0)
 
@@ -287,7 +287,7 @@ def test_what_cannot_be_written_is_known_to_this_process_alone(start, http, tmp_
         listed = http.get(server.url + "/models/list").json()["models"]
         assert [(x["corrupt"], bool(x["verified_at"])) for x in listed] == [(False, True), (True, True)]
         assert listed == [http.get(f"{server.url}{path}/info").json() for path in (GOOD, BAD)]
-        assert http.get(server.url + BAD).status_code == 500
+        assert http.get(server.url + BAD).status_code == 409
         health = http.get(server.url + "/health").json()
         assert (health["status"], health["corrupt_models"], health["read_only"]) == ("degraded", 1, True)
         assert server.stop() == 0
