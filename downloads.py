@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
+from forms import clean_filename
 from models import Model
 from storage import OpenModel
 
@@ -164,13 +165,15 @@ def content_disposition(filename: str) -> str:
 
 
 def file_headers(model: Model) -> list[tuple[str, str]]:
+    # cleaned again: metadata.json may have been put there by hand
+    filename = clean_filename(model.details.filename or "") or model.key.model_name
     headers = [
         ("Content-Type", "application/octet-stream"),
         ("Accept-Ranges", "bytes"),
         ("ETag", etag_of(model)),
         ("Last-Modified", format_datetime(last_modified(model), usegmt=True)),
         ("Cache-Control", "no-cache"),      # a name may get other bytes: ask, the ETag makes it cheap
-        ("Content-Disposition", content_disposition(model.details.filename or model.key.model_name)),
+        ("Content-Disposition", content_disposition(filename)),
     ]
     if model.sha256 and not model.corrupt:
         encoded = base64.b64encode(bytes.fromhex(model.sha256)).decode()

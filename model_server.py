@@ -180,7 +180,7 @@ def newest(request: Request, store: Storage, read: Callable[[ModelKey], T], name
     for version in sorted(versions, key=models.precedence, reverse=True):
         found = replace(key, version=version)
         try:
-            path = f"{request.environ.get('SCRIPT_NAME', '')}/models/{found}{suffix}"
+            path = f"{request.prefix}/models/{found}{suffix}"
             return read(found), [("Content-Location", path), ("X-Model-Version", version)]
         except ModelNotFound:
             continue    # deleted since we looked
@@ -301,8 +301,7 @@ def verify(request: Request, store: Storage, **names: str) -> Response:
     if len(names) == len(NAME_FIELDS):
         store.info(ModelKey(**names))
     progress = request.application.verifier.ask(*names.values())
-    where = f"{request.environ.get('SCRIPT_NAME', '')}/verify"
-    return json_response(202, visible(request, progress), ("Location", where))
+    return json_response(202, visible(request, progress), ("Location", f"{request.prefix}/verify"))
 
 
 def verification(request: Request, store: Storage) -> Response:

@@ -240,7 +240,7 @@ def described(key: ModelKey, document: Mapping[str, Any], stamp: Stamp, verdict:
 
 def with_url(lines: bytes, base_url: str) -> bytes:
     """Lines of models as the server at this URL tells them."""
-    return lines.replace(HERE.encode(), base_url.encode())
+    return lines.replace(HERE.encode(), json.dumps(base_url)[1:-1].encode())    # JSON has nothing of a URL to escape
 
 
 def now() -> str:

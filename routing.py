@@ -40,6 +40,10 @@ METHODS = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS")
 REQUEST = "model_server.request"    # in an environment: what was made of it to decide which thread answers
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
+MAX_LOGGED_METHOD = 32      # characters; the longest one registered has 18
+MAX_LOGGED_PATH = 1024      # the longest path of ours has half as many, what somebody sends up to 64 KiB
+MAX_LOGGED_ADDRESS = 64     # an IPv6 address with its zone has under 60
+IN_PATHS = "/!$&'()*+,;=:@~"     # RFC 3986 3.3: what a path may have unescaped, beside letters, digits, - . and _
 
 
 class HttpError(Exception):
@@ -116,17 +120,29 @@ class Request:
         return int(self.environ.get("CONTENT_LENGTH") or 0)
 
     @property
+    def host(self) -> str:
+        return self.header("Host") or f"{self.environ['SERVER_NAME']}:{self.environ['SERVER_PORT']}"
+
+    def check_host(self) -> None:
+        """Raises HttpError where the host, the client's or that of the proxy that is believed, cannot be in a URL."""
+        if not HOST.fullmatch(self.host):   # RFC 9112 3.2: an invalid one must be 400
+            raise HttpError(400, f"the Host {self.host[:100]!r} is none: send the host's name or address, and its port")
+
+    @property
+    def prefix(self) -> str:
+        """What comes before the paths of the routes, as a URL has it."""
+        return quote(self.environ.get("SCRIPT_NAME", ""), safe=IN_PATHS, encoding="latin-1")
+
+    @property
     def base_url(self) -> str:
-        host = self.header("Host") or ""
-        if not HOST.fullmatch(host):
-            host = f"{self.environ['SERVER_NAME']}:{self.environ['SERVER_PORT']}"
-        return f"{self.environ['wsgi.url_scheme']}://{host}{self.environ.get('SCRIPT_NAME', '')}"
+        return f"{self.environ['wsgi.url_scheme']}://{self.host}{self.prefix}"
 
     def log(self, status: int, sent: int) -> None:
         """Tells the log and the metrics of the request when its answer is over."""
         seconds, received = time.monotonic() - self.body.started, self.body.received
-        access.info("%s %s %d %d %.1f %s %s", self.method, quote(self.path, safe="/+,:"), status,
-                    received or sent, seconds * 1000, self.id, self.environ.get("REMOTE_ADDR", "-"))
+        access.info("%s %s %d %d %.1f %s %s", as_field(self.method, MAX_LOGGED_METHOD),
+                    as_field(self.path, MAX_LOGGED_PATH), status, received or sent, seconds * 1000, self.id,
+                    as_field(self.environ.get("REMOTE_ADDR") or "-", MAX_LOGGED_ADDRESS))
         method = self.method if self.method in METHODS else "other"     # a label may not have values without end
         route = self.found[0].path if self.found else "none"
         self.application.metrics.count(route, method, status, seconds, received, sent)
@@ -135,6 +151,12 @@ class Request:
         """Tells of one model that was changed, or was not because the caller may not do that."""
         audit.info("%s", json.dumps({"who": self.caller.name, "verb": verb, "model": "/".join(names) or None,
                                      "sha256": sha256, "status": status, "request": self.id}))
+
+
+def as_field(text: str, most: int) -> str:
+    """One field of a log line, whatever somebody sent as it, of at most so many characters and a sign of the cut."""
+    quoted = quote(text[: most + 1], safe="/+,:")
+    return quoted if len(quoted) <= most else f"{quoted[:most]}..."
 
 
 @functools.cache    # the names are ours: there are few
@@ -246,6 +268,7 @@ class Application:
     def admit(self, environ: dict[str, Any]) -> Body:
         request = Request(environ, self)
         try:
+            request.check_host()
             route, names = find_route(self.routes, request)
             self.authorize(request, route, names)
             return self.body_of(request, route, names)
@@ -303,6 +326,7 @@ class Application:
             request.body = arrived
             if isinstance(arrived.refusal, ProtocolError):
                 raise arrived.refusal   # what there is of the head is not to be trusted
+        request.check_host()    # again: a proxy that is believed may have named another one
         route, names = request.found = request.found or find_route(self.routes, request)
         self.authorize(request, route, names)
         if request.body is not arrived:

@@ -287,6 +287,13 @@ def test_what_the_server_says_names_what_the_client_asked(front, behind, project
         assert line_of(behind, page.headers["X-Request-Id"])[-1] == "127.0.0.5"
 
 
+def test_a_host_that_is_none_gets_json_and_is_in_no_answer(front):
+    for path in ("/models/list", "/health", "/nowhere"):
+        done = front.curl("-H", 'Host: a"b', "-w", "\n%{http_code}", front.url + path).stdout.decode()
+        body, status = done.rsplit("\n", 1)
+        assert status == "400" and "Host" in json.loads(body)["detail"]
+
+
 def test_what_a_client_says_of_itself_is_not_believed(front, behind, project):
     lies = {"X-Forwarded-For": "6.6.6.6", "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "http",
             "Forwarded": "for=6.6.6.6;host=evil.example", "X-Forwarded-Port": "99"}
