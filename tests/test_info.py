@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import eventually, running, sha256
-from needs import need, unshared
+from needs import need, read_only_but
 
 from settings import VERSION
 
@@ -205,18 +205,12 @@ def test_many_models_are_deleted_only_on_purpose(app, store, where, count):
     app.delete(f"/models/{where}?recursive=true", status=404)
 
 
-# TRAPS 29: all that is mounted turns read-only for the server, its sandbox alone does not
-SANDBOX = """mount --bind "$0" "$0"
-for mounted in $(findmnt -rno TARGET); do [ "$mounted" = "$0" ] || mount -o remount,bind,ro "$mounted"; done
-exec "$@" """
-
-
 @pytest.fixture(scope="module")
 def sandboxed(tmp_path_factory):
     """A live server that can write nowhere but below its sandbox, which has the models and a file beside them."""
     sandbox = tmp_path_factory.mktemp("sandbox").resolve()
     need("a mount namespace")
-    prefix = [*unshared(), "sh", "-ec", SANDBOX, str(sandbox)]
+    prefix = read_only_but(sandbox)
     (sandbox / "beside").write_text("precious")
     with running(sandbox / "models", *prefix) as server:
         writable = set()

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 from conftest import ROOT, LiveServer
-from needs import need, unshared
-from test_info import SANDBOX
+from needs import SANDBOX, need, read_only_but
 
 from model_server import Settings
 
@@ -112,8 +111,7 @@ def test_the_start_line_says_where_and_how(start, tmp_path):
 @pytest.mark.skipif(Path("/app/models").exists(), reason="there is an /app/models here")
 def test_where_app_models_cannot_be_made_the_models_go_to_the_working_directory(start, tmp_path):
     need("a mount namespace")
-    server = start(*unshared(), "sh", "-ec", SANDBOX.replace("exec", 'cd "$0"; exec'), str(tmp_path),
-                   MODEL_STORAGE_PATH="")
+    server = start(*read_only_but(tmp_path, SANDBOX.replace("exec", 'cd "$0"; exec')), MODEL_STORAGE_PATH="")
     assert f" serving {tmp_path}/models at " in server.log()
     assert "./models" in server.log()
     assert not Path("/app/models").exists()
