@@ -9,7 +9,6 @@ import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from models import NAME_FIELDS, Model, ModelKey
@@ -74,18 +73,11 @@ class Index:
                     directory.total = None
 
     def watch(self) -> None:
-        """Reads the tree once, then follows it while lists are asked for; returns after close()."""
-        refresh: Callable[[], object] = self.total
-        while True:
-            with suppress(OSError):     # who asks for a list hears of it
-                refresh()
-            if self._closed.wait(FRESH):
-                return
-            refresh = self._follow
-
-    def _follow(self) -> None:
-        if time.monotonic() - self._asked < WATCHED:
-            self._refresh(pause=0.001)
+        """Reads the tree once, then follows it while lists are asked for; returns after close(). Raises OSError."""
+        self.total()
+        while not self._closed.wait(FRESH):
+            if time.monotonic() - self._asked < WATCHED:
+                self._refresh(pause=0.001)
 
     def close(self) -> None:
         self._closed.set()

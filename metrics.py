@@ -5,10 +5,13 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import inf
+from typing import Any
 
 BUCKETS = (0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0)   # seconds: from an info to 40 GB on a slow link
 PREFIX = "model_repository"
+TROUBLED = 600.0    # seconds after a trouble of the server's own for which /health says degraded: somebody will see it
 
 
 class Metrics:
@@ -22,6 +25,12 @@ class Metrics:
         self._bytes: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._started = time.time()
+        self._watched: dict[str, tuple[str, Callable[[], float]]] = {}
+        self.faults: Counter[str] = Counter()   # by the name of a helper thread
+        self._places: set[str] = set()          # of their faults; as many as the program has lines at most
+        self._lost = Counter(audit=0, other=0)  # lines of the log
+        self._late = 0
+        self._last_trouble = -inf
 
     def count(self, route: str, method: str, status: int, seconds: float, received: int, sent: int) -> None:
         """One request that is over; `route` is the pattern of its path, not one of millions of paths."""
@@ -36,9 +45,45 @@ class Metrics:
         with self._lock:
             self._refused[reason] += 1
 
+    def fault(self, thread: str, place: str) -> bool:
+        """The helper thread of this name has failed; whether that is the first time at this place in the code."""
+        with self._lock:
+            self.faults[thread] += 1
+            self._last_trouble = time.monotonic()
+            known = len(self._places)
+            self._places.add(f"{thread}: {place}")
+            return len(self._places) > known
+
+    def lose(self, kind: str) -> None:
+        """One line of the log, of the kind audit or other, will never be written."""
+        with self._lock:
+            self._lost[kind] += 1
+            self._last_trouble = time.monotonic()
+
+    def delay(self) -> None:
+        """A change is acknowledged before its line of the audit is written."""
+        with self._lock:
+            self._late += 1
+            self._last_trouble = time.monotonic()
+
+    def troubles(self) -> dict[str, Any]:
+        """What has gone wrong in the server itself since it started; empty when nothing has."""
+        with self._lock:
+            told = {"faults": +self.faults, "lost_log_lines": +self._lost, "late_audit_lines": self._late}
+            return {name: what for name, what in told.items() if what}
+
+    def troubled(self) -> bool:
+        """Whether something of that kind has happened lately."""
+        return time.monotonic() - self._last_trouble < TROUBLED
+
+    def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """One more gauge: its help text, and what gives its value at any moment."""
+        self._watched[name] = text, value
+
     def render(self, gauges: dict[str, tuple[str, float]]) -> str:
         """The whole page; `gauges` are values by name, each with its help text."""
         with self._lock:
+            gauges = gauges | {name: (text, value()) for name, (text, value) in self._watched.items()}
             return "".join(f"{line}\n" for line in (*self._counters(), *self._histogram(), *self._gauges(gauges)))
 
     def _counters(self) -> Iterator[str]:
@@ -51,6 +96,14 @@ class Metrics:
         yield from head("uploads_refused_total", "counter", "Uploads that were not stored, by reason.")
         for reason, count in self._refused.items():
             yield sample("uploads_refused_total", count, reason=reason)
+        yield from head("thread_faults_total", "counter", "Faults of helper threads, each of which went on.")
+        for thread, count in self.faults.items():
+            yield sample("thread_faults_total", count, thread=thread)
+        yield from head("log_lines_lost_total", "counter", "Lines of the log that were never written, by kind.")
+        for kind, count in self._lost.items():
+            yield sample("log_lines_lost_total", count, kind=kind)
+        yield from head("audit_lines_late_total", "counter", "Changes answered before their audit line was written.")
+        yield sample("audit_lines_late_total", self._late)
 
     def _histogram(self) -> Iterator[str]:
         yield from head("request_seconds", "histogram", "Seconds from a request's head to the end of its answer.")

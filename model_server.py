@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -21,10 +20,12 @@ import downloads
 import inspection
 import logs
 import models
+import threads
 from downloads import PreconditionFailed, Response, check_write, etag_of, json_response
 from forms import BadUpload, DigestMismatch, TooLarge, expected_sha256, merged
 from lanes import Intake, tune
 from lists import list_response
+from metrics import Metrics
 from models import NAME_FIELDS, InvalidName, Model, ModelExists, ModelKey, ModelNotFound, describe, url_of, with_url
 from routing import Application, HttpError, Request, Route
 from settings import VERSION, Settings
@@ -58,7 +59,8 @@ def health(request: Request, store: Storage) -> Response:
         store.probe(at_most=HEALTH_AGE)
         if corrupt := request.application.verifier.corrupt():
             state["corrupt_models"] = corrupt
-        status = "degraded" if corrupt else "healthy"
+        state |= request.application.metrics.troubles()
+        status = "degraded" if corrupt or request.application.metrics.troubled() else "healthy"
         return json_response(200, {"status": status, **state, "free_bytes": store.free_bytes()})
     except models.StoreError as error:
         return json_response(503, {"status": "unhealthy", "reason": str(error), **state})
@@ -300,7 +302,9 @@ def list_models(request: Request, store: Storage, **names: str) -> Response:
 def verify(request: Request, store: Storage, **names: str) -> Response:
     if len(names) == len(NAME_FIELDS):
         store.info(ModelKey(**names))
-    progress = request.application.verifier.ask(*names.values())
+    elif names and next(store.keys(*names.values()), None) is None:
+        raise models.absent(tuple(names.values()))
+    progress = request.application.verifier.ask(request.caller.name, *names.values())
     return json_response(202, visible(request, progress), ("Location", f"{request.prefix}/verify"))
 
 
@@ -361,8 +365,8 @@ ROUTES = (
 )
 
 
-def create_app(store: Storage, settings: Settings) -> Application:
-    return Application(store, settings, ROUTES)
+def create_app(store: Storage, settings: Settings, measured: Metrics | None = None) -> Application:
+    return Application(store, settings, ROUTES, measured or Metrics())
 
 
 def open_storage(path: Path | None) -> Storage:
@@ -416,14 +420,16 @@ def new_token(arguments: list[str]) -> int:
 
 def main() -> None:
     tune()
-    logs.configure(sys.stdout)
+    measured = Metrics()
+    # started with a closed stdout it has none: then nobody wants the log, and no other file may become its
+    logs.configure(sys.stdout.fileno() if sys.stdout else os.open(os.devnull, os.O_WRONLY), measured)
     try:
         settings = Settings.from_env(os.environ)
     except ValueError as error:
         raise SystemExit(f"model_server: {error}") from error
     with open_storage(settings.storage_path) as store:
         try:
-            application = create_app(store, settings)
+            application = create_app(store, settings, measured)
         except ValueError as error:
             raise SystemExit(f"model_server: {error}") from error
         try:
@@ -432,7 +438,7 @@ def main() -> None:
                             prefix=settings.url_prefix)
         except (OSError, ValueError) as error:
             raise SystemExit(f"model_server: cannot listen on {settings.host}:{settings.port}: {error}") from error
-        threading.Thread(target=store.index.watch, name="index", daemon=True).start()
+        threads.start("index", store.index.watch, measured)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
         log.info("serving %s at %s, overwrite %s, limit %s, %s", store.root, " ".join(server.addresses),

@@ -255,14 +255,14 @@ def read_body(environ: dict[str, Any], body: Body) -> None:
 class Application:
     """The WSGI application. `admit` says, by its head alone, what becomes of a request's body."""
 
-    def __init__(self, store: Storage, settings: Settings, routes: Sequence[Route]) -> None:
+    def __init__(self, store: Storage, settings: Settings, routes: Sequence[Route], metrics: Metrics) -> None:
         self.store = store
         self.settings = settings
         self.routes = routes
         self.guard = guard_of(settings.tokens_file, settings.anonymous)
         self.intake = Intake()
-        self.metrics = Metrics()
-        self.verifier = Verifier(store, settings.verify_rate)
+        self.metrics = metrics
+        self.verifier = Verifier(store, settings.verify_rate, metrics)
         self._process, self._numbers = secrets.token_hex(6), itertools.count(1)
 
     def admit(self, environ: dict[str, Any]) -> Body:

@@ -11,21 +11,24 @@ import logging
 import os
 import threading
 import time
-from collections import deque
+from bisect import insort
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import files
 import models
+import threads
+from metrics import Metrics
 from models import NAME_FIELDS, Model, ModelKey, ModelNotFound, StoreError
 from storage import CORRUPT, STAGING, OpenModel, Storage, mark_of
 
 log = logging.getLogger("model_server.verification")
 
 BLOCK = 1 << 20     # bytes of one read: at the default rate a hundred a second
-MAX_WAITING = 16    # requests; who has more to ask for asks for the level above
+MAX_WAITING = 16    # requests of one caller; whoever has more to ask for asks for the level above
 MAX_SHOWN = 100     # corrupt models that the progress names; a list with ?corrupt=true has them all
 MAX_ASKED = 1000    # marks that are looked into for one count, some ms; of a disk so broken the rest is believed
 TOTAL_AGE = 60.0    # seconds: what others changed on disk may be missing in the totals so long, they cost no look at it
@@ -58,41 +61,60 @@ class Progress:
     error: str | None = None
 
 
+class Asked(NamedTuple):
+    """A verification that a caller wants; those of one caller have consecutive turns, and callers share a turn."""
+
+    turn: int
+    caller: str
+    names: tuple[str, ...]
+
+
 class Verifier:
     """Does one verification after the other in a thread that lives while there is one. `rate` is in bytes a second."""
 
-    def __init__(self, store: Storage, rate: int) -> None:
-        self._store, self._rate = store, rate
+    def __init__(self, store: Storage, rate: int, metrics: Metrics) -> None:
+        self._store, self._rate, self._metrics = store, rate, metrics
         self._block = max(1, min(BLOCK, rate // 10))
         self._due = 0.0
         self._marks = store.root / STAGING / CORRUPT
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._waiting: deque[tuple[str, ...]] = deque()
+        self._queue: list[Asked] = []   # in the order of their turns; the first one is under way
         self._progress = Progress()
         self.last_corrupt = 0   # what corrupt() said last
 
-    def ask(self, *names: str) -> dict[str, Any]:
-        """Verifies the models below these names, now or when the others are done; the progress. Raises QueueFull."""
+    def ask(self, caller: str, *names: str) -> dict[str, Any]:
+        """Verifies the models below these names, now or in the caller's turn; the progress. Raises QueueFull.
+
+        A caller is a name of their own or that of all without one. There is no limit for all of them together, so
+        that nobody can use it up: callers are as many as the operator gave tokens to.
+        """
         begun = Progress("/".join(names), *self._total(names), started_at=models.now())
         with self._lock:
-            if not (self._thread and self._thread.is_alive()):
+            if not self._queue:
                 self._progress = begun
-                self._thread = threading.Thread(target=self._run, args=(names,), name="verification", daemon=True)
-                answer = self.progress()
-                self._thread.start()
-                return answer
-            if names not in self._waiting:
-                if len(self._waiting) == MAX_WAITING:
-                    raise QueueFull(f"{MAX_WAITING} verifications are waiting: ask again when GET /verify shows fewer")
-                self._waiting.append(names)
+            waiting = self._queue[1:]
+            if names not in (asked.names for asked in waiting):
+                if sum(asked.caller == caller for asked in waiting) == MAX_WAITING:
+                    raise QueueFull(f"{MAX_WAITING} verifications that {caller} asked for are waiting: ask again when "
+                                    "GET /verify shows fewer")
+                turns = [asked.turn for asked in self._queue if asked.caller == caller]
+                turn = turns[-1] + 1 if turns else self._queue[0].turn if self._queue else 0
+                insort(self._queue, Asked(turn, caller, names), key=attrgetter("turn"))
+            if self._thread is None:
+                try:
+                    self._thread = threads.start("verification", self._run, self._metrics)
+                except RuntimeError:
+                    self._queue.clear()     # or it would wait for a thread that nobody starts
+                    raise
             return self.progress()
 
     def progress(self) -> dict[str, Any]:
         """Of the verification that runs, or else of the last one."""
-        waiting = ["/".join(names) for names in list(self._waiting)]
-        return {"running": self._thread is not None, **asdict(self._progress), "waiting": waiting}
+        queue = list(self._queue)
+        waiting = ["/".join(asked.names) for asked in queue[1:]]
+        return {"running": bool(queue), **asdict(self._progress), "waiting": waiting}
 
     def corrupt(self) -> int:
         """How many models are known to be corrupt; costs next to nothing while there is none."""
@@ -124,15 +146,25 @@ class Verifier:
 
     # ---- the thread
 
-    def _run(self, names: tuple[str, ...]) -> None:
-        while True:
-            self._verify(names)
-            with self._lock:
-                if self._stopping.is_set() or not self._waiting:
-                    self._thread = None
-                    return
-                names = self._waiting.popleft()
-                self._progress = Progress("/".join(names), started_at=models.now())
+    def _run(self) -> None:
+        """Verifies what is asked for until there is no more; called again after a fault, it goes on behind that."""
+        while (names := self._next()) is not None:
+            try:
+                self._verify(names)
+            finally:
+                with self._lock:
+                    del self._queue[0]
+                    if self._queue:
+                        self._progress = Progress("/".join(self._queue[0].names), started_at=models.now())
+
+    def _next(self) -> tuple[str, ...] | None:
+        with self._lock:
+            if self._stopping.is_set():
+                self._queue.clear()
+            if not self._queue:
+                self._thread = None     # under the lock: whoever asks now starts another
+                return None
+            return self._queue[0].names
 
     def _total(self, names: tuple[str, ...]) -> tuple[int, int]:
         if len(names) < len(NAME_FIELDS):
@@ -152,6 +184,9 @@ class Verifier:
         except (StoreError, OSError) as error:
             progress.error = str(error)
             log.error("the verification of %s was given up: %s", progress.below or "all", error)
+        except Exception:
+            progress.error = "the server has a fault; its log tells more"
+            raise
         finally:
             progress.finished_at = models.now()
         log.info("verified %s: %d models, %d bytes, %d corrupt, %d skipped", progress.below or "all",

@@ -127,12 +127,15 @@ def test_a_model_whose_digest_nobody_knows_is_skipped(app, store, document):
 
 @pytest.mark.parametrize(("below", "status", "done"), [
     ("", 202, 4), ("/p", 202, 3), ("/p/a", 202, 2), ("/p/a/1", 202, 2), ("/p/a/1/m", 202, 1),
-    ("/none", 202, 0), ("/p/none", 202, 0), ("/p/a/none", 202, 0), ("/p/a/1/none", 404, None),
+    ("/none", 404, None), ("/p/none", 404, None), ("/p/a/none", 404, None), ("/p/a/1/none", 404, None),
+    ("/empty", 404, None), ("/empty/a", 404, None), ("/linked", 404, None), ("/p/a/latest", 404, None),
     ("/-p", 400, None), ("/list", 400, None), ("/p/a/1/m/x", 404, None), ("/p/a/latest/m", 404, None),
 ])
-def test_each_level_verifies_what_is_below_it(app, below, status, done):
+def test_each_level_verifies_what_is_below_it(app, store, below, status, done):
     for names in ("p/a/1/m", "p/a/1/n", "p/b/1/m", "q/a/1/m"):
         app.put(f"/models/{names}", b"12345", status=201)
+    (store.root / "empty/a").mkdir(parents=True)
+    (store.root / "linked").symlink_to("p")
     if status == 202:
         progress = verified(app, below)
         assert (progress["below"], progress["done_models"], progress["total_models"]) == (below[1:], done, done)
@@ -361,15 +364,68 @@ def test_an_endless_one_keeps_nobody_waiting(start, http):
 
 def test_requests_wait_for_their_turn_each_once_and_not_too_many(make_app, store):
     app = make_app(verify_rate=1)
-    app.put(GOOD, DATA, status=201)
+    for number in range(17):
+        app.put(f"/models/p{number}/a/1/m", DATA, status=201)
     assert app.post("/verify", status=202).json["waiting"] == []
     for number in range(16):
         for _ in range(3):
             waiting = app.post(f"/verify/p{number}", status=202).json["waiting"]
             assert waiting == [f"p{i}" for i in range(number + 1)]
-    assert "waiting" in app.post("/verify/q", status=429).json["detail"]
+    assert "waiting" in app.post("/verify/p16", status=429).json["detail"]
     app.app.verifier.stop()
     assert not app.get("/verify").json["running"]
+
+
+def test_no_token_fills_the_queue_for_another_and_they_take_turns(make_app, store, tokens):
+    lines = [f"{name}:{sha256(name.encode())}:read:*\n" for name in ("greedy", "modest", "late")]
+    app = make_app(tokens_file=tokens(*lines), anonymous="all", verify_rate=1)
+    for number in range(20):
+        app.put(f"/models/p{number}/a/1/m", DATA, status=201)
+
+    def ask(name, number, status=202):
+        headers = {"Authorization": f"Bearer {name}"} if name else {}
+        return app.post(f"/verify/p{number}", headers=headers, status=status).json
+
+    for number in range(17):    # one is under way
+        ask("greedy", number)
+    refused = ask("greedy", 17, status=429)["detail"]
+    assert "16 verifications that greedy asked for are waiting" in refused
+    assert ask("greedy", 5)["waiting"].count("p5") == 1     # which waits already
+    ask("modest", 17)
+    ask("modest", 18)
+    assert ask(None, 19)["waiting"][:6] == ["p17", "p19", "p1", "p18", "p2", "p3"]
+    assert len(ask("late", 0)["waiting"]) == 20
+    app.app.verifier.stop()
+
+
+class Faulty(Storage):
+    """A store with a fault of its own, for one project."""
+
+    def keys(self, *names):
+        if names == ("bad",):
+            return self.broken()
+        return super().keys(*names)
+
+    def broken(self):
+        yield from super().keys("bad")
+        raise RecursionError("nobody has thought of this")
+
+
+def test_a_fault_ends_its_verification_and_no_other(tmp_path, caplog):
+    with Faulty(tmp_path / "models") as store:
+        app = TestApp(create_app(store, Settings(verify_rate=1 << 20)), lint=False)
+        for project in ("bad", "good"):
+            app.put(f"/models/{project}/a/1/m", DATA, status=201)
+        now = verified(app, "/bad")
+        assert now["finished_at"] and now["error"] == "the server has a fault; its log tells more"
+        for _ in range(2):
+            app.post("/verify/bad", status=202)
+            now = verified(app, "/good")
+            assert (now["below"], now["done_models"], now["error"]) == ("good", 1, None)
+        health = app.get("/health", status=200).json
+        assert (health["status"], health["faults"]) == ("degraded", {"verification": 3})
+        assert '\nmodel_repository_thread_faults_total{thread="verification"} 3\n' in app.get("/metrics").text
+        assert caplog.text.count("Traceback") == 1, "the others are only counted"
 
 
 def test_requests_at_once_are_all_done(make_app, store):

@@ -1,6 +1,7 @@
 """Options and markers of the fault suite, and what its tests share: how much to do, where to find a server."""
 
 import signal
+import subprocess
 
 import pytest
 from conftest import running
@@ -62,6 +63,16 @@ def single():
     for server in servers:
         if server.process.poll() is None:
             server.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 4 MiB."""
+    path = tmp_path / "small"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "small", path], check=True)
+    yield path
+    subprocess.run(["umount", path], check=True)
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """A disk that fails or is full: each system call of every operation with each error. The server says so and goes on."""
 
-import errno
 import os
 import re
-import subprocess
 import time
 from collections import Counter
 
@@ -11,7 +9,7 @@ import pytest
 from conftest import eventually, running, staged
 
 from .tracing import CALLS, NO_EXCHANGE, calls_in, count_calls, points, strace, threads_of, verifying
-from .witness import Version, assert_knows, delete, half_models, leftovers, patch, perform, post, put, send
+from .witness import Version, assert_knows, delete, fill, half_models, leftovers, patch, perform, post, put, send
 
 OLD, NEW = Version(b"old " * 1000, "old"), Version(b"new!" * 1500, "new")
 AMENDED = OLD._replace(description="amended")
@@ -133,26 +131,6 @@ def test_an_error_from_close_is_a_failed_upload(tmp_path, single, act, error):
         assert answer.status == (500 if error == "EIO" else 507) and "detail" in answer.json
         assert_knows(server, KEY, OLD)
         assert staged(server.storage) == []
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 4 MiB."""
-    path = tmp_path / "small"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "small", path], check=True)
-    yield path
-    subprocess.run(["umount", path], check=True)
-
-
-def fill(path):
-    """Takes the last free byte."""
-    with path.open("wb", buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                pass
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
 
 
 @pytest.mark.parametrize("act", [put, post])

@@ -1,5 +1,6 @@
 """What a client can tell of a server: versions of models, the operations on them, and what is there afterwards."""
 
+import errno
 import http.client
 import json
 import os
@@ -99,6 +100,16 @@ def listed(server):
     answer = send(server, "GET", "/models/list")
     assert answer.status == 200, answer
     return {"/".join((m["project_id"], m["app_name"], m["version"], m["model_name"])) for m in answer.json["models"]}
+
+
+def fill(path):
+    """Takes the last free byte."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
 
 
 def half_models(root):
