@@ -39,6 +39,7 @@ MAX_QUERY = 200             # parameters; ours and the custom ones are under 80
 METHODS = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS")
 REQUEST = "model_server.request"    # in an environment: what was made of it to decide which thread answers
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+DOUBLE_SLASH = re.compile("([A-Za-z][A-Za-z0-9+.-]*://[^/]*)?//")   # RFC 9112 3.2.2: a target may be a whole URL
 HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
 MAX_LOGGED_METHOD = 32      # characters; the longest one registered has 18
 MAX_LOGGED_PATH = 1024      # the longest path of ours has half as many, what somebody sends up to 64 KiB
@@ -218,6 +219,8 @@ class Route:
 def find_route(routes: Sequence[Route], request: Request) -> tuple[Route, dict[str, str]]:
     """The route of a request and the names in its path, which follow the grammar; raises HttpError 404, 405, 204."""
     raw = request.environ.get("REQUEST_URI", "").partition("?")[0]
+    if DOUBLE_SLASH.match(raw):     # waitress takes them for one, other servers and a proxy's rules do not
+        raise HttpError(404, "the path begins with more than one slash: take one away")
     if "%2f" in raw.lower():    # decoded it would be a slash, and the name another one (TRAPS 10)
         raise InvalidName("a name in the path has an encoded slash, which no name may have")
     method = "GET" if request.method == "HEAD" else request.method

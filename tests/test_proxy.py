@@ -63,7 +63,8 @@ class Proxy:
         self.http, self.https = free_ports(2)
         text = CONF
         if prefixed:    # the example of a sub-path, its comment signs taken off
-            for start, end in (("# location /models-eu/", "# }"), ("# upstream models_eu", "# }")):
+            for start, end in (("# location /models-eu/", "# }"), ("# location ~ ^/+models-eu", "# }"),
+                               ("# upstream models_eu", "# }")):
                 begin = text.index(start)
                 stop = text.index(end, begin) + len(end)
                 text = text[:begin] + re.sub(r"(?m)^( *)# ", r"\1", text[begin:stop]).removeprefix("# ") + text[stop:]
@@ -269,6 +270,75 @@ def test_the_metrics_are_not_for_the_outside(front, behind):
     answer = front.session().get(f"{front.url}/metrics")
     assert answer.status_code == 403 and answer.json()["detail"]
     assert requests.get(f"{behind.url}/metrics").status_code == 200
+
+
+MARK = "-- 8< --"      # between what one call of curl writes
+
+
+def spellings(path):
+    """Request targets that somebody could take for this path of one or more names, each written in another way."""
+    name = path.rpartition("/")[2]
+    above = path.removesuffix(name)
+    coded = f"%{ord(name[0]):x}{name[1:]}"
+    return [
+        path, f"{path}?x=1", f"{path}?", f"{path}/", f"{path}//", f"{path}/?x", f"{path}/.", f"{path}/./",
+        f"{path}/x/..",
+        f"/{path}", f"//{path}", f"/{path}/", f"/{path}//", f"{above}/{name}", f"{above}./{name}", f"/.{path}",
+        f"/x/..{path}", f"/x/../{path}", f"/x/../{path}/", f"/x//../..{path}", f"/..{path}", f"/../..{path}",
+        f"//..{path}",
+        f"/%2e{path}", f"/x/%2e%2e{path}", f"/x/%2E.{path}", f"/x/.%2e/{path}", f"{path}/%2e", f"{path}/x/%2e%2e",
+        above + coded, f"/{above}{coded}", f"{above}{coded}/", f"{above}%25{coded[1:]}", f"{path}%2F", f"{path}%2f/",
+        f"/%2F{path[1:]}", f"/%2f{path}", f"%2F{path[1:]}", f"/x%2f..{path}", f"/x/..%2f{path[1:]}", f"/{path[1:]}%3Fx",
+        above + name.upper(), above + name.capitalize(), f"{path};", f"{path};x=1", f"{path};/", f"/;{path}",
+        f"{path}%3B", f"{path}%20", f"{path}%00", f"{path}%0a", f"{path}%09", f"{path}.", f"{path}..", f"{path}*",
+        f"{path}#x", f"{path}%23",
+        f"\\{path[1:]}", f"/x\\..{path}", f"{path}\\", f"/%5c..{path}", f"/%c0%af{path[1:]}", f"{path}&x", f"{path}:80",
+        path.replace("/", "/%e2%80%8b"), f"{path}~", f"*{path}", path[1:], f"@{path}",
+    ]
+
+
+def statuses(targets, *options):
+    """What curl sees of each target, sent as it is written: [(status, the body's first bytes)]."""
+    first, told = targets[0][0], []
+    for start in range(0, len(targets), 100):
+        each = [["--request-target", target, "-w", f"{MARK}%{{http_code}}{MARK}", "-o", "-", url, *options]
+                for url, target in targets[start : start + 100]]
+        arguments = [word for one in each for word in ("--next", "-q", "-sS", *one)][1:]
+        done = subprocess.run(["curl", *arguments], capture_output=True, timeout=300)
+        told += done.stdout.decode(errors="replace").split(MARK)[:-1]
+    assert len(told) == 2 * len(targets), first
+    return [(int(status), body) for body, status in zip(told[::2], told[1::2], strict=True)]
+
+
+def has_figures(body):
+    return "model_repository_" in body
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+@pytest.mark.parametrize("prefix", ["", "/models-eu"])
+def test_the_proxy_and_the_server_read_a_path_in_the_same_way(tmp_path, tls, version, prefix):
+    """Nothing of the metrics passes in any spelling; of all else the proxy says what the server says, or refuses it."""
+    with running(tmp_path / "models", MODEL_ANONYMOUS="all", URL_PREFIX=prefix, **TRUSTED) as server, \
+            proxy(tmp_path / "nginx", tls, server.port, prefixed=server.port if prefix else None, clean=False) as front:
+        requests.put(f"{server.url}{prefix}/models/p/a/1/metrics", data=b"a model of that name").raise_for_status()
+        paths = ("/metrics", "/health", "/models/list", "/models/p/a/1/metrics", "/models/p/a/1/metrics/info")
+        targets = [target for path in paths for target in spellings(prefix + path)]
+        if version == "--http1.1":      # HTTP/2 has no such target (RFC 9113 8.3.1)
+            targets += [f"{scheme}://localhost{target}" for scheme in ("http", "https", "HTTPS")
+                        for path in ("/metrics", "/health") for target in spellings(prefix + path)[:16]]
+        alone = statuses([(server.url, target) for target in targets], "--http1.1")
+        passed = [answer for number in range(0, len(targets), 100) for answer in statuses(
+            [(front.url, target) for target in targets[number : number + 100]], version, "--cacert",
+            f"{tls}/fullchain.pem", "--interface", f"127.0.0.{10 + number // 100}")]
+    assert {200, 404} <= {status for status, _ in alone} and any(has_figures(body) for _, body in alone)
+    wrong = []
+    for target, (expected, own), (status, body) in zip(targets, alone, passed, strict=True):
+        # what the server does not have the proxy may refuse in its own way
+        refused = status in (400, 403) and expected >= 400
+        fits = status == 403 if has_figures(own) else status == expected or refused
+        if not fits or has_figures(body):
+            wrong.append((target, expected, status))
+    assert wrong == []
 
 
 # ---- whom the server believes

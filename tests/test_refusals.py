@@ -298,3 +298,14 @@ def test_head_has_the_headers_of_get_and_no_body(strict, path, status):
             assert of_head[1]["content-length"] == of_get[1]["content-length"] == str(len(body))
         if of_get[1].get("connection") != "close":
             assert wire.response()[2] == b"x"
+
+
+@pytest.mark.parametrize("target", ["//health", "///health", "//models/list?q=x", "http://localhost//health"])
+def test_slashes_before_a_path_are_not_taken_for_one(live_server, target):
+    """As no slashes in it are: a rule of a proxy for /health would not be one for //health."""
+    with live_server.connect() as wire:
+        wire.send(head(f"GET {target}"))
+        status, _, body = wire.response()
+        assert (status, b"slash" in body) == (404, True)
+        wire.send(head("GET http://localhost/health"))
+        assert wire.response()[0] == 200
