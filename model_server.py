@@ -282,7 +282,8 @@ def delete_tree(request: Request, store: Storage, **names: str) -> Response:
     if not keys:
         raise ModelNotFound(f"there is no model below {where}")
     if request.query.get("recursive") != "true":
-        raise models.NotEmpty(f"this would delete {len(keys)} models below {where}: add ?recursive=true to do it")
+        many = models.counted(len(keys), "model")
+        raise models.NotEmpty(f"this would delete {many} below {where}: add ?recursive=true to do it")
     deleted = 0
     for key in keys:
         try:
@@ -291,7 +292,8 @@ def delete_tree(request: Request, store: Storage, **names: str) -> Response:
             deleted += 1
         except ModelNotFound:
             continue    # somebody was faster
-    return json_response(200, {"message": f"{deleted} models deleted", **names, "deleted_models": deleted})
+    message = f"{models.counted(deleted, 'model')} deleted"
+    return json_response(200, {"message": message, **names, "deleted_models": deleted})
 
 
 def list_models(request: Request, store: Storage, **names: str) -> Response:

@@ -50,6 +50,11 @@ class ModelNotFound(StoreError):
     pass
 
 
+def counted(number: int, noun: str) -> str:
+    """'1 model', '2 models'."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def absent(names: Sequence[str]) -> ModelNotFound:
     """The words for a model that is not there, and the same ones for a model that a caller may not know of."""
     return ModelNotFound(f"there is no model {'/'.join(names)}")

@@ -189,8 +189,9 @@ class Verifier:
             raise
         finally:
             progress.finished_at = models.now()
-        log.info("verified %s: %d models, %d bytes, %d corrupt, %d skipped", progress.below or "all",
-                 progress.done_models, progress.done_bytes, progress.corrupt_models, progress.skipped_models)
+        log.info("verified %s: %s, %d bytes, %d corrupt, %d skipped", progress.below or "all",
+                 models.counted(progress.done_models, "model"), progress.done_bytes, progress.corrupt_models,
+                 progress.skipped_models)
 
     def _verify_model(self, key: ModelKey, progress: Progress) -> None:
         self._pace(self._block)     # each costs a block more, for its result is written: small ones are many

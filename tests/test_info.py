@@ -188,16 +188,17 @@ def test_a_delete_prunes_what_is_empty_and_keeps_the_rest(model, store):
     model.put(BASE, b"again", status=201)
 
 
-@pytest.mark.parametrize(("where", "count"), [("p/a/1", 2), ("p/a", 3), ("p", 4)])
+@pytest.mark.parametrize(("where", "count"), [("p/b", 1), ("p/a/1", 2), ("p/a", 3), ("p", 4)])
 def test_many_models_are_deleted_only_on_purpose(app, store, where, count):
     every = ["p/a/1/m", "p/a/1/m.sha256", "p/a/2/m", "p/b/1/m", "p-q/a/1/m"]
     for names in every:
         app.put(f"/models/{names}", b"x", status=201)
     for query in ("", "?recursive=false", "?recursive=", "?recursive=1"):
         detail = app.delete(f"/models/{where}{query}", status=409).json["detail"]
-        assert f"{count} models" in detail
+        assert f"delete {count} {'model' if count == 1 else 'models'} below" in detail
     assert len(app.get("/models/list").json["models"]) == 5
-    app.delete(f"/models/{where}?recursive=true", status=200)
+    told = app.delete(f"/models/{where}?recursive=true", status=200).json["message"]
+    assert told == f"{count} {'model' if count == 1 else 'models'} deleted"
     left = [names for names in every if not names.startswith(where + "/")]
     assert sorted(app.get("/models/list?format=txt").text.split()) == sorted(left)
     assert not (store.root / where).exists()
