@@ -32,35 +32,38 @@ class Intake:
 
 
 class Lane:
-    """Does its work in batches, in order, on shared workers: a thread each would be two for each slow upload."""
+    """Does its work in batches, in order, on shared workers: a thread each would be two for each slow upload.
 
-    def __init__(self, intake: Intake, work: Callable[[list[memoryview]], None], refuse: Callable[[Exception], None],
-                 ) -> None:
-        self._intake, self._work, self._refuse = intake, work, refuse
+    It belongs to what is given to put(), and does not refer to it while it has nothing to do: the owner goes with the
+    last who needs it, and not when the collector of cycles comes by.
+    """
+
+    def __init__(self, intake: Intake, work: Callable[[Any, list[memoryview]], None]) -> None:
+        self._intake, self._work = intake, work
         self._waiting: list[memoryview] = []
         self._busy = self._again = False
 
-    def put(self, *blocks: memoryview) -> None:
+    def put(self, owner: Any, *blocks: memoryview) -> None:
         with self._intake.changed:
             self._waiting += blocks
             self._again = True      # without blocks too: it is to look whether the upload was closed or refused
             if self._busy:
                 return
             self._busy = True
-        self._intake.workers.submit(self._run)
+        self._intake.workers.submit(self._run, owner)
 
-    def _run(self) -> None:
+    def _run(self, owner: Any) -> None:
         with self._intake.changed:
             batch, self._waiting, self._again = self._waiting, [], False
         try:
-            self._work(batch)
+            self._work(owner, batch)
         except Exception as error:  # noqa: BLE001  kept, and raised where the upload is finished
-            self._refuse(error)
+            owner.refuse(error)
         with self._intake.changed:
             self._busy = again = self._again
             self._intake.changed.notify_all()
         if again:   # at the end of the queue: one fast upload must not starve the others
-            self._intake.workers.submit(self._run)
+            self._intake.workers.submit(self._run, owner)
 
     def join(self) -> None:
         with self._intake.changed:

@@ -21,6 +21,7 @@ import inspection
 import logs
 import models
 import threads
+from bodies import Body, Upload
 from downloads import PreconditionFailed, Response, check_write, etag_of, json_response
 from forms import BadUpload, DigestMismatch, TooLarge, expected_sha256, merged
 from lanes import Intake, tune
@@ -30,7 +31,7 @@ from models import NAME_FIELDS, InvalidName, Model, ModelExists, ModelKey, Model
 from routing import Application, HttpError, Request, Route
 from settings import VERSION, Settings
 from storage import Check, Storage
-from uploads import Body, Server, Upload
+from uploads import Server
 
 T = TypeVar("T")
 log = logging.getLogger("model_server")
@@ -255,7 +256,7 @@ def etag_of_info(model: Model) -> str:
 
 def amend(request: Request, store: Storage, **names: str) -> Response:
     try:
-        patch = models.parse_json(request.body.data)
+        patch = models.parse_json(bytes(request.body.data))
     except ValueError as error:
         raise BadUpload(f"the body is not a JSON document: {error}") from error
 

@@ -20,6 +20,7 @@ import downloads
 import inspection
 import models
 from access import EVERYBODY, Forbidden, Names, Refused, Unauthorized, guard_of
+from bodies import BLOCK, REQUEST, Body, ProtocolError, Upload
 from downloads import PreconditionFailed, RangeNotSatisfiable, Response, json_response
 from forms import BadUpload, DigestMismatch, TooLarge, merged
 from lanes import Intake
@@ -27,7 +28,6 @@ from metrics import Metrics
 from models import InvalidName, ModelExists, ModelNotFound
 from settings import Settings
 from storage import Storage
-from uploads import BLOCK, Body, ProtocolError, Upload
 from verification import QueueFull, Verifier
 
 log = logging.getLogger("model_server")
@@ -37,7 +37,6 @@ audit = logging.getLogger("audit")
 RETRY_AFTER = 5             # seconds for a storage to come back, as deploy/nginx.conf says for a server
 MAX_QUERY = 200             # parameters; ours and the custom ones are under 80
 METHODS = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS")
-REQUEST = "model_server.request"    # in an environment: what was made of it to decide which thread answers
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 DOUBLE_SLASH = re.compile("([A-Za-z][A-Za-z0-9+.-]*://[^/]*)?//")   # RFC 9112 3.2.2: a target may be a whole URL
 HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")

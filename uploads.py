@@ -1,17 +1,14 @@
-"""The way in: request bodies are cut, written and hashed while they arrive, and refused as early as can be.
+"""The seam to waitress: all that knows its insides.
 
-Upload takes blocks to a draft and a digest; the seam to waitress hands it every block as it is received.
+It hands each block of a body on as it is received, and sends files without reading them.
 """
 
-import hashlib
 import logging
 import os
-import re
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,275 +17,161 @@ from waitress import wasyncore
 from waitress.buffers import ReadOnlyFileBasedBuffer
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
-from waitress.receiver import ChunkedReceiver, FixedStreamReceiver
+from waitress.receiver import FixedStreamReceiver
 from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ThreadedTaskDispatcher, WSGITask
-from waitress.utilities import BadRequest
+from waitress.utilities import BadRequest, RequestHeaderFieldsTooLarge
 
-from forms import BadUpload, TooLarge, UploadForm
-from lanes import Intake, Lane
-from models import StoreError
-from storage import Draft, Storage
+from bodies import BLOCK, REQUEST, STEP, Body, ProtocolError
+from chunks import BadChunk, ChunkedDecoder
+from heads import BAD_TARGET, HOST, TRANSFER_ENCODING, plain_head
+from turns import FIELD, Memory, Turns
 
-OWN_BACKLOG = 8 << 20           # bytes of one upload received and not yet written and hashed: some ms of a disk
-HANDOVER = 2 << 20              # bytes given to the workers at once: less costs switches, more leaves the caches
-ALL_BACKLOG = 12 << 20          # of all of them: four were no faster with 24, and took 11 MiB more memory at the peak
 TURN = 2 << 20                  # bytes of a file sent to one client before the next one's: under a ms
-BLOCK = 1 << 20                 # bytes of one recv: 256 KiB cost 4 times the polls, and 20 % more CPU
-MAX_CHUNK_LINE = 1024           # a chunk size has at most 16 digits; the rest is extensions nobody uses
-MAX_TRAILER = 16 * 1024
 MAX_HEADERS = 64 * 1024         # of a request; the usual limit is 8 KiB
+MAX_FIELDS = 200                # of a head; browsers and proxies send some 20
+HEAD_BLOCK = 16 << 10           # bytes of one recv before a request is known: what is behind it waits in memory
+TURN_SECONDS = 0.005            # for the body of one client, before the next one's
 MAX_BEHIND = 1 << 20            # unsent bytes with which pipelined requests are still answered
 LINGER = 5.0                    # seconds to read what a refused client still sends, so that it sees the answer
 GRACE = 10.0                    # seconds for running requests after SIGTERM, docker stop waits 10
 PROXY_HEADERS = "x-forwarded-for x-forwarded-proto x-forwarded-host"
-BAD_TARGET = re.compile(r"[\x00-\x20\x7f#]")     # a raw TAB would vanish, a fragment be cut off (TRAPS 10)
-FOLDED = re.compile(rb"\n[ \t]")
-TRANSFER_ENCODING = re.compile(rb"^transfer-encoding[ \t]*:", re.IGNORECASE | re.MULTILINE)
 
 
-class ProtocolError(Exception):
-    """Not HTTP as we take it; `status` is the answer's."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
+class Overloaded(BadRequest):
+    code, reason = 429, "Too Many Requests"     # not 503, for which a proxy would leave the server alone
 
 
-class Body:
-    """A request's body while it arrives. append, __len__, getfile, close are waitress' words for what it does with it.
+class ChunkedReceiver:
+    """A chunked body on its way, with the words that waitress has for a receiver."""
 
-    This one keeps up to `limit` bytes in memory, without a limit none. A refusal is kept until somebody asks, so that
-    the rest of the body can be read and every client sees the answer.
-    """
+    completed = False
+    error: BadRequest | None = None
 
-    def __init__(self, refusal: Exception | None = None, limit: int | None = None) -> None:
-        self.refusal, self.limit, self.received = refusal, limit, 0
-        self.started = time.monotonic()
-        self.data = b""
-        self.wake: Callable[[], None] = lambda: None    # called when congested() turns false
-
-    def append(self, data: bytes) -> None:
-        self.received += len(data)
-        if self.refusal is None:
-            try:
-                self._take(data)
-            except (BadUpload, StoreError) as error:
-                self.refuse(error)
-
-    def refuse(self, error: Exception) -> None:
-        self.refusal = self.refusal or error
-
-    def _take(self, data: bytes) -> None:
-        if self.limit is not None:
-            self.data += data
-            if len(self.data) > self.limit:
-                raise TooLarge(f"the document is longer than {self.limit} bytes")
-
-    def congested(self) -> bool:
-        """Whether more bytes have arrived than the disk has taken; no more should be read then."""
-        return False
-
-    def __len__(self) -> int:
-        return self.received
-
-    def getfile(self) -> "Body":
-        return self
-
-    def close(self) -> None:
-        """Gives up what was not published, without waiting for it."""
-
-    def settle(self) -> None:
-        """Waits until nothing of it is under way."""
-
-
-class Upload(Body):
-    """One model on its way in: a form's file part or a raw body, written to a draft and hashed while it arrives.
-
-    `content_type` is the form's, None for a raw body; `limit` is the largest model in bytes.
-    """
-
-    def __init__(self, store: Storage, intake: Intake, content_type: str | None, limit: int | None) -> None:
-        super().__init__(limit=limit)
-        self._store, self._intake = store, intake
-        self._form = None if content_type is None else UploadForm(content_type)
-        self._closed = self._paused = False
-        self._digest = hashlib.sha256()
-        self._backlog = self._size = self._written = self._hashed = 0
-        self._writes, self._hashes = (Lane(intake, work, self.refuse) for work in (self._write, self._hash))
-        self._gathered: list[memoryview] = []
-        self.draft: Draft | None = None
-        with intake.changed:
-            intake.in_flight += 1
-
-    def congested(self) -> bool:
-        self._paused = self._backlog > OWN_BACKLOG or (self._intake.backlog > ALL_BACKLOG and self._backlog > 0)
-        return self._paused
-
-    def _take(self, data: bytes) -> None:
-        if self._form is None:
-            self._keep(memoryview(data))
-        else:
-            for block in self._form.feed(data):
-                self._keep(block)
-
-    def _keep(self, block: memoryview) -> None:
-        self._size += len(block)
-        if self.limit is not None and self._size > self.limit:
-            raise TooLarge(f"the model is larger than the {self.limit} bytes this server takes (MODEL_MAX_SIZE)")
-        with self._intake.changed:
-            self._backlog += len(block)
-            self._intake.take(len(block))
-        self._gathered.append(block)
-        share = min(HANDOVER, ALL_BACKLOG // 2 // self._intake.in_flight)
-        # the first at once: a disk that takes nothing shows now
-        if self._written == 0 or sum(map(len, self._gathered)) >= share:
-            self._hand_over()
-
-    def _hand_over(self) -> None:
-        blocks, self._gathered = self._gathered, []
-        self._writes.put(*blocks)
-        self._hashes.put(*blocks)
-
-    def _write(self, batch: list[memoryview]) -> None:
-        try:
-            if self._closed or self.refusal:
-                if self.draft:
-                    self.draft.discard()
-            elif batch:
-                self.draft = self.draft or self._store.draft()
-                self.draft.write(batch)
-        finally:
-            self._advance(written=sum(map(len, batch)))
-
-    def _hash(self, batch: list[memoryview]) -> None:
-        for block in batch if self.refusal is None else ():
-            self._digest.update(block)
-        self._advance(hashed=sum(map(len, batch)))
-
-    def _advance(self, written: int = 0, hashed: int = 0) -> None:
-        paused = self._paused
-        with self._intake.changed:
-            before = min(self._written, self._hashed)
-            self._written += written
-            self._hashed += hashed
-            done = min(self._written, self._hashed) - before
-            self._backlog -= done
-            self._intake.backlog -= done
-            self._intake.changed.notify_all()
-        if paused and not self.congested():
-            self.wake()
-
-    def refuse(self, error: Exception) -> None:
-        super().refuse(error)
-        self._writes.put()      # which discards the draft: a full disk wants its space back now
-
-    @property
-    def fields(self) -> list[tuple[str, str]]:
-        return self._form.fields if self._form else []
-
-    @property
-    def filename(self) -> str | None:
-        return self._form.filename if self._form else None
-
-    def finish(self) -> str:
-        """The SHA-256 of the model in hex, all of it written; raises what was wrong with the body."""
-        if self._form is not None and self.refusal is None:
-            for block in self._form.finish():
-                self._keep(block)
-        self._hand_over()
-        self.settle()
-        if self.refusal:
-            raise self.refusal
-        self.draft = self.draft or self._store.draft()  # of an empty file nothing was written
-        return self._digest.hexdigest()
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            with self._intake.changed:
-                self._intake.in_flight -= 1
-            self._hand_over()   # the lane discards it: a worker may be writing to it just now
-
-    def settle(self) -> None:
-        self._writes.join()
-        self._hashes.join()
-
-    def wait_for_room(self) -> None:
-        with self._intake.changed:
-            self._intake.changed.wait_for(lambda: not self.congested())
-
-
-# ---- the seam to waitress: everything that knows its insides
-
-
-class BoundedChunks(ChunkedReceiver):
-    """waitress' reader of chunked bodies, which keeps and searches again a line without an end (TRAPS 9)."""
+    def __init__(self, body: Body) -> None:
+        self._body, self._decoder = body, ChunkedDecoder()
 
     def received(self, data: bytes) -> int:
-        consumed: int = super().received(data)
-        if len(self.control_line) > MAX_CHUNK_LINE or len(self.trailer) > MAX_TRAILER:
-            self.error = BadRequest("a line of the chunked coding is too long")
-        if self.chunk_remainder >= 1 << 63:
-            self.error = BadRequest("no chunk is that large")
-        return consumed
+        try:
+            pieces, taken = self._decoder.feed(data)
+        except BadChunk as error:
+            self.error = BadRequest(str(error))
+            return len(data)
+        if pieces:  # in one: a block costs a lock, and a chunk may have one byte
+            self._body.append(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        self.completed = self._decoder.done
+        return taken
+
+    def __len__(self) -> int:
+        return len(self._body)
+
+    def getfile(self) -> Body:
+        return self._body
+
+    getbuf = getfile
 
 
 class StreamingParser(HTTPRequestParser):
-    """Hands a request's body to what `channel.admit` makes of its head, block by block."""
+    """Hands a request's body to what the application makes of its head, block by block."""
 
     command, path, request_uri, query, fragment, url_scheme = "-", "/", "", "", "", "http"  # until they are known
     refused = completed = False
     body_rcv: Any = None
 
-    def __init__(self, adj: Any, channel: "StreamingChannel") -> None:
+    def __init__(self, adj: Any) -> None:
         super().__init__(adj)
-        self._channel = channel
         self._begun = time.monotonic()
+        self._head = bytearray()    # as long as there is no end of it
+        self._held = 0
         self.environ: dict[str, Any] = {}   # once it is known
+
+    def received(self, data: bytes) -> int:
+        """How many of these bytes belong to it: those of the head, or then those of the body."""
+        if self.headers_finished:
+            return int(super().received(data))
+        before = len(self._head)
+        self._head += data
+        end = self._head.find(b"\r\n\r\n", max(0, before - 3))
+        if (len(self._head) if end < 0 else end) >= MAX_HEADERS:
+            return self._too_large(f"the head of the request is longer than {MAX_HEADERS} bytes", data)
+        if end < 0:
+            return len(data)
+        head, self._head = bytes(self._head[:end + 4]), bytearray()
+        fields = head.count(b"\r\n", 0, end)
+        if fields > MAX_FIELDS:
+            return self._too_large(f"the request has more than {MAX_FIELDS} header fields", data)
+        self._held = 2 * len(head) + FIELD * fields
+        super().received(head)
+        return end + 4 - before
+
+    def _too_large(self, detail: str, data: bytes) -> int:
+        self._head = bytearray()
+        self.error = RequestHeaderFieldsTooLarge(detail)
+        self.completed = self.headers_finished = True
+        return len(data)
 
     def parse_header(self, header_plus: bytes) -> None:
         try:
-            super().parse_header(header_plus)
+            super().parse_header(plain_head(header_plus))
         except ValueError as error:     # a Content-Length of 5,000 digits
             raise ParsingError(f"the request's head cannot be read: {error}") from error
-        # RFC 9112 6.1 and 6.3: most are how a second request is smuggled in (TRAPS 7)
         encodings = len(TRANSFER_ENCODING.findall(header_plus))     # waitress has taken the header away
+        hosts = len(HOST.findall(header_plus))                      # and joined these
         for wrong, detail in (
-            (FOLDED.search(header_plus), "a header is folded over two lines"),   # RFC 9112 5.2
+            # RFC 9112 6.1 and 6.3: most are how a second request is smuggled in (TRAPS 7)
             (encodings > 1, "Transfer-Encoding comes twice"),
             (encodings and "CONTENT_LENGTH" in self.headers, "Transfer-Encoding excludes Content-Length"),
             ("TRANSFER_ENCODING" in self.headers, "Transfer-Encoding is not known to HTTP/1.0"),
             (self.version not in ("1.0", "1.1"), "this server speaks HTTP/1.0 and HTTP/1.1"),
             (BAD_TARGET.search(self.request_uri), "the request target has a control character or a # in it"),
+            # RFC 9112 3.2: two readers would take it for requests to two servers
+            (hosts > 1, "Host comes twice"),
+            (hosts == 0 and self.version == "1.1", "HTTP/1.1 wants a Host header"),
         ):
             if wrong:
                 raise ParsingError(detail)
 
-    def received(self, data: bytes) -> int:
-        begun = self.headers_finished
-        consumed: int = super().received(data)
-        if self.headers_finished and not begun:
-            self._begin_body()
-        return consumed
-
-    def _begin_body(self) -> None:
+    def begin_body(self, channel: "StreamingChannel") -> None:
+        """To be called once the head is here."""
         if self.completed or self.body_rcv is None:
             self.expect_continue = False    # or the connection waits for a body that never comes (TRAPS 8)
             return
-        body = self._channel.application.admit(WSGITask(self._channel, self).get_environment())
-        body.wake = self._channel.server.pull_trigger
-        self.body_rcv = BoundedChunks(body) if self.chunked else FixedStreamReceiver(self.content_length, body)
+        body = channel.application.admit(WSGITask(channel, self).get_environment())
+        body.wake = channel.server.pull_trigger
+        self.body_rcv = ChunkedReceiver(body) if self.chunked else FixedStreamReceiver(self.content_length, body)
         if body.refusal and (self.expect_continue or "X_FORWARDED_EXPECT" in self.headers):
             # RFC 9110 10.1.1: a final status, and the body is not asked for; nginx passes Expect on under this name
             self.expect_continue, self.completed, self.refused = False, True, True
+
+    @property
+    def body(self) -> Body | None:
+        """What admit() made of it; None before, and without a body."""
+        body = self.body_rcv.getbuf() if self.body_rcv is not None else None
+        return body if isinstance(body, Body) else None
+
+    @property
+    def appetite(self) -> int:
+        """How many bytes are to be read at once."""
+        if not self.body:
+            return HEAD_BLOCK
+        return STEP if self.chunked else min(self.body.step, int(self.body_rcv.remain))
+
+    @property
+    def held(self) -> int:
+        return self._held + len(self._head) + (self.body.held if self.body else 0)
 
     def overdue(self) -> bool:
         """Whether its head has come in drops for as long as a silent connection is kept."""
         return not self.headers_finished and time.monotonic() - self._begun > self.adj.channel_timeout
 
     def congested(self) -> bool:
-        return self.headers_finished and self.body_rcv is not None and self.body_rcv.getfile().congested()
+        return self.body is not None and self.body.congested()
+
+    def close(self) -> None:
+        """Gives back what it holds at once: the collector of cycles may not come by for long."""
+        super().close()
+        self._held, self._head, self.body_rcv = 0, bytearray(), None
+        self.environ.pop(REQUEST, None)     # which refers to the environment
 
 
 class FileSlice(NamedTuple):
@@ -316,6 +199,7 @@ class StreamingTask(WSGITask):
         if not environ:
             environ |= super().get_environment()
             environ["wsgi.file_wrapper"] = FileBuffer
+            del environ["waitress.client_disconnected"]     # which refers to the channel, and the channel to this
             if error := self.request.error:
                 environ["wsgi.input"] = Body(ProtocolError(error.code, error.body))
         return environ
@@ -343,33 +227,145 @@ class StreamingChannel(HTTPChannel):
     """One connection: reads while the disk keeps up, cleans up after a client that leaves, lingers after a refusal."""
 
     task_class = error_task_class = StreamingTask
+    parser_class = StreamingParser
+    request: StreamingParser | None = None
+    requests: list[StreamingParser]
+    sent_continue = False
+    rest = b""          # what has come behind the request that is answered just now
+    has_turn = False
     lingers = close_when_flushed = will_close = False
     at_once = False     # its next request is for the network thread to answer
     turn = 0    # bytes of files it may send before the others have theirs
     linger_until = 0.0
 
-    def __init__(self, application: Any, *args: Any, **kwargs: Any) -> None:
-        self.application = application
-        self.parser_class = partial(StreamingParser, channel=self)
+    def __init__(self, application: Any, turns: Turns, memory: Memory, *args: Any, **kwargs: Any) -> None:
+        self.application, self.turns, self.memory = application, turns, memory
         super().__init__(*args, **kwargs)
 
     def readable(self) -> bool:
         if self.linger_until:
             return True
-        if self.request is None:
-            return bool(super().readable())
-        self.will_close = self.will_close or self.request.overdue()
-        if self.request.congested():
-            self.last_activity = time.time()    # it is our disk that is silent, not the client
+        if self.request is not None:
+            self.will_close = self.will_close or self.request.overdue()
+            if self.request.congested():
+                self.last_activity = time.time()    # it is our disk that is silent, not the client
+                return False
+        ready = bool(super().readable())
+        if ready and self.rest:
+            if self.turns.ask(self):
+                self.server.pull_trigger()  # nobody may send anything: the turns come after the next event
             return False
-        return bool(super().readable())
+        return ready
+
+    def handle_read(self) -> None:
+        if self.linger_until:
+            if self.recv(BLOCK) and time.monotonic() > self.linger_until:
+                self.handle_close()
+        elif self.rest:
+            self.read_rest(time.monotonic() + TURN_SECONDS)
+        elif self.request is None or self.request.body is None:
+            self.read(HEAD_BLOCK)
+        elif self.has_turn:
+            self.read_body(time.monotonic() + TURN_SECONDS)
+        else:
+            self.turns.ask(self)
+
+    def take_turn(self) -> None:
+        self.has_turn = True
+        if self.connected:
+            wasyncore.read(self)    # handle_read, and the end of the connection for what that raises
+        self.has_turn = False
+
+    def read(self, size: int) -> bool:
+        """Takes at most so many bytes; whether there may be more."""
+        try:
+            data = self.recv(size)
+        except BlockingIOError:
+            return False
+        except OSError:     # the line is broken
+            self.handle_close()
+            return False
+        if data:
+            self.last_activity = time.time()
+            self.received(data)
+        return len(data) == size
+
+    def read_rest(self, until: float) -> None:
+        while self.rest and super().readable() and time.monotonic() < until:
+            rest, self.rest = self.rest, b""
+            self.received(rest)
+
+    def read_body(self, until: float) -> None:
+        left = BLOCK
+        while left > 0 and self.request is not None and not self.request.congested():
+            size = self.request.appetite
+            if not self.read(size) or time.monotonic() > until:
+                break
+            left -= size
 
     def received(self, data: bytes) -> bool:
-        taken = bool(super().received(data))
-        while self.at_once:
+        """Takes what is of one request; what is behind that has to wait until it is answered and the answer is sent."""
+        with self.requests_lock:
+            if self.will_close or self.close_when_flushed:
+                return False
+            if self.request is None:
+                data = data.lstrip(b"\r\n")     # RFC 9112 2.2: empty lines before a request are to be ignored
+                self.request = StreamingParser(self.adj) if data else None
+            while data and self.request is not None:
+                data = data[self.receive_some(self.request, data):]
+            self.rest = data
+        self.memory.count(self)
+        if self.at_once:
             self.at_once = False
             self.service()
+        return True
+
+    def receive_some(self, request: StreamingParser, data: bytes) -> int:
+        """How many of these bytes it has taken, of the head or of the body of this request."""
+        begun = request.headers_finished
+        taken: int = request.received(data)
+        if request.headers_finished and not begun:
+            request.begin_body(self)
+        if request.expect_continue and request.headers_finished and not self.sent_continue:
+            self.send_continue()
+        self.memory.count(self)
+        self.memory.make_room()     # before it is complete, and has to be kept
+        if self.request is not request or not self.connected:
+            return len(data)        # it was given up, or its client has gone
+        if request.completed:
+            self.request = None
+            self.sent_continue = False
+            if not request.empty:
+                self.hand_over(request)
         return taken
+
+    def hand_over(self, request: StreamingParser) -> None:
+        self.requests.append(request)
+        self.server.add_task(self)
+
+    @property
+    def held(self) -> int:
+        requests = [*self.requests, *([self.request] if self.request is not None else [])]
+        return len(self.rest) + sum(request.held for request in requests)
+
+    @property
+    def fixed(self) -> bool:
+        return bool(self.requests)
+
+    def give_up(self) -> None:
+        request, self.request, self.rest = self.request, None, b""
+        if request is None:
+            self.will_close = True  # its client does not read the answer
+        else:
+            request.close()
+            refused = StreamingParser(self.adj)
+            refused.error = Overloaded("too many requests are half received: send it again, in one go")
+            self.hand_over(refused)
+        self.memory.count(self)
+
+    def service(self) -> None:
+        super().service()
+        self.memory.count(self)
 
     def wants_no_thread(self) -> bool:
         """Whether its one request is answered faster than a thread is woken; of many in a row others had to wait."""
@@ -377,12 +373,6 @@ class StreamingChannel(HTTPChannel):
         if more or request.error or request.body_rcv:
             return False
         return bool(self.application.answers_at_once(StreamingTask(self, request).get_environment()))
-
-    def handle_read(self) -> None:
-        if not self.linger_until:
-            super().handle_read()
-        elif self.recv(BLOCK) and time.monotonic() > self.linger_until:
-            self.handle_close()
 
     def handle_write(self) -> None:
         # RFC 9112 9.6: closing with unread bytes would reset the connection and take the answer with it
@@ -425,10 +415,12 @@ class StreamingChannel(HTTPChannel):
     def handle_close(self) -> None:
         if self.request is not None:
             self.request.close()    # nobody else closes a request that is half received
+        self.rest = b""
         super().handle_close()
+        self.memory.count(self)
 
     def busy(self) -> bool:
-        return bool(self.request is not None or self.requests or self.total_outbufs_len)
+        return bool(self.request is not None or self.requests or self.rest or self.total_outbufs_len)
 
 
 class Dispatcher(ThreadedTaskDispatcher):
@@ -449,6 +441,7 @@ class Server:
     def __init__(self, application: Any, host: str, port: int, threads: int, connections: int, *, idle: int,
                  proxy: str | None = None, prefix: str = "") -> None:
         self._map: dict[int, Any] = {}
+        self._turns, memory = Turns(), Memory()
         self._stopping = False
         self._dispatcher = Dispatcher()
         self._dispatcher.set_thread_count(threads)
@@ -463,7 +456,7 @@ class Server:
         )
         self._listeners = [entry for entry in self._map.values() if isinstance(entry, BaseWSGIServer)]
         for listener in self._listeners:
-            listener.channel_class = partial(StreamingChannel, application)
+            listener.channel_class = partial(StreamingChannel, application, self._turns, memory)
         self.addresses = [f"http://{x.effective_host}:{x.effective_port}" for x in self._listeners]
 
     def stop(self) -> None:
@@ -474,14 +467,18 @@ class Server:
     def run(self) -> None:
         self._dispatcher.network_thread = threading.get_ident()
         while not self._stopping:
-            wasyncore.loop(timeout=1, use_poll=True, map=self._map, count=1)
+            self._round(1)
         for listener in self._listeners:
             wasyncore.dispatcher.close(listener)
         deadline = time.monotonic() + GRACE
         while self._close_channels(idle_only=True) and time.monotonic() < deadline:
-            wasyncore.loop(timeout=0.1, use_poll=True, map=self._map, count=1)
+            self._round(0.1)
         self._close_channels(idle_only=False)
         self._dispatcher.shutdown(timeout=1)
+
+    def _round(self, timeout: float) -> None:
+        wasyncore.loop(timeout=0 if self._turns else timeout, use_poll=True, map=self._map, count=1)
+        self._turns.give()
 
     def _close_channels(self, idle_only: bool) -> int:
         """Closes connections; says how many are left."""

@@ -2,7 +2,9 @@
 
 import json
 import re
+import socket
 import subprocess
+import threading
 import time
 
 import pytest
@@ -230,16 +232,79 @@ BELOW = {
     "DEL in the target":    head("PUT /models/smuggled/a/1/m\x7f", "Content-Length: 4"),
     "# in the target":      head("PUT /models/smuggled/a/1/m#x", "Content-Length: 4"),
     "space in the target":  head("PUT /models/smuggled/a/1/m x", "Content-Length: 4"),
+    "no Host":              b"GET /health HTTP/1.1\r\n\r\n",
+    "no Host, absolute":    b"GET http://x/health HTTP/1.1\r\n\r\n",
+    "no Host, a body":      b"PUT /models/smuggled/a/1/m HTTP/1.1\r\nContent-Length: 4\r\n\r\n",
+    "Host twice":           head("GET /health", "Host: y"),
+    "Host twice the same":  head("GET /health", "HOST:localhost"),
+    "Host twice, 1.0":      head("GET /health", "Host: y", version="1.0"),
+    "201 fields":           head("GET /health", *["X: y"] * 200),
     "chunk size not hex":   head(START, CHUNKED) + "xyz\r\n",
     "chunk size negative":  head(START, CHUNKED) + "-1\r\n",
     "chunk size 0x4":       head(START, CHUNKED) + "0x4\r\nabcd\r\n0\r\n\r\n",
     "chunk size empty":     head(START, CHUNKED) + "\r\n\r\n",
+    "blank line first":     head(START, CHUNKED) + "\r\n4\r\nabcd\r\n0\r\n\r\n",
+    "blank line between":   head(START, CHUNKED) + "4\r\nabcd\r\n\r\n4\r\nabcd\r\n0\r\n\r\n",
+    "blank line at the end": head(START, CHUNKED) + "4\r\nabcd\r\n\r\n0\r\n\r\n",
+    "chunk size +4":        head(START, CHUNKED) + "+4\r\nabcd\r\n0\r\n\r\n",
+    "chunk size 0_4":       head(START, CHUNKED) + "0_4\r\nabcd\r\n0\r\n\r\n",
+    "chunk size and space": head(START, CHUNKED) + "4 \r\nabcd\r\n0\r\n\r\n",
+    "space and chunk size": head(START, CHUNKED) + " 4\r\nabcd\r\n0\r\n\r\n",
+    "chunk of 2**63 bytes": head(START, CHUNKED) + "8000000000000000\r\nabcd\r\n0\r\n\r\n",
+    "LF in an extension":   head(START, CHUNKED) + "4;a\nb\r\nabcd\r\n0\r\n\r\n",
+    "trailer ends in LF":   head(START, CHUNKED) + "4\r\nabcd\r\n0\r\nX: y\nZ: z\r\n\r\n",
     "chunk size too long":  head(START, CHUNKED) + "4;" + "x" * 100_000 + "\r\n",
     "chunk size endless":   head(START, CHUNKED) + "0" * 100_000,
     "chunk without CRLF":   head(START, CHUNKED) + "4\r\nabcdefgh\r\n0\r\n\r\n",
     "chunk ends in LF":     head(START, CHUNKED) + "4\nabcd\n0\n\n",
     "trailer endless":      head(START, CHUNKED) + "4\r\nabcd\r\n0\r\n" + "X: y\r\n" * 20_000,
 }
+
+
+@pytest.mark.parametrize(("case", "status"), [
+    ("no Host", 400), ("Host twice", 400), ("Host twice, 1.0", 400), ("blank line first", 400), ("201 fields", 431),
+    ("70 KB header", 431), ("chunk size 0x4", 400), ("TE gzip, chunked", 501),
+])
+def test_what_is_no_request_gets_its_own_status(live_server, case, status):
+    with live_server.connect() as wire:
+        wire.send(BELOW[case])
+        answer = wire.response()
+    assert answer[0] == status and detail(answer)
+
+
+@pytest.mark.parametrize("request_", [
+    b"GET /health HTTP/1.0\r\n\r\n",                      # RFC 9112 3.2: only HTTP/1.1 has to name one
+    b"GET /health HTTP/1.1\r\nHost:\r\n\r\n",             # and may leave it empty
+    b"GET http://y/health HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"\r\n\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n",    # 2.2: to be taken from clients that are careless
+    b"GET /health HTTP/1.1\r\nHost: \t x \t\r\nX:\r\n\r\n",
+    head("GET /health", *["X: y"] * 199).encode(),
+])
+def test_what_is_a_request_is_answered_whole_and_in_drops(live_server, request_):
+    for step in (len(request_), 1):
+        with live_server.connect() as wire:
+            wire.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for at in range(0, len(request_), step):
+                wire.send(request_[at:at + step])
+            assert wire.response()[0] == 200
+
+
+def test_requests_in_a_row_are_answered_in_their_order(live_server, project):
+    model = f"/models/{project}/a/1/m"
+    put, chunked, got = head(f"PUT {model}", "Content-Length: 3"), head(f"PUT {model}", CHUNKED), head(f"GET {model}")
+    row = (put + "one" + got + chunked + "3\r\ntwo\r\n0\r\n\r\n" + got + head(f"GET {model}/info")
+           + head(f"DELETE {model}") + got + head("GET /health"))
+    statuses = [201, 200, 200, 200, 200, 200, 404, 200] * 50
+    data = (row * 50).encode()
+    for step in (len(data), 1000):
+        with live_server.connect() as wire:
+            pieces = [data[n:n + step] for n in range(0, len(data), step)]
+            sender = threading.Thread(target=lambda wire, pieces: [*map(wire.send, pieces)], args=(wire, pieces))
+            sender.start()
+            answers = [wire.response() for _ in statuses]
+            sender.join()
+        assert [answer[0] for answer in answers] == statuses
+        assert [answer[2] for answer in answers][1:4:2] == [b"one", b"two"]
 
 
 @pytest.mark.parametrize("case", BELOW)

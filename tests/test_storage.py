@@ -346,10 +346,12 @@ def test_the_store_knows_nothing_of_http():
 
 
 def test_the_arrows_point_down():
-    assert {"routing", "uploads", "downloads", "lists", "storage"} <= below("model_server")
+    assert {"routing", "uploads", "bodies", "downloads", "lists", "storage"} <= below("model_server")
     assert not below("routing") & {"model_server"}
     assert not below("storage") & {"model_server", "routing", "uploads", "downloads"}
     assert not below("uploads") & {"model_server", "routing", "downloads"}
+    assert not below("bodies") & {"uploads"}
+    assert not below("chunks") | below("heads") | below("turns")
     assert not below("verification") & {"model_server", "routing", "uploads", "downloads", "lists"}
     assert not below("downloads") & {"model_server", "routing", "uploads"}
     assert below("access") == {"models"}

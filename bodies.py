@@ -1,0 +1,229 @@
+"""A request's body on its way to a draft, written and hashed while it arrives, and refused as early as can be."""
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable
+
+from forms import MAX_PART_HEADERS, BadUpload, TooLarge, UploadForm
+from lanes import Intake, Lane
+from models import MAX_FIELD, StoreError
+from storage import Draft, Storage
+
+OWN_BACKLOG = 8 << 20           # bytes of one upload received and not yet written and hashed: some ms of a disk
+HANDOVER = 2 << 20              # bytes given to the workers at once: less costs switches, more leaves the caches
+ALL_BACKLOG = 12 << 20          # of all of them: four were no faster with 24, and took 11 MiB more memory at the peak
+BLOCK = 1 << 20                 # bytes read at once: 256 KiB cost 4 times the polls, and 20 % more CPU
+STEP = 128 << 10                # bytes between two looks at the clock where each of them may cost: 40 ms at the worst
+REQUEST = "model_server.request"    # in an environment: what was made of it to decide which thread answers
+SMALL = 16 << 10                # bytes of a block below which it is copied to its neighbours: 1 byte alone takes 200
+
+
+class ProtocolError(Exception):
+    """Not HTTP as we take it; `status` is the answer's."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.headers = (("Retry-After", "1"),) if status == 429 else ()
+
+
+class Body:
+    """A request's body while it arrives. append, __len__, getfile, close are waitress' words for what it does with it.
+
+    This one keeps up to `limit` bytes in memory, without a limit none. A refusal is kept until somebody asks, so that
+    the rest of the body can be read and every client sees the answer.
+    """
+
+    step = STEP     # bytes of it that are read at once
+
+    def __init__(self, refusal: Exception | None = None, limit: int | None = None) -> None:
+        self.refusal, self.limit, self.received = refusal, limit, 0
+        self.started = time.monotonic()
+        self.data = bytearray()
+        self.wake: Callable[[], None] = lambda: None    # called when congested() turns false
+
+    def append(self, data: bytes | memoryview) -> None:
+        self.received += len(data)
+        if self.refusal is None:
+            try:
+                self._take(data)
+            except (BadUpload, StoreError) as error:
+                self.refuse(error)
+
+    def refuse(self, error: Exception) -> None:
+        self.refusal = self.refusal or error
+
+    def _take(self, data: bytes | memoryview) -> None:
+        if self.limit is not None:
+            if len(self.data) + len(data) > self.limit:
+                self.data = bytearray()
+                raise TooLarge(f"the document is longer than {self.limit} bytes")
+            self.data += data
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that it keeps for as long as it is not closed."""
+        return len(self.data)
+
+    def congested(self) -> bool:
+        """Whether more bytes have arrived than the disk has taken; no more should be read then."""
+        return False
+
+    def __len__(self) -> int:
+        return self.received
+
+    def getfile(self) -> "Body":
+        return self
+
+    def close(self) -> None:
+        """Gives up what was not published, without waiting for it; what was wrong with it is not known any more."""
+        self.refusal = None     # its traceback holds the calls that led to it, and they hold this body
+
+    def settle(self) -> None:
+        """Waits until nothing of it is under way."""
+
+
+class Upload(Body):
+    """One model on its way in: a form's file part or a raw body, written to a draft and hashed while it arrives.
+
+    `content_type` is the form's, None for a raw body; `limit` is the largest model in bytes.
+    """
+
+    def __init__(self, store: Storage, intake: Intake, content_type: str | None, limit: int | None) -> None:
+        super().__init__(limit=limit)
+        self._store, self._intake = store, intake
+        self._form = None if content_type is None else UploadForm(content_type)
+        self.step = BLOCK if self._form is None else STEP
+        self._closed = self._paused = False
+        self._digest = hashlib.sha256()
+        self._backlog = self._size = self._written = self._hashed = 0
+        self._writes, self._hashes = Lane(intake, Upload._write), Lane(intake, Upload._hash)
+        self._gathered: list[memoryview] = []   # and then what is in _small
+        self._small = bytearray()
+        self._gathering = 0     # bytes in both
+        self._beside = self._fields_held = self._fields_counted = 0
+        self.draft: Draft | None = None
+        with intake.changed:
+            intake.in_flight += 1
+
+    def congested(self) -> bool:
+        self._paused = self._backlog > OWN_BACKLOG or (self._intake.backlog > ALL_BACKLOG and self._backlog > 0)
+        return self._paused
+
+    def _take(self, data: bytes | memoryview) -> None:
+        if self._form is None:
+            self._keep(memoryview(data))
+            return
+        before = self._size
+        for block in self._form.feed(bytes(data)):
+            self._keep(block)
+        self._beside += len(data) - (self._size - before)
+        for name, value in self._form.fields[self._fields_counted:]:
+            self._fields_counted += 1
+            self._fields_held += sys.getsizeof(name) + sys.getsizeof(value)
+
+    @property
+    def held(self) -> int:
+        # blocks of the model have a budget of their own; of what ends a form nothing is kept
+        return min(self._beside, self._fields_held + MAX_FIELD + MAX_PART_HEADERS)
+
+    def _keep(self, block: memoryview) -> None:
+        self._size += len(block)
+        if self.limit is not None and self._size > self.limit:
+            raise TooLarge(f"the model is larger than the {self.limit} bytes this server takes (MODEL_MAX_SIZE)")
+        with self._intake.changed:
+            self._backlog += len(block)
+            self._intake.take(len(block))
+        self._gather(block)
+        share = min(HANDOVER, ALL_BACKLOG // 2 // self._intake.in_flight)
+        # the first at once: a disk that takes nothing shows now
+        if self._written == 0 or self._gathering >= share:
+            self._hand_over()
+
+    def _gather(self, block: memoryview) -> None:
+        self._gathering += len(block)
+        if len(block) < SMALL:
+            self._small += block
+        if self._small and (len(block) >= SMALL or len(self._small) >= STEP):
+            self._gathered.append(memoryview(self._small))
+            self._small = bytearray()
+        if len(block) >= SMALL:
+            self._gathered.append(block)
+
+    def _hand_over(self) -> None:
+        blocks = [*self._gathered, memoryview(self._small)] if self._small else self._gathered
+        self._gathered, self._small, self._gathering = [], bytearray(), 0
+        self._writes.put(self, *blocks)
+        self._hashes.put(self, *blocks)
+
+    def _write(self, batch: list[memoryview]) -> None:
+        try:
+            if self._closed or self.refusal:
+                if self.draft:
+                    self.draft.discard()
+            elif batch:
+                self.draft = self.draft or self._store.draft()
+                self.draft.write(batch)
+        finally:
+            self._advance(written=sum(map(len, batch)))
+
+    def _hash(self, batch: list[memoryview]) -> None:
+        for block in () if self._closed or self.refusal else batch:
+            self._digest.update(block)
+        self._advance(hashed=sum(map(len, batch)))
+
+    def _advance(self, written: int = 0, hashed: int = 0) -> None:
+        paused = self._paused
+        with self._intake.changed:
+            before = min(self._written, self._hashed)
+            self._written += written
+            self._hashed += hashed
+            done = min(self._written, self._hashed) - before
+            self._backlog -= done
+            self._intake.backlog -= done
+            self._intake.changed.notify_all()
+        if paused and not self.congested():
+            self.wake()
+
+    def refuse(self, error: Exception) -> None:
+        if self._closed:
+            return
+        super().refuse(error)
+        self._writes.put(self)  # which discards the draft: a full disk wants its space back now
+
+    @property
+    def fields(self) -> list[tuple[str, str]]:
+        return self._form.fields if self._form else []
+
+    @property
+    def filename(self) -> str | None:
+        return self._form.filename if self._form else None
+
+    def finish(self) -> str:
+        """The SHA-256 of the model in hex, all of it written; raises what was wrong with the body."""
+        if self._form is not None and self.refusal is None:
+            for block in self._form.finish():
+                self._keep(block)
+        self._hand_over()
+        self.settle()
+        if self.refusal:
+            raise self.refusal
+        self.draft = self.draft or self._store.draft()  # of an empty file nothing was written
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            with self._intake.changed:
+                self._intake.in_flight -= 1
+            super().close()
+            self._hand_over()   # the lane discards it: a worker may be writing to it just now
+
+    def settle(self) -> None:
+        self._writes.join()
+        self._hashes.join()
+
+    def wait_for_room(self) -> None:
+        with self._intake.changed:
+            self._intake.changed.wait_for(lambda: not self.congested())
