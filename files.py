@@ -1,22 +1,16 @@
-"""What the store asks of the file system: locks, an atomic exchange, sync, writing and removal to the end."""
+"""What the store asks of files: writing past the page cache, opening without hanging, telling states of one apart."""
 
-import ctypes
 import errno
 import fcntl
-import logging
 import mmap
 import os
 import queue
-import shutil
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import BinaryIO
 
 from models import ModelExists, ReadOnly, Stamp, StorageFailed, StorageFull
-
-log = logging.getLogger("model_server.files")
 
 MODEL = "model"         # the file that goes first when a directory is removed
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -26,11 +20,16 @@ READ_ONLY = "the storage is mounted read-only: this server serves models and tak
 IN_THE_WAY = (errno.ENOTDIR, errno.ELOOP)
 OF_ONE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EUCLEAN, errno.EBADMSG)   # what one file or directory may say
 OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
-NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 ALIGNMENT = 4096        # bytes: direct I/O takes multiples of a disk's block, of which none is larger
 BUFFER = 2 << 20        # bytes of one direct write; twice as much is no faster
 BUFFERS = 4             # writes at once; one alone keeps a disk nearly busy
+
+
+class InTheWay(NotADirectoryError):
+    """What stands where a directory, or a lock file of ours, should be, and is none; `kind` is what it is, in words."""
+
+    def __init__(self, path: str, kind: str | None) -> None:
+        super().__init__(errno.ENOTDIR, f"{path} is {kind or 'gone'}")
 
 
 @contextmanager
@@ -44,7 +43,8 @@ def own_words() -> Iterator[None]:
         if error.errno == errno.EROFS:
             raise ReadOnly(READ_ONLY) from error
         if error.errno in IN_THE_WAY:
-            raise ModelExists("a file or a link stands where a directory should be: remove it") from error
+            what = error.strerror if isinstance(error, InTheWay) else "a file or a link stands"
+            raise ModelExists(f"{what} where a directory should be: remove it") from error
         raise StorageFailed(f"the storage failed: {error.strerror}; see the server's log") from error
 
 
@@ -72,11 +72,11 @@ class NewFile:
     again takes longer than the disk does, and pushes out the models that are being read.
     """
 
-    def __init__(self, path: Path, buffers: Buffers) -> None:
+    def __init__(self, descriptor: int, buffers: Buffers) -> None:
         self.size = 0
         self._buffers = buffers
         self._rest = b""    # less than ALIGNMENT, which is left for the end
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self.descriptor = descriptor
         with suppress(OSError):     # EINVAL: not on this file system
             fcntl.fcntl(self.descriptor, fcntl.F_SETFL, os.O_DIRECT)
 
@@ -116,51 +116,12 @@ class NewFile:
         return os.fstat(self.descriptor)
 
 
-def write_new(path: Path, data: bytes) -> None:
-    """Makes a file of these bytes that is on disk when this returns."""
-    with path.open("xb") as file:
+def write_new(descriptor: int, data: bytes) -> None:
+    """Writes these bytes to a new file, which is closed and on disk when this returns."""
+    with open(descriptor, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def rename_new(source: Path, parent: int, name: str) -> bool:
-    """Renames to where nothing is; False when something is there."""
-    try:
-        # rename(2) replaces an empty directory only, so of two writers one wins even where no lock works
-        os.rename(source, name, dst_dir_fd=parent)
-    except OSError as error:
-        if error.errno in (*OCCUPIED, errno.ENOTDIR):
-            return False
-        raise
-    return True
-
-
-def sync(descriptors: Sequence[int]) -> None:
-    """All of the way up, not the newly made alone: the one who made an ancestor may not have synced it yet."""
-    for descriptor in reversed(descriptors):
-        os.fsync(descriptor)
-
-
-def sync_directory(path: Path) -> None:
-    descriptor = os.open(path, DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove(path: Path) -> None:
-    """Removes what stands at `path`, its model first, as readers rely on; what stays is left to the next start."""
-    try:
-        if stat.S_ISDIR(os.lstat(path).st_mode):
-            (path / MODEL).unlink(missing_ok=True)
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    except OSError as error:
-        if error.errno not in GONE:
-            log.error("cannot remove %s: %s", path, error)
 
 
 class NotRegular(FileNotFoundError):
@@ -184,10 +145,10 @@ def open_regular(name: str, directory: int) -> BinaryIO:
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
-def stamp(path: str, directory: int | None = None) -> Stamp | None:
+def stamp(name: str, directory: int) -> Stamp | None:
     """None where there is no regular file, nor behind a link. Raises what is not an answer."""
     try:
-        status = os.lstat(path, dir_fd=directory)
+        status = os.lstat(name, dir_fd=directory)
     except OSError as error:
         if error.errno in ABSENT:
             return None
@@ -197,27 +158,3 @@ def stamp(path: str, directory: int | None = None) -> Stamp | None:
 
 def stamp_of(status: os.stat_result) -> Stamp:
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-@contextmanager
-def flock(path: Path, flags: int = 0) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def rename_exchange(source: Path, parent: int, name: str) -> bool:
-    """renameat2(2) with RENAME_EXCHANGE, which Python lacks; False where the file system or the C library lacks it."""
-    at_cwd, exchange = -100, 2
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    if renameat2(at_cwd, os.fsencode(source), parent, os.fsencode(name), exchange):
-        code = ctypes.get_errno()
-        if code not in NO_EXCHANGE:
-            raise OSError(code, os.strerror(code))
-        return False
-    return True

@@ -4,7 +4,6 @@ A directory is looked at again when it is asked for and was not looked at for FR
 changed. What this process changes is forgotten at once. Nothing of it is ever written to disk.
 """
 
-import os
 import threading
 import time
 from bisect import bisect_left, bisect_right
@@ -39,11 +38,13 @@ class Directory:
 
 
 class Index:
-    """`children(names)` lists a directory, `sign(names)` tells states of a model's files apart, `find` reads."""
+    """What it asks the store: the `children` of a directory, when that `changed` (its mtime in ns, -1: there is none),
+    to `sign` the state of a model's files, and to `find` a model.
+    """
 
-    def __init__(self, root: str, children: Callable[..., list[str]], sign: Callable[[Names], Signature],
-                 find: Callable[[ModelKey], Model | None]) -> None:
-        self._root, self._children, self._sign, self._find = root, children, sign, find
+    def __init__(self, children: Callable[..., list[str]], changed: Callable[[Names], int],
+                 sign: Callable[[Names], Signature], find: Callable[[ModelKey], Model | None]) -> None:
+        self._children, self._changed, self._sign, self._find = children, changed, sign, find
         self._lock = threading.RLock()
         self._directories: dict[Names, Directory] = {}
         self._refreshed = self._asked = 0.0
@@ -139,10 +140,7 @@ class Index:
             if directory := self._fresh(names):
                 return directory
             directory, moment = self._directories.setdefault(names, Directory()), time.monotonic()
-            try:
-                mtime = os.lstat("/".join((self._root, *names))).st_mtime_ns
-            except (FileNotFoundError, NotADirectoryError):
-                mtime = -1
+            mtime = self._changed(names)
             if mtime != directory.stamp:
                 self._read(names, directory, mtime)
             directory.checked = moment

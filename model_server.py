@@ -383,6 +383,8 @@ def open_storage(path: Path | None) -> Storage:
             path = Path("models")
     try:
         return Storage(path.absolute())
+    except models.Obstructed as error:
+        raise SystemExit(f"model_server: {error}") from error
     except models.StoreError as error:
         uid, gid = os.getuid(), os.getgid()
         raise SystemExit(f"model_server: cannot write to {path} as uid {uid}, gid {gid} ({error.__cause__}). "

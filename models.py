@@ -92,6 +92,10 @@ class StorageLost(StorageFailed):
     """It fails for everything that there is."""
 
 
+class Obstructed(StorageFailed):
+    """Something else stands where the server keeps its own files; the words say what to do."""
+
+
 @dataclass(frozen=True, order=True)
 class ModelKey:
     """The four names of a model; raises InvalidName, so a key that exists is safe to join to a path."""

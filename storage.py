@@ -8,17 +8,10 @@ A model appears by one rename of a finished directory and is replaced by one exc
 walked by descriptor and without following symbolic links, so no name and no planted link leads out of the root.
 """
 
-import errno
-import fcntl
-import hashlib
 import io
-import itertools
 import logging
 import os
-import re
-import secrets
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -29,18 +22,16 @@ from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 import files
 import metadata
 import models
+from directories import Directory, Tree
 from files import MODEL
 from index import Batch, Index, Signature
 from models import NAME_FIELDS, Details, Inspection, Model, ModelExists, ModelKey, ModelNotFound
+from staging import REPLACED, STAGING, Staging
 
 log = logging.getLogger("model_server.storage")
 T = TypeVar("T")
 
-STAGING = ".staging"    # a name may not begin with a dot, so no model can be called this
-CORRUPT = "corrupt"     # below STAGING: the marks of verification.py
-RESCUE = "replaced"     # below STAGING: old versions while a file system without exchange replaces them
 METADATA = "metadata.json"
-LOCKS = 64              # stripes over all models: more than threads, few enough to be made at start
 LOOKS = 50              # how often a reader looks again when a writer moved the directory under it
 KNOWN = 4096            # models whose metadata is kept parsed, some MiB; an info a second time reads no file
 
@@ -51,11 +42,6 @@ class Published(NamedTuple):
     model: Model
     created: bool
     unchanged: bool
-
-
-def mark_of(key: ModelKey) -> str:
-    """The name of its mark below STAGING/CORRUPT; four names may be too long for one."""
-    return hashlib.sha256(str(key).encode()).hexdigest()
 
 
 class OpenModel(NamedTuple):
@@ -69,10 +55,9 @@ class Storage:
     """The models below `root`. Opening it claims a staging directory of its own and mends what a crash left."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self._root = root, str(root)
-        self._staging = root / STAGING
-        self._session = self._staging / secrets.token_hex(8)
-        self._numbers = itertools.count()
+        self.root = root
+        self._tree = Tree(root, self._cannot_read)
+        self._staging = Staging(self._tree)
         self._known: dict[ModelKey, tuple[tuple[Any, ...], Model]] = {}
         # what a verification found and could not write
         self.verdicts: dict[tuple[str, ...], models.Verdict] = {}
@@ -80,7 +65,7 @@ class Storage:
         self._unreadable: set[tuple[str, ...]] = set()
         self.buffers = files.Buffers()
         self._probed = -inf
-        self.index = Index(os.fspath(root), self._subdirectories, self._sign, self.find)
+        self.index = Index(self._subdirectories, self._changed, self._sign, self.find)
         with files.own_words():
             # the mount is asked, not an attempt: who may not write there anyway would see that first
             self.read_only = root.is_dir() and bool(os.statvfs(root).f_flag & os.ST_RDONLY)
@@ -90,17 +75,10 @@ class Storage:
                 self._claim()
 
     def _claim(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._staging.claim()
         with ExitStack() as undo:
-            (self._staging / "locks").mkdir(parents=True, exist_ok=True)
-            for stripe in range(LOCKS):     # all now: a delete must find its lock on a full disk
-                (self._staging / "locks" / f"{stripe:02}").touch()
-            with files.flock(self._staging / "start.lock"):
-                self._remove_orphans()
-                self._session_lock = os.open(f"{self._session}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-                undo.callback(os.close, self._session_lock)
-                # flock, not a pid file: a container restarts with the same pid
-                fcntl.flock(self._session_lock, fcntl.LOCK_EX)
-                self._session.mkdir()
+            undo.callback(self._staging.close)
             self._restore_replaced()
             try:
                 self.probe()
@@ -112,10 +90,7 @@ class Storage:
         """Gives the staging directory back; drafts still open are gone."""
         self.index.close()
         if not self.read_only:
-            files.remove(self._session)
-            with suppress(FileNotFoundError):
-                os.unlink(f"{self._session}.lock")
-            os.close(self._session_lock)
+            self._staging.close()
 
     def check_writable(self) -> None:
         if self.read_only:
@@ -135,12 +110,6 @@ class Storage:
 
     def info(self, key: ModelKey) -> Model:
         """What is known of one model; raises ModelNotFound."""
-        known, place = self._known.get(key), f"{self._root}/{key}"
-        with files.own_words():
-            # the index says that no link is on the way, two stats say that nothing changed
-            if known and self.index.reaches(key.names) and known[0] == (
-                    files.stamp(f"{place}/{METADATA}"), files.stamp(f"{place}/{MODEL}"), self.verdicts.get(key.names)):
-                return known[1]
         return self._seek(key, self._model_in)
 
     def knows(self, key: ModelKey) -> bool:
@@ -161,7 +130,7 @@ class Storage:
     def keys(self, *names: str) -> Iterator[ModelKey]:
         """The models below the given names, in order."""
         with files.own_words():
-            for found in self._scan((), names):
+            for found in self._tree.scan((), names):
                 if self._sign(found):
                     yield ModelKey(*found)
 
@@ -193,12 +162,8 @@ class Storage:
         """
         if self.read_only or self.probed_within(at_most):
             return
-        path = self._session / f"probe-{next(self._numbers)}"
         with files.own_words():
-            try:
-                path.write_bytes(b"x")
-            finally:
-                path.unlink(missing_ok=True)
+            self._staging.probe()
         self._probed = time.monotonic()
 
     def probed_within(self, seconds: float) -> bool:
@@ -214,7 +179,7 @@ class Storage:
             return True
         return False
 
-    def _seek(self, key: ModelKey, read: Callable[[int, ModelKey], T | None]) -> T:
+    def _seek(self, key: ModelKey, read: Callable[[Directory, ModelKey], T | None]) -> T:
         """What `read` makes of the model's directory; None says that it was taken away meanwhile: look again."""
         with files.own_words():
             for _ in range(LOOKS):
@@ -232,20 +197,20 @@ class Storage:
                         "disk mended, or delete it and upload it again") from error
         raise models.absent(key.names)
 
-    def _look(self, key: ModelKey, read: Callable[[int, ModelKey], T | None]) -> T | None:
+    def _look(self, key: ModelKey, read: Callable[[Directory, ModelKey], T | None]) -> T | None:
         # Without RENAME_EXCHANGE the old version stands in the rescue place while it is replaced, see _set_aside.
-        for place in ((), (STAGING, RESCUE)) * 2:
+        for place in ((), (STAGING, REPLACED)) * 2:
             try:
-                with self._walk(*place, *key.names) as descriptors:
-                    return read(descriptors[-1], key)
+                with self._tree.reach(*place, *key.names) as directory:
+                    return read(directory, key)
             except OSError as error:
                 if error.errno not in files.ABSENT:
                     raise
         raise FileNotFoundError
 
-    def _open_in(self, directory: int, key: ModelKey) -> OpenModel | None:
+    def _open_in(self, directory: Directory, key: ModelKey) -> OpenModel | None:
         try:
-            file = files.open_regular(MODEL, directory)
+            file = files.open_regular(MODEL, directory.descriptor)
         except FileNotFoundError:
             return None
         status = os.fstat(file.fileno())
@@ -255,20 +220,20 @@ class Storage:
             return None
         return OpenModel(model, file)
 
-    def _model_in(self, directory: int, key: ModelKey) -> Model | None:
+    def _model_in(self, directory: Directory, key: ModelKey) -> Model | None:
         # The model last: a directory on its way out loses it before its metadata, so a pair is never torn.
-        described = files.stamp(METADATA, directory)
-        model = files.stamp(MODEL, directory)
+        described = files.stamp(METADATA, directory.descriptor)
+        model = files.stamp(MODEL, directory.descriptor)
         if model is None:
             return None
         known, state = self._known.get(key), (described, model, self.verdicts.get(key.names))
         if known is None or known[0] != state:
             document = self._read_metadata(directory, key)
-            if files.stamp(MODEL, directory) != model:
+            if files.stamp(MODEL, directory.descriptor) != model:
                 return None
             found = models.described(key, document or {}, model, self.verdicts.get(key.names))
             if document is None:    # it may have said that the model is corrupt, so its mark is believed
-                found = replace(found, readable=False, corrupt=found.corrupt or self._is_marked(key))
+                found = replace(found, readable=False, corrupt=found.corrupt or self._staging.is_marked(key))
             known = state, found
             if len(self._known) > KNOWN:
                 self._known.clear()
@@ -278,12 +243,17 @@ class Storage:
 
     def _sign(self, names: tuple[str, ...]) -> Signature:
         """Changes with either file of a model; None when there is no model, or none that we may look at."""
-        place = "/".join((self._root, *names, ""))
         try:
-            model, described = files.stamp(place + MODEL), files.stamp(place + METADATA)
+            with self._tree.reach(*names) as directory:
+                model = files.stamp(MODEL, directory.descriptor)
+                described = files.stamp(METADATA, directory.descriptor)
         except PermissionError as error:
             self._cannot_read(names[:-1], error)
             return None
+        except OSError as error:
+            if error.errno in files.ABSENT:
+                return None
+            raise
         again = time.monotonic() if names in self._unreadable else 0    # always another one
         return model and (hash((model, described, self.verdicts.get(names), again)), model[1])
 
@@ -293,11 +263,25 @@ class Storage:
             self._unreadable.add(names)
             log.warning("%s cannot be read: %s", "/".join(names), error)
 
-    def _read_metadata(self, directory: int, key: ModelKey) -> dict[str, Any] | None:
+    def _changed(self, names: tuple[str, ...]) -> int:
+        """When a directory was changed last, in ns; -1 where there is none."""
+        try:
+            with self._tree.reach(*names) as directory:
+                return os.fstat(directory.descriptor).st_mtime_ns
+        except OSError as error:
+            if error.errno in files.ABSENT:
+                return -1
+            raise
+
+    def _subdirectories(self, *names: str) -> list[str]:
+        found = self._tree.subdirectories(*names)
+        return found if names else [name for name in found if name not in models.RESERVED_PROJECTS]
+
+    def _read_metadata(self, directory: Directory, key: ModelKey) -> dict[str, Any] | None:
         """{} where there is none, None where there is one that cannot be read."""
         self._unreadable.discard(key.names)
         try:
-            with files.open_regular(METADATA, directory) as file:
+            with files.open_regular(METADATA, directory.descriptor) as file:
                 return metadata.read(file)
         except (files.NotRegular, ValueError) as error:
             log.warning("%s/%s is broken: %s", key, METADATA, error)
@@ -310,36 +294,28 @@ class Storage:
             self._cannot_read(key.names, error)
             return None
 
-    def _is_marked(self, key: ModelKey) -> bool:
-        try:
-            os.lstat(self._staging / CORRUPT / mark_of(key))
-        except OSError as error:
-            if error.errno in files.ABSENT:
-                return False
-            raise
-        return True
-
     # ---- changing
 
     def draft(self) -> "Draft":
         """A place to write a model to; leaves no trace unless published."""
         self.check_writable()
         with files.own_words():
-            return Draft(self, self._session / str(next(self._numbers)))
+            return Draft(self, self._staging)
 
     def delete(self, key: ModelKey, check: Check) -> Model:
         """Removes one model for good when `check` lets it; raises ModelNotFound."""
-        grave = self._session / str(next(self._numbers))
+        grave = self._staging.new_name()
         with files.own_words(), ExitStack() as undo:
             with self._changing(key):
                 model = self.info(key)
                 check(model)
-                with self._walk(*key.names[:3]) as descriptors:
-                    os.rename(key.model_name, grave, src_dir_fd=descriptors[-1])
-                    undo.callback(files.remove, grave)
+                session = undo.enter_context(self._staging.session())
+                with self._tree.walk(*key.names[:3]) as parent:
+                    parent.rename(key.model_name, session, grave)
+                    undo.callback(session.remove, grave)
                     self.index.forget(key)
-                    files.sync(descriptors)
-            self._prune(*key.names[:3])
+                    parent.sync()
+            self._tree.prune(*key.names[:3])
             return model
 
     def amend(self, key: ModelKey, change: Callable[[Model], Model]) -> Model:
@@ -348,7 +324,7 @@ class Storage:
         Raises ModelNotFound; InvalidMetadata for what could not be read back; MetadataUnreadable where what is there
         cannot be read, for a change would be the end of it.
         """
-        scratch = self._session / f"{next(self._numbers)}.json"
+        scratch = f"{self._staging.new_name()}.json"
         with files.own_words(), self._changing(key), ExitStack() as undo:
             current = self.info(key)
             if (model := change(current)) == current:
@@ -357,152 +333,109 @@ class Storage:
                 raise models.MetadataUnreadable(f"{METADATA} of {key} cannot be read, the log says why, and a change "
                                                 "would replace it: mend it on the disk, or upload the model again")
             document = metadata.encoded(model.as_document())
-            undo.callback(scratch.unlink, missing_ok=True)
-            files.write_new(scratch, document)
-            descriptors = undo.enter_context(self._walk(*key.names))
-            os.rename(scratch, METADATA, dst_dir_fd=descriptors[-1])
+            session = undo.enter_context(self._staging.session())
+            undo.callback(session.unlink, scratch)
+            files.write_new(session.create(scratch), document)
+            directory = undo.enter_context(self._tree.walk(*key.names))
+            session.rename(scratch, directory, METADATA)
             self.verdicts.pop(key.names, None)
             self.index.forget(key)
-            files.sync(descriptors)
+            directory.sync()
             return model
 
     @contextmanager
     def _changing(self, key: ModelKey) -> Iterator[None]:
         """One change of a model at a time, among all processes on this storage."""
         self.check_writable()
-        # a model and the one at the URL of its digest share theirs: each is made only after a look for the other
-        stripe = zlib.crc32(re.sub(r"(\.sha256)+$", "", str(key)).encode()) % LOCKS
-        with files.flock(self._staging / "locks" / f"{stripe:02}"):
+        with self._staging.locked(key):
             self._restore(key)
             yield
 
-    def _place(self, draft: Path, key: ModelKey, replacing: bool) -> None:
+    def _place(self, draft: str, key: ModelKey, replacing: bool) -> None:
         """Puts a finished draft in place; what it replaces stands at `draft` afterwards."""
-        aside = False
-        for _ in range(LOOKS):
-            # a delete may prune the parents between our making them and our rename
-            with suppress(FileNotFoundError), self._walk(*key.names[:3], create=True) as descriptors:
-                if not files.rename_new(draft, descriptors[-1], key.model_name):
-                    if not replacing:
-                        raise ModelExists(f"{key} is taken by something that appeared just now or is no model")
-                    if not files.rename_exchange(draft, descriptors[-1], key.model_name):
-                        self._set_aside(descriptors[-1], key)
-                        aside = True
-                        continue
-                files.sync(descriptors)
-                if aside:
-                    os.rename(self._rescue_of(key), draft)
-                    self._prune(STAGING, RESCUE, *key.names[:3])
-                return
+        aside, name = False, key.model_name
+        with self._staging.session() as session:
+            for _ in range(LOOKS):
+                # a delete may prune the parents between our making them and our rename
+                with suppress(FileNotFoundError), self._tree.walk(*key.names[:3], create=True) as parent:
+                    if not session.rename_new(draft, parent, name):
+                        if not replacing:
+                            raise ModelExists(f"{key} is taken by something that appeared just now or is no model")
+                        if not session.exchange(draft, parent, name):
+                            self._set_aside(parent, key)
+                            aside = True
+                            continue
+                    parent.sync()
+                    if aside:
+                        with self._staging.at(REPLACED, *key.names[:3]) as replaced:
+                            replaced.rename(name, session, draft)
+                        self._tree.prune(STAGING, REPLACED, *key.names[:3])
+                    return
         raise models.StorageFailed(f"the directories of {key} vanish as fast as they are made")
 
-    def _set_aside(self, parent: int, key: ModelKey) -> None:
+    def _set_aside(self, parent: Directory, key: ModelKey) -> None:
         """Without an atomic exchange a replacement is three renames, this one the first.
 
         The old version is at a place named after its key in between, where readers look for it and where the next
         start, or the next change of this model, finds it after a crash.
         """
-        with self._walk(STAGING, RESCUE, *key.names[:3], create=True) as descriptors:
-            os.rename(key.model_name, key.model_name, src_dir_fd=parent, dst_dir_fd=descriptors[-1])
-            files.sync(descriptors)
-
-    def _rescue_of(self, key: ModelKey) -> Path:
-        return self._staging.joinpath(RESCUE, *key.names)
+        with self._staging.at(REPLACED, *key.names[:3], create=True) as replaced:
+            parent.rename(key.model_name, replaced, key.model_name)
+            replaced.sync()
 
     def _restore(self, key: ModelKey) -> None:
         """Brings back the old version that a replacement left aside, in a crash or by a fault."""
-        rescued = self._rescue_of(key)
-        if not os.path.lexists(rescued):
+        try:
+            self._staging.at(REPLACED, *key.names).close()
+        except FileNotFoundError:
             return
-        with self._walk(*key.names[:3], create=True) as descriptors:
-            if not files.rename_new(rescued, descriptors[-1], key.model_name):
-                files.remove(rescued)   # the new version had arrived
-            files.sync(descriptors)
-        self._prune(STAGING, RESCUE, *key.names[:3])
+        place = key.names[:3]
+        with self._staging.at(REPLACED, *place) as replaced, self._tree.walk(*place, create=True) as parent:
+            if not replaced.rename_new(key.model_name, parent, key.model_name):
+                replaced.remove(key.model_name)     # the new version had arrived
+            parent.sync()
+        self._tree.prune(STAGING, REPLACED, *key.names[:3])
 
     def _restore_replaced(self) -> None:
-        for names in list(self._scan((STAGING, RESCUE), ())):
+        for names in list(self._tree.scan((STAGING, REPLACED))):
             with self._changing(ModelKey(*names)):
                 pass    # which restores it
-        for directory, _, _ in os.walk(self._staging / RESCUE, topdown=False):
-            with suppress(OSError):     # not empty: another process is replacing there
-                os.rmdir(directory)
+        self._tree.clear(STAGING, REPLACED)
 
-    def _remove_orphans(self) -> None:
-        kept = {"locks", RESCUE, CORRUPT, "start.lock"}
-        for session in {path.name.removesuffix(".lock") for path in self._staging.iterdir() if path.name not in kept}:
-            lock = self._staging / f"{session}.lock"
-            with suppress(BlockingIOError), files.flock(lock, fcntl.LOCK_NB):
-                files.remove(self._staging / session)
-                lock.unlink()
+    # ---- marks of corrupt models, see verification.py
 
-    # ---- directories
+    def mark(self, key: ModelKey) -> None:
+        """Marks a model as corrupt, on disk when this returns; before its metadata tells it, as a crash may come."""
+        with files.own_words():
+            self._staging.mark(key)
 
-    @contextmanager
-    def _walk(self, *names: str, create: bool = False) -> Iterator[list[int]]:
-        """Descriptors of the root and of each directory below it on the way down, no symbolic link followed."""
-        descriptors = [os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
-        try:
-            for name in names:
-                if create:
-                    with suppress(FileExistsError):
-                        os.mkdir(name, dir_fd=descriptors[-1])
-                descriptors.append(os.open(name, files.DIRECTORY, dir_fd=descriptors[-1]))
-            yield descriptors
-        except OSError as error:
-            if error.errno != errno.ESTALE:
-                raise
-            raise FileNotFoundError(errno.ENOENT, "removed through another mount") from error
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+    def unmark(self, key: ModelKey) -> None:
+        """Takes the mark of a model away, unless it turns out to be corrupt after all."""
+        with files.own_words(), self._changing(key):    # nobody marks and writes meanwhile
+            model = self.find(key)
+            if model is None or not model.corrupt:
+                self._staging.unmark(key)
 
-    def _subdirectories(self, *names: str) -> list[str]:
-        try:
-            with self._walk(*names) as descriptors, os.scandir(descriptors[-1]) as entries:
-                found = [e.name for e in entries if models.NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
-        except OSError as error:
-            if isinstance(error, PermissionError) and names:    # like lost+found, where the root is that of a disk
-                self._cannot_read(names, error)
-            elif error.errno not in files.ABSENT:
-                raise
-            return []
-        return sorted(found if names else set(found) - models.RESERVED_PROJECTS)
-
-    def _scan(self, base: tuple[str, ...], names: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        """The four names of each directory at a model's depth below `base`, in order."""
-        if len(names) == len(NAME_FIELDS):
-            yield names
-            return
-        for name in self._subdirectories(*base, *names):
-            yield from self._scan(base, (*names, name))
-
-    def _prune(self, *names: str) -> None:
-        """Removes these nested directories from the innermost outwards as far as they are empty."""
-        for depth in range(len(names), 0, -1):
-            try:
-                with self._walk(*names[: depth - 1]) as descriptors:
-                    os.rmdir(names[depth - 1], dir_fd=descriptors[-1])
-            except OSError as error:
-                if error.errno in files.OCCUPIED:
-                    return
-                if error.errno not in files.ABSENT:
-                    log.warning("cannot remove the empty directory of %s: %s", "/".join(names[:depth]), error)
-                    return
+    def marked(self) -> Iterator[ModelKey]:
+        """The models that are marked as corrupt; a mark may be wrong and is never believed."""
+        with files.own_words():
+            yield from self._staging.marked()
 
 
 class Draft:
     """A model on its way in, in a directory of its own; gone at the end of its `with` unless published."""
 
-    def __init__(self, store: Storage, path: Path) -> None:
-        self._store = store
-        self._path = path
-        path.mkdir()
-        try:
-            self._file = files.NewFile(path / MODEL, store.buffers)
-        except OSError:
-            files.remove(path)
-            raise
+    def __init__(self, store: Storage, staging: Staging) -> None:
+        self._store, self._staging = store, staging
+        self._name = staging.new_name()
+        with staging.session() as session:
+            session.mkdir(self._name)
+            try:
+                with session.open(self._name) as directory:
+                    self._file = files.NewFile(directory.create(MODEL), store.buffers)
+            except OSError:
+                session.remove(self._name)
+                raise
         self._open = True
 
     def write(self, blocks: Sequence[bytes | memoryview]) -> None:
@@ -524,13 +457,15 @@ class Draft:
                 current = self._store.find(key)
                 check(current)
                 if current and (current.sha256, current.details, current.corrupt) == (sha256, details, False):
-                    with self._store._walk(*key.names[:3]) as descriptors:
-                        files.sync(descriptors)  # it may be another's, not yet acknowledged
+                    with self._store._tree.walk(*key.names[:3]) as parent:
+                        parent.sync()   # it may be another's, not yet acknowledged
                     return Published(current, created=False, unchanged=True)
                 try:
-                    self._store._place(self._path, key, replacing=current is not None)
+                    self._store._place(self._name, key, replacing=current is not None)
+                except (OSError, models.StoreError):
+                    self._store._restore(key)   # which may be aside
+                    raise
                 finally:
-                    self._store._restore(key)   # after a fault in the middle of it
                     self._store.index.forget(key)
             return Published(model, created=current is None, unchanged=False)
 
@@ -539,8 +474,10 @@ class Draft:
         self._close()
         moment = models.now()
         model = Model(key, stat.st_size, sha256, details, moment, moment, stat.st_mtime_ns, stat.st_ino, inspection)
-        files.write_new(self._path / METADATA, metadata.encoded(model.as_document()))
-        files.sync_directory(self._path)
+        document = metadata.encoded(model.as_document())
+        with self._staging.session(self._name) as directory:
+            files.write_new(directory.create(METADATA), document)
+            os.fsync(directory.descriptor)
         return model
 
     def _close(self) -> None:
@@ -551,7 +488,13 @@ class Draft:
     def discard(self) -> None:
         """Removes what is left of the draft: all of it, or the old version that it replaced."""
         self._close()
-        files.remove(self._path)
+        try:
+            with self._staging.session() as session:
+                session.remove(self._name)
+        except FileNotFoundError:
+            pass
+        except (OSError, models.StorageFailed) as error:
+            log.error("cannot remove %s: %s", self._name, error)
 
     def __enter__(self) -> Self:
         return self

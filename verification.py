@@ -1,8 +1,8 @@
 """Whether what is stored is still what was uploaded: reads models again, slowly, and compares their digests.
 
 What was found is in the metadata.json of each model, where every server on the storage sees it. Of each corrupt one
-there is a mark besides, a dangling link below .staging that names it, so that nobody reads all the metadata to count
-them. The mark is made first and asked about whenever it is counted, so it may be wrong and is never believed.
+there is a mark besides, which the store keeps, so that nobody reads all the metadata to count them. The mark is made
+first and asked about whenever it is counted, so it may be wrong and is never believed.
 """
 
 import errno
@@ -14,8 +14,8 @@ import time
 from bisect import insort
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import files
@@ -23,7 +23,7 @@ import models
 import threads
 from metrics import Metrics
 from models import NAME_FIELDS, Model, ModelKey, ModelNotFound, StoreError
-from storage import CORRUPT, STAGING, OpenModel, Storage, mark_of
+from storage import OpenModel, Storage
 
 log = logging.getLogger("model_server.verification")
 
@@ -31,6 +31,7 @@ BLOCK = 1 << 20     # bytes of one read: at the default rate a hundred a second
 MAX_WAITING = 16    # requests of one caller; whoever has more to ask for asks for the level above
 MAX_SHOWN = 100     # corrupt models that the progress names; a list with ?corrupt=true has them all
 MAX_ASKED = 1000    # marks that are looked into for one count, some ms; of a disk so broken the rest is believed
+MAX_COUNTED = 10_000    # marks that are counted at all, each some 20 µs of a look at a directory
 TOTAL_AGE = 60.0    # seconds: what others changed on disk may be missing in the totals so long, they cost no look at it
 CATCH_UP = 0.1      # seconds of a sleep or a disk that took longer, after which it may go faster for a moment
 LINGER = 1.0        # seconds that the end of the server waits for a read or a result under way
@@ -76,7 +77,6 @@ class Verifier:
         self._store, self._rate, self._metrics = store, rate, metrics
         self._block = max(1, min(BLOCK, rate // 10))
         self._due = 0.0
-        self._marks = store.root / STAGING / CORRUPT
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -119,24 +119,17 @@ class Verifier:
     def corrupt(self) -> int:
         """How many models are known to be corrupt; costs next to nothing while there is none."""
         with files.own_words():
-            marks = self._marked()
+            marks = list(islice(self._store.marked(), MAX_COUNTED))
             found = {names for names, (_, _, corrupt) in list(self._store.verdicts.items())
                      if corrupt and self._is_corrupt(ModelKey(*names))}
-            for mark in marks[:MAX_ASKED]:
-                with suppress(FileNotFoundError):   # another server removed it just now
-                    key = ModelKey(*(self._marks / mark).readlink().parts)
-                    if self._is_corrupt(key):
-                        found.add(key.names)
-                    else:
-                        self._unmark(key)
+            for key in marks[:MAX_ASKED]:
+                if self._is_corrupt(key):
+                    found.add(key.names)
+                elif not self._store.read_only:
+                    with suppress(StoreError):  # it is counted and looked at again
+                        self._store.unmark(key)
             self.last_corrupt = len(found) + len(marks[MAX_ASKED:])
             return self.last_corrupt
-
-    def _marked(self) -> list[str]:
-        try:
-            return os.listdir(self._marks)
-        except FileNotFoundError:
-            return []
 
     def stop(self) -> None:
         """Gives up what is under way and what waits."""
@@ -256,7 +249,7 @@ class Verifier:
             if (current.stamp, current.sha256) != (model.stamp, model.sha256):
                 raise ModelNotFound("it became another model while it was read")
             if corrupt:
-                self._mark(model.key)
+                self._store.mark(model.key)
             return replace(current, verified_at=moment, corrupt=corrupt)
 
         try:
@@ -266,28 +259,6 @@ class Verifier:
             self._store.index.forget(model.key)
             if not self._store.read_only:
                 log.warning("%s: only this process knows the result, which cannot be written: %s", model.key, error)
-
-    def _mark_of(self, key: ModelKey) -> Path:
-        return self._marks / mark_of(key)
-
-    def _mark(self, key: ModelKey) -> None:
-        self._marks.mkdir(exist_ok=True)
-        with suppress(FileExistsError):
-            self._mark_of(key).symlink_to(str(key))
-        for directory in (self._marks, self._marks.parent):
-            files.sync_directory(directory)
-
-    def _unmark(self, key: ModelKey) -> None:
-        def look_again(current: Model) -> Model:    # nobody marks and writes meanwhile
-            if not current.corrupt:
-                self._mark_of(key).unlink(missing_ok=True)
-            return current
-
-        if not self._store.read_only:
-            try:
-                self._store.amend(key, look_again)
-            except ModelNotFound:
-                self._mark_of(key).unlink(missing_ok=True)
 
     def _is_corrupt(self, key: ModelKey) -> bool:
         try:

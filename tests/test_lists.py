@@ -144,7 +144,10 @@ def test_a_change_while_a_list_reads_shows_in_the_next_one(tmp_path):
     def listed():
         return [line for _, lines in index.lines(()) for line in lines.values()]
 
-    index = Index(str(tmp_path), children, lambda names: (hash(said[-1]), 1), find)
+    def changed(names):
+        return tmp_path.joinpath(*names).stat().st_mtime_ns
+
+    index = Index(children, changed, lambda names: (hash(said[-1]), 1), find)
     assert listed() == [b"old"]
     assert listed() == [b"new"]
 

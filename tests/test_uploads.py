@@ -14,7 +14,8 @@ from conftest import TestApp, running, sha256, staged
 from urllib3 import encode_multipart_formdata
 
 from model_server import Settings, create_app
-from storage import NAME_FIELDS, Storage
+from models import NAME_FIELDS
+from storage import Storage
 
 Answer = namedtuple("Answer", "status headers json")
 DATA = b"\x80model\r\n--\r\n\0" * 1000

@@ -200,7 +200,7 @@ def test_an_upload_of_the_same_mends_it(damaged, store):
     assert (got["message"], got["corrupt"], got["verified_at"]) == ("Model replaced successfully", False, None)
     assert damaged.get(BAD).body == DATA
     assert health(damaged) == ("healthy", 0)
-    assert list((store.root / ".staging/corrupt").iterdir()) == []
+    assert not (store.root / ".staging/corrupt").exists()
     assert damaged.put(BAD + "?framework=onnx", DATA, status=200).json["unchanged"]
 
 
@@ -257,18 +257,48 @@ def test_a_restart_and_another_server_know_of_it_without_verifying(damaged, stor
 def test_a_model_that_is_gone_is_not_counted(damaged, store, remove):
     remove(damaged, store)
     assert health(damaged) == ("healthy", 0)
-    assert list((store.root / ".staging/corrupt").iterdir()) == []
+    assert not (store.root / ".staging/corrupt").exists()
 
 
 def test_marks_are_made_again_and_a_false_one_counts_for_nothing(damaged, store):
     marks = store.root / ".staging/corrupt"
-    marks.joinpath("false").symlink_to("p/a/1.0.0/good")
-    marks.joinpath("gone").symlink_to("p/a/1.0.0/none")
+    marks.joinpath("p/a/1.0.0/good").mkdir(parents=True)
+    marks.joinpath("p/a/1.0.0/none").mkdir()
     assert health(damaged) == ("degraded", 1)
     shutil.rmtree(marks)    # as in a copy of the tree
     assert damaged.get(BAD + "/info").json["corrupt"]
     assert verified(damaged)["corrupt_models"] == 1
     assert health(damaged) == ("degraded", 1)
+
+
+def test_a_bad_mark_is_skipped_with_one_line_of_the_log(damaged, store, caplog):
+    marks = store.root / ".staging/corrupt"
+    marks.joinpath("file").touch()
+    marks.joinpath("link").symlink_to("p/a")
+    marks.joinpath(".hidden/a/1/m").mkdir(parents=True)
+    marks.joinpath("list/a/1/m").mkdir(parents=True)     # which no project may be called
+    marks.joinpath("p/a/1.1.0/file").touch()
+    os.mkfifo(marks / "fifo")
+    for _ in range(2):
+        assert health(damaged) == ("degraded", 1)
+        assert "\nmodel_repository_corrupt_models 1\n" in damaged.get("/metrics", status=200).text
+    told = [record.getMessage() for record in caplog.records if "no mark" in record.getMessage()]
+    assert sorted(line.partition(" and ")[0].removeprefix(f"{marks}/") for line in told) == [
+        ".hidden is a directory", "fifo is a special file", "file is a file", "link is a symbolic link"]
+
+
+def test_the_marks_of_earlier_versions_are_taken_over(damaged, store):
+    """They were dangling links, each under the digest of the names it led to."""
+    marks = store.root / ".staging/corrupt"
+    shutil.rmtree(marks)
+    marks.mkdir()
+    for names in ("p/a/1.1.0/bad", "p/a/1.0.0/good", "two/parts", "../../../outside", "list/a/1/m"):
+        marks.joinpath(sha256(names.encode())).symlink_to(names)
+    with Storage(store.root) as other:
+        app = TestApp(create_app(other, Settings()), lint=False)
+        assert health(app) == ("degraded", 1)
+        assert sorted(path.name for path in marks.iterdir() if not path.is_symlink()) == ["p"]
+        assert len([path for path in marks.iterdir() if path.is_symlink()]) == 3
 
 
 @pytest.mark.needs("a mount namespace")

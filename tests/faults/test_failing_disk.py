@@ -22,7 +22,8 @@ OPERATIONS = {  # name: the version before, the request, the version after
 }
 ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EMFILE", "EACCES")
 FULL = ("ENOSPC", "EDQUOT")
-CLEANING = re.compile(r"(unlink|rmdir|openat\(.*/\.staging/[0-9a-f]{16}/\d+\", O_RDONLY\|O_CLOEXEC)")  # which failed
+# the call that failed is one that removes something, or opens what is on the way to it
+CLEANING = re.compile(r"unlink|rmdir|openat\(.*(\.staging|[0-9a-f]{16}|/models|>, \"\d+)\", O_RDONLY")
 
 
 def reset(server, version):
@@ -56,7 +57,7 @@ def fail(server, log, request, before, after, synced, kind, call, when, error, *
             problems.append(f"{answer.status} and {seen} is there")
         if kind == "task" and syncs(log) < synced:
             problems.append(f"{answer.status} after {syncs(log)} fsyncs of {synced}")
-        if injected and not log_lines and call in ("fsync", "write", "rename", "renameat", "mkdir"):
+        if injected and not log_lines and call in ("fsync", "write", "rename", "renameat", "mkdirat"):
             problems.append(f"{answer.status} though {call} failed")
     elif answer.status == 409 and "cannot be read" in answer.json["detail"] and error not in FULL:
         pass    # of this model, since the storage answers: no 5xx
@@ -181,8 +182,8 @@ def test_a_model_that_the_disk_cannot_read_is_corrupt_and_what_cannot_be_written
     with running(storage, MODEL_VERIFY_RATE="1M") as server:
         assert perform(server, put(KEY, large)).status == 201
         assert perform(server, put("kept/app/1/m", OLD)).status == 201
-        with strace(tmp_path / "log", [verifying(server)], "trace=pread64,symlink",
-                    "inject=pread64:error=EIO:when=1", "inject=symlink:error=ENOSPC"):
+        with strace(tmp_path / "log", [verifying(server)], "trace=pread64,mkdirat",
+                    "inject=pread64:error=EIO:when=1", "inject=mkdirat:error=ENOSPC"):
             while (now := send(server, "GET", "/verify").json)["running"]:
                 time.sleep(0.01)
         assert (now["done_models"], now["corrupt"], now["error"]) == (2, [KEY], None)

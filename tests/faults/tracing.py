@@ -13,7 +13,7 @@ from conftest import LiveServer
 
 from .witness import Version, perform, put, send
 
-CALLS = ("openat", "write", "pwrite64", "fsync", "rename", "renameat", "renameat2", "linkat", "unlink",
+CALLS = ("openat", "openat2", "write", "pwrite64", "fsync", "rename", "renameat", "renameat2", "linkat", "unlink",
          "unlinkat", "mkdir", "mkdirat", "rmdir")
 NO_EXCHANGE = "inject=renameat2:error=EINVAL"      # what file systems without RENAME_EXCHANGE say
 WITHOUT_EXCHANGE = ("strace", "-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null",   # -D: our child is the server
@@ -36,10 +36,10 @@ def threads_of(server):
         log = server.storage.with_suffix(".threads")
         upload(server)      # which starts the worker
         every = [int(path.name) for path in Path(f"/proc/{server.process.pid}/task").iterdir()]
-        with strace(log, every, "trace=mkdir,fsync"):
+        with strace(log, every, "trace=mkdirat,fsync"):
             upload(server)
         did = {call: thread for thread, call, _ in calls_in(log)}
-        server.threads = {"network": server.process.pid, "task": did["fsync"], "intake": did["mkdir"]}
+        server.threads = {"network": server.process.pid, "task": did["fsync"], "intake": did["mkdirat"]}
     return server.threads
 
 

@@ -1,0 +1,295 @@
+"""Directories by descriptor: no link below the top of a tree is followed, so nothing that is planted leads out."""
+
+import ctypes
+import errno
+import fcntl
+import functools
+import logging
+import os
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import files
+import models
+
+log = logging.getLogger("model_server.directories")
+
+TOP = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC   # the top itself may be a link: whoever runs the server named it
+LISTED = TOP | os.O_NOFOLLOW
+REACHED = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC     # not opened, only found: a network less to ask
+HERE = -100             # AT_FDCWD
+OPENAT2 = 437           # its number on all architectures; neither Python nor glibc has a function for it
+BENEATH, NO_SYMLINKS = 0x08, 0x04   # openat2(2): RESOLVE_…
+NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_LOCK = (errno.ELOOP, errno.EISDIR, errno.ENXIO)      # a link, a directory, a socket in place of a lock file
+TRIES = 50              # how often directories are made that others, who prune, remove at the same time
+DIRECTORY = "a directory"
+KEPT = 1.0              # seconds for which the top is not looked up again by those who only look
+KINDS = {stat.S_IFLNK: "a symbolic link", stat.S_IFREG: "a file", stat.S_IFDIR: DIRECTORY}
+
+
+class Directory:
+    """An open directory. `way` are the descriptors down to it, `place` is for messages alone."""
+
+    def __init__(self, place: str, *way: int) -> None:
+        self.place = place
+        self.descriptor = way[-1]
+        self._way = [*way]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        while self._way:
+            os.close(self._way.pop())
+
+    __del__ = close     # of the top, which nobody else closes: see Tree
+
+    def descend(self, name: str, create: bool) -> None:
+        """Goes on to a directory in this one."""
+        try:
+            below = os.open(name, LISTED, dir_fd=self.descriptor)
+        except FileNotFoundError:
+            if not create:
+                raise
+            with suppress(FileExistsError):
+                os.mkdir(name, dir_fd=self.descriptor)
+            below = os.open(name, LISTED, dir_fd=self.descriptor)
+        self._way.append(below)
+        self.descriptor = below
+        self.place += f"/{name}"
+
+    def open(self, name: str) -> "Directory":
+        """A directory in this one."""
+        return Directory(f"{self.place}/{name}", os.open(name, LISTED, dir_fd=self.descriptor))
+
+    def sync(self) -> None:
+        """All of the way up, not what is new alone: another process that made a parent may not have synced it yet."""
+        for descriptor in reversed(self._way):
+            os.fsync(descriptor)
+
+    def names(self) -> list[str]:
+        return os.listdir(self.descriptor)
+
+    def kind(self, name: str) -> str | None:
+        """What an entry is, in words; None where there is none."""
+        try:
+            mode = os.lstat(name, dir_fd=self.descriptor).st_mode
+        except FileNotFoundError:
+            return None
+        return KINDS.get(stat.S_IFMT(mode), "a special file")
+
+    def mkdir(self, name: str) -> None:
+        os.mkdir(name, dir_fd=self.descriptor)
+
+    def create(self, name: str) -> int:
+        """The descriptor of a new file, open for reading and writing."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(name, flags, 0o666, dir_fd=self.descriptor)
+
+    def unlink(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self.descriptor)
+
+    def rename(self, name: str, target: "Directory", new_name: str) -> None:
+        os.rename(name, new_name, src_dir_fd=self.descriptor, dst_dir_fd=target.descriptor)
+
+    def rename_new(self, name: str, target: "Directory", new_name: str) -> bool:
+        """Renames a directory to where nothing is; False when something is there."""
+        try:
+            # rename(2) replaces an empty directory only, so of two writers one wins even where no lock works
+            self.rename(name, target, new_name)
+        except OSError as error:
+            if error.errno in (*files.OCCUPIED, errno.ENOTDIR):
+                return False
+            raise
+        return True
+
+    def exchange(self, name: str, target: "Directory", other: str) -> bool:
+        """renameat2(2) with RENAME_EXCHANGE, which Python lacks; False where the file system or libc lacks it."""
+        exchange = 2
+        renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        if renameat2 is None:
+            return False
+        if renameat2(self.descriptor, os.fsencode(name), target.descriptor, os.fsencode(other), exchange):
+            code = ctypes.get_errno()
+            if code not in NO_EXCHANGE:
+                raise OSError(code, os.strerror(code))
+            return False
+        return True
+
+    def open_lock(self, name: str) -> int:
+        """The descriptor of a file that is for locking alone; raises files.InTheWay where that is no regular file."""
+        try:
+            # NONBLOCK: a planted fifo must not hang us
+            access = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(name, access, 0o666, dir_fd=self.descriptor)
+        except OSError as error:
+            if error.errno in NO_LOCK:
+                raise files.InTheWay(f"{self.place}/{name}", self.kind(name)) from error
+            raise
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise files.InTheWay(f"{self.place}/{name}", self.kind(name))
+        return descriptor
+
+    def lock(self, name: str, flags: int = 0) -> int:
+        """A descriptor that holds the lock of this name until it is closed; with LOCK_NB raises BlockingIOError."""
+        descriptor = self.open_lock(name)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def remove(self, name: str) -> None:
+        """Removes an entry and all in it, its model first, as readers rely on; what stays is left to the next start."""
+        try:
+            if self.kind(name) == DIRECTORY:
+                with suppress(FileNotFoundError), self.open(name) as below:
+                    below.unlink(files.MODEL)
+                shutil.rmtree(name, dir_fd=self.descriptor)     # which follows no link either
+            else:
+                self.unlink(name)
+        except (OSError, RecursionError) as error:      # the latter: somebody nested a thousand directories
+            if getattr(error, "errno", None) not in files.GONE:
+                log.error("cannot remove %s/%s: %s", self.place, name, error)
+
+
+class Tree:
+    """The directories below `top`, by their names on the way down. Names have no slash in them: see models.NAME."""
+
+    def __init__(self, top: Path, unreadable: Callable[[tuple[str, ...], OSError], None]) -> None:
+        """`unreadable` hears of directories below the top that are passed over because they may not be read."""
+        self.top, self._unreadable = os.fspath(top), unreadable
+        self._kept: Directory | None = None     # the top; closed when the last one that uses it is done with it
+        self._kept_until = 0.0
+
+    def reach(self, *names: str, flags: int = REACHED) -> Directory:
+        """One directory to look into, found by as few system calls as can be; raises OSError, of files.ABSENT too."""
+        if not names:
+            return Directory(self.top, os.open(self.top, flags & ~os.O_NOFOLLOW))
+        top, now = self._kept, time.monotonic()
+        if top is None or now > self._kept_until:
+            top = self._kept = self.reach()
+            self._kept_until = now + KEPT
+        try:
+            return Directory(self.top, open_beneath(top.descriptor, names, flags))
+        except OSError as error:
+            raise absence(error) from error
+
+    def walk(self, *names: str, create: bool = False) -> Directory:
+        """A directory to change, with all on the way to it; raises files.InTheWay for what is no directory."""
+        self._kept_until = 0.0      # what is changed where a link at the top leads to now is read there
+        for _ in range(TRIES if create else 1):
+            directory = Directory(self.top, os.open(self.top, TOP))
+            try:
+                for name in names:
+                    directory.descend(name, create)
+                return directory
+            except FileNotFoundError as error:  # others may prune the parents that were just made
+                directory.close()
+                missing = error
+            except OSError as error:
+                with directory:
+                    if error.errno in files.IN_THE_WAY:
+                        raise files.InTheWay(f"{directory.place}/{name}", directory.kind(name)) from error
+                raise absence(error) from error
+        raise missing
+
+    def subdirectories(self, *names: str) -> list[str]:
+        """The directories in one that have a name of ours, in order; none where that is no directory itself."""
+        try:
+            with self.reach(*names, flags=LISTED) as directory, os.scandir(directory.descriptor) as entries:
+                found = [e.name for e in entries if models.NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+        except OSError as error:
+            if isinstance(error, PermissionError) and names:    # like lost+found, where the top is that of a disk
+                self._unreadable(names, error)
+            elif error.errno not in files.ABSENT:
+                raise
+            return []
+        return sorted(found)
+
+    def scan(self, base: tuple[str, ...], names: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+        """The four names of each directory at a model's depth below `base` that begin with `names`, in order."""
+        if len(names) == len(models.NAME_FIELDS):
+            yield names
+            return
+        for name in self.subdirectories(*base, *names):
+            if names or name not in models.RESERVED_PROJECTS:
+                yield from self.scan(base, (*names, name))
+
+    def prune(self, *names: str) -> None:
+        """Removes these nested directories from the innermost outwards as far as they are empty."""
+        for depth in range(len(names), 0, -1):
+            try:
+                with self.reach(*names[: depth - 1]) as above:
+                    os.rmdir(names[depth - 1], dir_fd=above.descriptor)
+            except OSError as error:
+                if error.errno in files.OCCUPIED:
+                    return
+                if error.errno not in files.ABSENT:
+                    log.warning("cannot remove the empty directory of %s: %s", "/".join(names[:depth]), error)
+                    return
+
+    def clear(self, *names: str, levels: int = len(models.NAME_FIELDS)) -> None:
+        """Removes the empty directories below one, so many levels of them, and that when nothing is left in it."""
+        for name in self.subdirectories(*names) if levels else ():
+            self.clear(*names, name, levels=levels - 1)
+        with suppress(OSError), self.reach(*names[:-1]) as above:    # not empty: another process is at work there
+            os.rmdir(names[-1], dir_fd=above.descriptor)
+
+
+def absence(error: OSError) -> OSError:
+    """ESTALE says that a directory was removed through another mount."""
+    return FileNotFoundError(errno.ENOENT, "removed through another mount") if error.errno == errno.ESTALE else error
+
+
+def open_beneath(top: int, names: tuple[str, ...], flags: int) -> int:
+    """The descriptor of a directory below `top`, by one system call where there is openat2(2): Linux 5.6."""
+    if call := openat2():
+        return call(top, "/".join(names).encode(), flags)
+    with Directory("", os.dup(top)) as way:
+        for name in names[:-1]:
+            way.descend(name, create=False)
+        return os.open(names[-1], flags, dir_fd=way.descriptor)
+
+
+class OpenHow(ctypes.Structure):
+    """struct open_how of openat2(2)."""
+
+    _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
+
+
+@functools.cache
+def openat2() -> Callable[[int, bytes, int], int] | None:
+    """openat2(2) without following links, of (descriptor, path, flags); None where the kernel does not let us."""
+    syscall = getattr(ctypes.CDLL(None, use_errno=True), "syscall", None)
+    if syscall is None:
+        return None
+    syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
+    syscall.restype = ctypes.c_long
+    hows = {flags: OpenHow(flags, 0, BENEATH | NO_SYMLINKS) for flags in (REACHED, LISTED)}
+    places, size = {flags: ctypes.addressof(how) for flags, how in hows.items()}, ctypes.sizeof(OpenHow)
+
+    def call(directory: int, path: bytes, flags: int, _keep: object = hows) -> int:
+        descriptor: int = syscall(OPENAT2, directory, path, places[flags], size)
+        if descriptor < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), os.fsdecode(path))
+        return descriptor
+
+    try:
+        os.close(call(HERE, b".", REACHED))
+    except OSError:
+        return None
+    return call

@@ -1,0 +1,169 @@
+"""Links, files and fifos in place of what the server has below .staging: nothing they lead to is touched."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, LiveServer, eventually
+
+from .sandbox import is_inside
+from .tracing import NO_EXCHANGE, WITHOUT_EXCHANGE
+from .witness import Version, assert_knows, delete, patch, perform, put, send
+
+OLD, NEW = Version(b"old " * 1000, "old"), Version(b"new!" * 1500, "new")
+KEPT, KEY, BAD = "kept/app/1/m", "here/app/1/m", "bad/app/1/m"
+DEAD = "0123456789abcdef"   # the session of a process that is no more
+STRIPE = f"locks/{zlib.crc32(KEY.encode()) % 64:02}"
+NO_OPENAT2 = (*WITHOUT_EXCHANGE[:-3], "trace=renameat2,openat2", "-e", NO_EXCHANGE, "-e", "inject=openat2:error=ENOSYS")
+PLACES = [".", "locks", STRIPE, "replaced", "replaced/here", f"replaced/{KEY}", "corrupt", "corrupt/bad",
+          f"corrupt/{BAD}", "start.lock", "{session}", "{session}.lock", DEAD, f"{DEAD}.lock"]
+KINDS = ["link to a directory", "link to a file", "link to nothing", "file", "fifo"]
+
+
+def wrapper(directory, *prefix):
+    return ("unshare", "-m", sys.executable, str(Path(__file__).with_name("sandbox.py")), str(directory), *prefix)
+
+
+def everything(path):
+    """What is below a directory, with what tells whether it was touched."""
+    found = {}
+    for place, directories, names in os.walk(path):
+        for name in (".", *directories, *names):
+            status = Path(place, name).lstat()
+            found[f"{place}/{name}"] = (status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns)
+    return found
+
+
+@pytest.fixture
+def around(tmp_path):
+    """A directory that is like .staging inside, but nobody's business, beside the storage."""
+    directory = tmp_path.resolve() / "around"
+    for name in ("outside/notes", "outside/start.lock", f"outside/{DEAD}/1/model", f"outside/{DEAD}.lock",
+                 *(f"outside/locks/{number:02}" for number in range(64)),
+                 *(f"outside/{place}/{key}/{name}" for place in ("replaced", "corrupt") for key in (KEY, BAD)
+                   for name in ("model", "metadata.json")),
+                 *(f"outside/{key}/{name}" for key in (KEY, BAD) for name in ("model", "metadata.json")),
+                 *(f"outside/app/1/m/{name}" for name in ("model", "metadata.json"))):
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text("{}")
+    return directory
+
+
+@contextmanager
+def planted(around, place, kind):
+    """Puts something in a place below .staging for a while; what was there is put back."""
+    path = Path(os.path.normpath(around / "models/.staging" / place))
+    made = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if had := os.path.lexists(path):
+        path.rename(around / "had")
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "file":
+        path.write_text("{}")
+    else:
+        target = {"directory": f"outside/{place}" if (around / "outside" / place).is_dir() else "outside",
+                  "file": "outside/notes", "nothing": "outside/nothing"}[kind.split()[-1]]
+        path.symlink_to(around / target)
+    try:
+        yield path
+    finally:
+        with_it = path.is_symlink() or not path.is_dir()
+        if with_it:
+            path.unlink(missing_ok=True)
+        if had and not os.path.lexists(path):
+            (around / "had").rename(path)
+        elif had:
+            shutil.rmtree(around / "had", ignore_errors=True)
+        for parent in made:
+            if parent.exists() and not any(parent.iterdir()):
+                parent.rmdir()
+
+
+def use(server):
+    """Each kind of change, of a model that is there and of one that is not; the answers."""
+    yield perform(server, put(KEY, NEW))
+    yield perform(server, put(KEY, OLD))
+    yield perform(server, patch(KEY, OLD._replace(description="amended")))
+    yield perform(server, delete(KEY))
+    yield perform(server, put("fresh/app/1/m", NEW))
+    yield perform(server, delete("fresh/app/1/m"))
+    yield send(server, "POST", f"/verify/{BAD}")
+    eventually(lambda: not send(server, "GET", "/verify").json["running"])
+    yield send(server, "GET", "/health")
+    yield send(server, "GET", "/metrics")
+
+
+@pytest.mark.parametrize("prefix", [(), NO_OPENAT2], ids=["", "without exchange and openat2"])
+def test_nothing_that_is_planted_while_the_server_runs_leads_out(around, prefix):
+    server = LiveServer(around / "models", *wrapper(around, *prefix))
+    wrong = []
+    try:
+        assert is_inside(server.process.pid, around), "not in the sandbox: nothing is sent"
+        session, = (p.name for p in (around / "models/.staging").iterdir() if len(p.name) == 16)
+        for key in (KEPT, KEY, BAD):
+            assert perform(server, put(key, OLD)).status == 201
+        (around / "models" / BAD / "model").write_bytes(b"bad " * 1000)
+        before = everything(around / "outside")
+        for place in (place.format(session=session) for place in PLACES):
+            for kind in KINDS:
+                with planted(around, place, kind) as path:
+                    for number, answer in enumerate(use(server)):
+                        if answer is None or answer.status > 503:
+                            wrong.append((place, kind, number, answer))
+                        elif answer.status == 500 and str(path) not in answer.json["detail"]:
+                            wrong.append((place, kind, number, answer.json))
+                        if everything(around / "outside") != before:
+                            pytest.fail(f"{number} touched what {kind} at {place} leads to")
+                    assert_knows(server, KEPT, OLD)
+                eventually(lambda: send(server, "GET", "/health").status == 200)
+                assert perform(server, put(KEY, OLD)).status in (200, 201), (place, kind)
+    finally:
+        server.stop(signal.SIGKILL)
+    assert wrong == []
+    assert "Traceback" not in server.log() or "Obstructed" in server.log()
+
+
+NEEDED = (".", "locks", STRIPE, "start.lock", "{session}.lock")     # at every start
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_nothing_that_is_planted_before_the_start_leads_out(around, some, place):
+    """Where the server would have to go through it, it does not start, and says why in one line."""
+    server = LiveServer(around / "models", *wrapper(around))
+    for key in (KEPT, KEY):
+        assert perform(server, put(key, OLD)).status == 201
+    session, = (p.name for p in (around / "models/.staging").iterdir() if len(p.name) == 16)
+    server.stop(signal.SIGKILL)     # which leaves its session
+    before = everything(around / "outside")
+    for kind in some(KINDS, 3, always=lambda kind: "directory" in kind):
+        with planted(around, place.format(session=session), kind) as path:
+            serves, said = started(around)
+            assert everything(around / "outside") == before, (place, kind, said)
+            assert "Traceback" not in said
+            if not serves:
+                assert said.count("\n") == 1 and f"{path} is a" in said and "remove it" in said, said
+                assert "chown" not in said
+            lock_file = kind == "file" and "lock" in place and place != "locks"     # any file will do
+            assert not serves or place not in NEEDED or lock_file, (place, kind)
+    assert started(around)[0]
+
+
+def started(around):
+    """Whether a server on it serves; what it said. It has ended when this returns."""
+    env = {**os.environ, "MODEL_STORAGE_PATH": str(around / "models"), "SERVER_HOST": "127.0.0.1", "SERVER_PORT": "0"}
+    with subprocess.Popen([*wrapper(around), sys.executable, "-u", str(ROOT / "model_server.py")], env=env, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as server:
+        said = ""
+        for line in server.stdout:
+            said += line
+            if " serving " in line:
+                server.terminate()
+        server.wait(30)
+    return " serving " in said, said
