@@ -10,12 +10,14 @@ say() { echo "docker-entrypoint: $*" >&2; }
 
 # What is needed to change models that another user wrote: the directories down to a model's own and all of .staging. The
 # files beside are read, replaced and removed without being owned, and what is deeper is not ours. -links 1: a hard link
-# may be that of a file elsewhere. The top is the last (-depth): broken off, this begins again with the next start.
+# may be that of a file elsewhere. -execdir and -h: no link is followed, not even one that takes the place of a directory
+# in this moment. The top is the last (-depth), by the name `.` as it may be a link: broken off, this begins again.
 give() {
-    if [ -d "$models/.staging" ]; then
-        find "$models/.staging" -xdev ! -uid "$user" \( -type d -o -type f -links 1 \) -exec chown -h "$user:$group" {} +
+    if [ -d "$models/.staging" ] && ! [ -L "$models/.staging" ]; then
+        find "$models/.staging" -xdev ! -uid "$user" \( -type d -o -type f -links 1 \) \
+            -execdir chown -h "$user:$group" {} +
     fi
-    find -H "$models" -depth -maxdepth 4 -xdev ! -uid "$user" -type d -exec chown -h "$user:$group" {} +
+    find "$models/." -depth -maxdepth 4 -xdev ! -uid "$user" -type d -execdir chown -h "$user:$group" {} +
 }
 
 if [ "$(id -u)" = 0 ]; then

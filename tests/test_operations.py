@@ -1,5 +1,6 @@
 """What the documentation promises operators: backup, restore, moving, the lines of the log, compose's settings."""
 
+import json
 import os
 import random
 import re
@@ -108,6 +109,40 @@ def test_a_backup_is_brought_back_and_only_what_changed_is_copied_again(start, t
     shutil.rmtree(server.storage)
     assert backup(copy, server.storage).returncode == 0
     assert holding(server.storage) == {"p/app/0/m/model": sha256(b"0"), "p/app/1/m/model": sha256(b"9")}
+
+
+@pytest.mark.needs("rsync")
+def test_a_backup_copies_no_link_that_leads_out_and_nothing_that_is_no_file(tmp_path):
+    source, copy = tmp_path / "-models", tmp_path / "a:copy"   # names that rsync would take for something else
+    for place in ("p/app/1/m", "p/app/1/a b", "p/app/1/*", "p/app/1/-rf"):
+        (source / place).mkdir(parents=True)
+        (source / place / "model").write_bytes(b"data")
+        (source / place / "metadata.json").write_text(json.dumps({"sha256": sha256(b"data"), "size": 4}))
+    (tmp_path / "secret").write_text("secret")
+    (source / "p/out").symlink_to(tmp_path)
+    (source / "p/up").symlink_to("../../secret")
+    (source / "p/app/@production").symlink_to("1")
+    (source / "p/app/1/linked").mkdir()
+    (source / "p/app/1/linked/model").symlink_to(tmp_path / "secret")
+    os.mkfifo(source / "p/app/1/m/fifo")
+    done = subprocess.run(["sh", ROOT / "deploy/backup.sh", source.name, copy.name], cwd=tmp_path, timeout=60,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = sorted(str(path.relative_to(copy)) for path in copy.rglob("*") if not path.is_dir() or path.is_symlink())
+    assert found == sorted(["p/app/@production", *(f"p/app/1/{name}/{file}" for name in ("m", "a b", "*", "-rf")
+                                                   for file in ("model", "metadata.json"))])
+
+
+@pytest.mark.needs("rsync")
+def test_a_torn_copy_is_found_in_compact_metadata_too(tmp_path):
+    place = tmp_path / "from/p/app/1/m"
+    place.mkdir(parents=True)
+    (place / "model").write_bytes(b"new")
+    document = {"filename": '"sha256": "', "sha256": sha256(b"old"), "metadata": {"sha256": sha256(b"new")}}
+    for indent in (2, None):
+        (place / "metadata.json").write_text(json.dumps(document, indent=indent))
+        done = backup(tmp_path / "from", tmp_path / f"to{indent}")
+        assert done.stderr == "p/app/1/m was replaced while it was copied: once more\n"
 
 
 @pytest.mark.needs("rsync")

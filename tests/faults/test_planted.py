@@ -167,3 +167,36 @@ def started(around):
                 server.terminate()
         server.wait(30)
     return " serving " in said, said
+
+
+# the entrypoint's chown, by a user who may write to the storage while it runs
+SWAPPING = """#!/bin/sh
+if ! [ -L {models}/p ]; then mv {models}/p {models}/.gone && ln -s {outside} {models}/p; fi
+exec {chown} "$@"
+"""
+USER = 10001
+
+
+@pytest.mark.parametrize("swaps", [False, True], ids=["", "while it runs"])
+def test_the_entrypoint_gives_away_nothing_that_a_link_leads_to(around, tmp_path, swaps):
+    models, outside = around / "real", around / "outside"
+    (models / "p/app/1/m").mkdir(parents=True)
+    (models / "other/app/1/m").mkdir(parents=True)
+    (models / ".staging").symlink_to(outside)
+    (models / "linked").symlink_to(outside)
+    (around / "models").symlink_to(models)
+    path = os.environ["PATH"]
+    if swaps:
+        (around / "bin").mkdir()
+        script = SWAPPING.format(models=models, outside=outside, chown=shutil.which("chown"))
+        (around / "bin/chown").write_text(script)
+        (around / "bin/chown").chmod(0o755)
+        path = f"{around}/bin:{path}"
+    done = subprocess.run([*wrapper(around), "sh", ROOT / "docker-entrypoint.sh", "true"], text=True, timeout=30,
+                          env={**os.environ, "PATH": path, "MODEL_STORAGE_PATH": str(around / "models")},
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert f"giving {around}/models to user {USER}" in done.stdout
+    assert {path.lstat().st_uid for path in (outside, *outside.rglob("*"))} == {0}
+    assert (around / "models").lstat().st_uid == 0
+    assert {path.stat().st_uid for path in ((models / "other"), *(models / "other").rglob("*"))} == {USER}
+    assert models.stat().st_uid == USER or swaps
