@@ -215,14 +215,12 @@ def send(response: Response, environ: dict[str, Any], start_response: Callable[.
     """Starts the answer and gives what the server is to send; `done` hears in the end how many bytes went out."""
     status, body, headers = response.status, response.body, response.headers
     head = environ["REQUEST_METHOD"] == "HEAD"
-    if head and not isinstance(body, bytes | FileBody):
-        body = b"".join(body)   # RFC 9110 9.3.2: the headers of the GET, its length too
     if isinstance(body, bytes) and status not in (204, 304):
         headers.append(("Content-Length", str(len(body))))
     start_response(f"{status} {HTTPStatus(status).phrase}", headers)
     if isinstance(body, FileBody) and head:
         body.file.close()
-    if isinstance(body, bytes) or head:
+    if isinstance(body, bytes) or head:     # RFC 9110 9.3.2: a HEAD without a length where making it is all the work
         rest = [body] if isinstance(body, bytes) and body and not head else []
         done(sum(map(len, rest)))
         return rest
@@ -231,7 +229,8 @@ def send(response: Response, environ: dict[str, Any], start_response: Callable[.
         sending = SentFile(body.file, done)
         wrapper = environ.get("wsgi.file_wrapper")
         return wrapper(sending, SEND_BLOCK) if wrapper else sending.blocks(body.length)
-    return SentBlocks(body, done)
+    sent, stream = SentBlocks(body, done), environ.get("model_server.stream")
+    return stream(sent) if stream else sent
 
 
 class SentFile:

@@ -33,8 +33,11 @@ MAX_FIELDS = 200                # of a head; browsers and proxies send some 20
 HEAD_BLOCK = 16 << 10           # bytes of one recv before a request is known: what is behind it waits in memory
 TURN_SECONDS = 0.005            # for the body of one client, before the next one's
 MAX_BEHIND = 1 << 20            # unsent bytes with which pipelined requests are still answered
+AHEAD = 512 * 1024              # bytes of a list made and not yet taken by its reader, when making it pauses
+CLOSE_BEHIND = 128 * 1024       # unsent bytes with which it goes on: a thread is woken for each 400 KB
 LINGER = 5.0                    # seconds to read what a refused client still sends, so that it sees the answer
 GRACE = 10.0                    # seconds for running requests after SIGTERM, docker stop waits 10
+STREAM = "model_server.stream"  # in an environment: takes blocks over, see downloads.send
 PROXY_HEADERS = "x-forwarded-for x-forwarded-proto x-forwarded-host"
 
 
@@ -77,6 +80,7 @@ class StreamingParser(HTTPRequestParser):
     command, path, request_uri, query, fragment, url_scheme = "-", "/", "", "", "", "http"  # until they are known
     refused = completed = False
     body_rcv: Any = None
+    task: "StreamingTask | None" = None     # that answers it, once it has come
 
     def __init__(self, adj: Any) -> None:
         super().__init__(adj)
@@ -172,6 +176,10 @@ class StreamingParser(HTTPRequestParser):
         super().close()
         self._held, self._head, self.body_rcv = 0, bytearray(), None
         self.environ.pop(REQUEST, None)     # which refers to the environment
+        self.environ.pop(STREAM, None)      # and this to the task, which refers to us
+        task, self.task = self.task, None
+        if task:
+            task.close()
 
 
 class FileSlice(NamedTuple):
@@ -189,10 +197,18 @@ class FileBuffer(ReadOnlyFileBasedBuffer):
         return FileSlice(self.file.fileno(), self.file.tell(), self.remain)
 
 
+class Paused(BaseException):
+    """An answer waits for its reader, and its thread does something else. No Exception, which waitress would answer."""
+
+
 class StreamingTask(WSGITask):
-    """Lets the application answer everything, faults below it included: those travel as the refusal of a body."""
+    """Lets the application answer everything, faults below it included: those travel as the refusal of a body.
+
+    An answer of many blocks pauses while its reader is AHEAD bytes behind, and is executed again when that one is not.
+    """
 
     content_bytes_written = 0
+    blocks: Any = None      # what is left of an answer that may pause
 
     def get_environment(self) -> dict[str, Any]:
         environ: dict[str, Any] = self.request.environ  # made already where the network thread might have answered
@@ -200,6 +216,7 @@ class StreamingTask(WSGITask):
             environ |= super().get_environment()
             environ["wsgi.file_wrapper"] = FileBuffer
             del environ["waitress.client_disconnected"]     # which refers to the channel, and the channel to this
+            environ[STREAM] = self.stream    # for blocks what file_wrapper is for files
             if error := self.request.error:
                 environ["wsgi.input"] = Body(ProtocolError(error.code, error.body))
         return environ
@@ -217,16 +234,38 @@ class StreamingTask(WSGITask):
         if self.request.error or self.request.refused:
             self.channel.lingers = True
             self.set_close_on_finish()
-        super().execute()
+        if self.blocks is None:
+            super().execute()
+        for block in self.blocks or ():
+            self.write(block)
+            self.channel.pause_if_behind()
         if len(self.channel.requests) > 1 and self.channel.total_outbufs_len > MAX_BEHIND:
             # each further pipelined request could hold another open file; RFC 9112 9.3.2: the client asks again
             self.close_on_finish = self.channel.lingers = True
+
+    def stream(self, blocks: Any) -> tuple[()]:
+        """Takes an iterator of blocks over, which execute() sends when the application has returned."""
+        self.blocks = blocks
+        return ()
+
+    def finish(self) -> None:
+        if not self.wrote_header:
+            self.write(b"")
+        if self.request.command == "HEAD":
+            self.chunked_response = False   # RFC 9112 6.3: no body, and so no last chunk
+        super().finish()
+
+    def close(self) -> None:
+        """Gives up what is left of the answer; called when it is over, sent or not."""
+        blocks, self.blocks = self.blocks, None
+        if blocks is not None:
+            blocks.close()
 
 
 class StreamingChannel(HTTPChannel):
     """One connection: reads while the disk keeps up, cleans up after a client that leaves, lingers after a refusal."""
 
-    task_class = error_task_class = StreamingTask
+    error_task_class = StreamingTask
     parser_class = StreamingParser
     request: StreamingParser | None = None
     requests: list[StreamingParser]
@@ -235,6 +274,9 @@ class StreamingChannel(HTTPChannel):
     has_turn = False
     lingers = close_when_flushed = will_close = False
     at_once = False     # its next request is for the network thread to answer
+    paused = False      # its answer waits until the client has taken more of it
+    last_activity: float
+    current_outbuf_count: int
     turn = 0    # bytes of files it may send before the others have theirs
     linger_until = 0.0
 
@@ -242,7 +284,29 @@ class StreamingChannel(HTTPChannel):
         self.application, self.turns, self.memory = application, turns, memory
         super().__init__(*args, **kwargs)
 
+    def task_class(self, channel: "StreamingChannel", request: StreamingParser) -> StreamingTask:
+        request.task = request.task or StreamingTask(channel, request)
+        return request.task
+
+    def pause_if_behind(self) -> None:
+        """Raises Paused where the client has to take something first."""
+        with self.outbuf_lock:
+            self.paused = self.connected and self.total_outbufs_len > AHEAD
+            if self.paused:
+                raise Paused
+
+    def go_on(self) -> None:
+        """Gives a paused answer to a thread again when the client has taken enough."""
+        with self.outbuf_lock:
+            if not self.paused or self.total_outbufs_len > CLOSE_BEHIND:
+                return
+            self.paused = False
+        self.server.add_task(self)
+
     def readable(self) -> bool:
+        if self.paused and time.time() - self.last_activity > self.adj.channel_timeout:
+            self.handle_close()     # waitress closes silent connections without a request, and when they can be sent to
+            return False
         if self.linger_until:
             return True
         if self.request is not None:
@@ -364,15 +428,17 @@ class StreamingChannel(HTTPChannel):
         self.memory.count(self)
 
     def service(self) -> None:
-        super().service()
+        with suppress(Paused):
+            super().service()
         self.memory.count(self)
 
     def wants_no_thread(self) -> bool:
         """Whether its one request is answered faster than a thread is woken; of many in a row others had to wait."""
         request, *more = self.requests
-        if more or request.error or request.body_rcv:
+        task = self.task_class(self, request)
+        if more or request.error or request.body_rcv or task.blocks is not None:
             return False
-        return bool(self.application.answers_at_once(StreamingTask(self, request).get_environment()))
+        return bool(self.application.answers_at_once(task.get_environment()))
 
     def handle_write(self) -> None:
         # RFC 9112 9.6: closing with unread bytes would reset the connection and take the answer with it
@@ -383,9 +449,12 @@ class StreamingChannel(HTTPChannel):
                 self.socket.shutdown(socket.SHUT_WR)
             return
         super().handle_write()
+        self.go_on()
 
     def write_soon(self, data: bytes | FileBuffer) -> int:
         with self.outbuf_lock:
+            if self.current_outbuf_count > AHEAD:   # a new buffer: each keeps what was sent of it until all was sent
+                self.current_outbuf_count = self.adj.outbuf_high_watermark
             if isinstance(data, bytes) and self.connected and not self.total_outbufs_len:
                 with suppress(OSError):     # what is left runs into it again
                     data = data[self.send(data, do_close=False):]
@@ -418,6 +487,10 @@ class StreamingChannel(HTTPChannel):
         self.rest = b""
         super().handle_close()
         self.memory.count(self)
+        with self.outbuf_lock:
+            paused, self.paused = self.paused, False
+        if paused:      # else a thread is at it, and closes it
+            self.requests[0].close()
 
     def busy(self) -> bool:
         return bool(self.request is not None or self.requests or self.rest or self.total_outbufs_len)
@@ -452,7 +525,7 @@ class Server:
             trusted_proxy=proxy, trusted_proxy_headers=PROXY_HEADERS if proxy else (), url_prefix=prefix,
             asyncore_use_poll=True, recv_bytes=BLOCK, max_request_header_size=MAX_HEADERS,
             max_request_body_size=sys.maxsize,  # ours is checked where it can be answered
-            outbuf_high_watermark=sys.maxsize,  # a list waits for a slow reader in a file, not in a thread
+            outbuf_high_watermark=sys.maxsize,  # what a slow reader has not taken yet holds no thread
         )
         self._listeners = [entry for entry in self._map.values() if isinstance(entry, BaseWSGIServer)]
         for listener in self._listeners:
