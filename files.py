@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from models import ModelExists, ReadOnly, Stamp, StorageFailed, StorageFull
 
+METADATA = "metadata.json"
 MODEL = "model"         # the file that goes first when a directory is removed
 FULL = (errno.ENOSPC, errno.EDQUOT)
 GONE = (errno.ENOENT, errno.ESTALE)     # ESTALE: removed through another mount, where the file system has several

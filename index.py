@@ -21,6 +21,10 @@ LOOKED = 1.8    # the same for the files of a model, which are many more, and wh
 RACY = 2.0      # seconds in which a directory may change again without a new mtime, on the coarsest file system
 WATCHED = 60.0  # seconds after the last list for which the directories are watched
 SOME = 100      # models in one batch: no page of a version with thousands waits for all of them
+BATCH = 128 * 1024      # bytes of lines in one batch, but for the last of them: a hundred ordinary ones have less
+KEPT_BYTES = 128 << 20  # of all lines that are kept: 100,000 ordinary models take some 85 MiB
+KEPT_LARGEST = 32 * 1024    # bytes of a line that is kept, 40 times an ordinary one: a few could push out all others
+OVERHEAD = 200          # bytes that keeping a line takes beside it: two entries of dictionaries, the object
 DEPTH = len(NAME_FIELDS) - 1
 
 
@@ -33,8 +37,10 @@ class Directory:
     checked: float = 0.0
     total: tuple[int, int] | None = None
     looked: float = 0.0         # when the lines were last compared with the models' files
-    lines: dict[str, bytes] = field(default_factory=dict)   # in order too; never changed, a new one takes its place
+    # In order too where there are at most SOME children; then it never changes, a new one takes its place.
+    lines: dict[str, bytes] = field(default_factory=dict)
     states: dict[str, int] = field(default_factory=dict)    # of the files that the lines tell of
+    size: int = 0               # bytes that keeping the lines takes
 
 
 class Index:
@@ -47,7 +53,8 @@ class Index:
         self._children, self._changed, self._sign, self._find = children, changed, sign, find
         self._lock = threading.RLock()
         self._directories: dict[Names, Directory] = {}
-        self._refreshed = self._asked = 0.0
+        self._refreshed = self._asked = self._cleared = 0.0
+        self._kept = 0          # bytes that keeping all lines takes
         self._changes = 0       # of totals; one added up during a change is not kept
         self._closed = threading.Event()
 
@@ -57,6 +64,11 @@ class Index:
         if self.reaches(names):
             for place in self._places(names, after):
                 yield from self._lines_in(place, after)
+
+    def line(self, model: Names) -> bytes | None:
+        """What a list says of one model, read from its files; None when it is not there."""
+        found = self._find(ModelKey(*model))
+        return found.line if found else None
 
     def total(self, names: Names = (), at_most: float = 2 * FRESH) -> tuple[int, int]:
         """How many models are below `names` and how many bytes they have, as of at most so many seconds ago."""
@@ -157,17 +169,17 @@ class Index:
             children, total, directory.looked = list(sizes), (len(sizes), sum(sizes.values())), 0.0
         for gone in set(directory.children).difference(children):
             self._drop((*names, gone))
-            directory.states.pop(gone, None)
         self._changes += directory.checked > 0      # the first look at it changes nothing that was added up
         directory.children, directory.stamp = children, mtime if abs(time.time_ns() - mtime) > RACY * 1e9 else 0
         for depth in range(len(names)):
             if above := self._directories.get(names[:depth]):
                 above.total = None
         directory.total = total
-        directory.lines = {name: directory.lines[name] for name in children if name in directory.lines}
+        self._replace(directory, {name: directory.lines[name] for name in children if name in directory.lines})
 
     def _drop(self, names: Names) -> None:
         if directory := self._directories.pop(names, None):
+            self._replace(directory, {})
             for name in directory.children:
                 self._drop((*names, name))
 
@@ -175,14 +187,15 @@ class Index:
         directory = self._look(place)
         if time.monotonic() - directory.looked > LOOKED:
             self._compare(place, directory)
-        names, lines = directory.children, directory.lines
+        names = directory.children
         if place == after[:DEPTH]:
             names = names[bisect_right(names, after[DEPTH]):]
-        elif len(names) == len(lines) <= SOME:
-            yield place, lines
+        elif len(names) == len(directory.lines) <= SOME and directory.size <= BATCH:
+            yield place, directory.lines
             return
         for start in range(0, len(names), SOME):
-            yield place, self._read_models(place, directory, names[start : start + SOME])
+            for batch in self._read_models(place, directory, names[start : start + SOME]):
+                yield place, batch
 
     def _compare(self, place: Names, directory: Directory) -> None:
         """Drops the lines of models that are not what they were."""
@@ -191,23 +204,72 @@ class Index:
             signed = {name: self._sign((*place, name)) for name in directory.lines}
             same = {name for name, signature in signed.items() if signature and signature[0] == directory.states[name]}
             if len(same) < len(signed):
-                directory.lines = {name: line for name, line in directory.lines.items() if name in same}
+                self._replace(directory, {name: line for name, line in directory.lines.items() if name in same})
             directory.looked = moment
 
-    def _read_models(self, place: Names, directory: Directory, names: list[str]) -> dict[str, bytes]:
-        looked, lines = directory.looked, directory.lines
-        new, states = dict[str, bytes](), dict[str, int]()
+    def _read_models(self, place: Names, directory: Directory, names: list[str]) -> Iterator[dict[str, bytes]]:
+        """The lines of these models, in batches; those that were read are kept where there is room."""
+        looked, batch, size = directory.looked, dict[str, bytes](), 0
+        states = dict[str, int]()   # of those that were read
         for name in names:
-            if name not in lines:
-                model = (*place, name)
-                signature, found = self._sign(model), self._find(ModelKey(*model))  # a change shows next time
-                if signature and found:     # it was not deleted just now
-                    states[name], new[name] = signature[0], found.line
-        if new:
-            with self._lock:    # not before: a disk that stalls would stop everybody who asks what is there
-                if directory.looked == looked:  # else what was read may be forgotten already
-                    directory.states |= states
-                    known = directory.lines | new
-                    directory.lines = {name: known[name] for name in directory.children if name in known}
-        known = lines | new
-        return {name: known[name] for name in names if name in known}
+            line = directory.lines.get(name)
+            if line is None:
+                signature = self._sign((*place, name))
+                line = self.line((*place, name))    # a change since then shows next time
+                if not signature or line is None:   # it was deleted just now
+                    continue
+                states[name] = signature[0]
+            batch[name] = line
+            size += len(line)
+            if size > BATCH:
+                self._keep(place, directory, looked, batch, states)
+                yield batch
+                batch, states, size = {}, {}, 0
+        self._keep(place, directory, looked, batch, states)
+        yield batch
+
+    # ---- what is kept
+
+    def _keep(self, place: Names, directory: Directory, looked: float, batch: dict[str, bytes], states: dict[str, int],
+              ) -> None:
+        """Keeps the lines that were read since the directory was `looked` at; `states` are those of their files."""
+        if not states:
+            return
+        with self._lock:    # not before: a disk that stalls would stop everybody who asks what is there
+            if directory.looked != looked or self._directories.get(place) is not directory:
+                return      # what was read may be forgotten already
+            new = {name: batch[name] for name in states.keys() - directory.lines.keys()
+                   if len(batch[name]) <= KEPT_LARGEST}
+            size = size_of(new)
+            if not new or not self._has_room(size):
+                return
+            directory.states |= {name: states[name] for name in new}
+            if len(directory.children) <= SOME:
+                known = directory.lines | new
+                self._replace(directory, {name: known[name] for name in directory.children if name in known})
+            else:
+                directory.lines.update(new)
+                directory.size += size
+                self._kept += size
+
+    def _has_room(self, size: int) -> bool:
+        """Whether so many bytes more may be kept; what no list has asked for lately makes room for them."""
+        moment = time.monotonic()
+        if self._kept + size > KEPT_BYTES and moment - self._cleared > WATCHED:
+            self._cleared = moment
+            for directory in self._directories.values():
+                if moment - directory.looked > WATCHED:
+                    self._replace(directory, {})
+        return self._kept + size <= KEPT_BYTES
+
+    def _replace(self, directory: Directory, lines: dict[str, bytes]) -> None:
+        """Keeps these lines of the directory alone, which are among those that it has."""
+        size = size_of(lines)
+        self._kept += size - directory.size
+        directory.lines, directory.size = lines, size
+        directory.states = {name: directory.states[name] for name in lines}
+
+
+def size_of(lines: dict[str, bytes]) -> int:
+    """Bytes that keeping these lines takes."""
+    return sum(map(len, lines.values())) + OVERHEAD * len(lines)

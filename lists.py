@@ -1,8 +1,9 @@
 """Lists of models: which ones are wanted, page by page, in the format that was asked for."""
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 from urllib.parse import urlencode
 
@@ -13,7 +14,10 @@ from models import HERE, NAME_FIELDS, ModelKey, with_url
 from storage import Storage
 
 MAX_PAGE = 1000     # models on one page
-BLOCK = 64 * 1024   # the first is sent after some 100 models, a millisecond
+BLOCK = 64 * 1024   # bytes; the first is sent after some 100 models, a millisecond
+PAGE_BYTES = 1 << 20    # of lines that a page holds until they are sent, 1,000 ordinary ones; others are read again
+
+Entry = tuple[Names, str, bytes | None]     # of a page: the version, the last name, the line unless it is read again
 
 
 def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Names], query: Mapping[str, str],
@@ -28,27 +32,47 @@ def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Nam
     headers: list[tuple[str, str]] = []
     more: dict[str, Any] = {}
     if "limit" in query:
-        limit = limit_of(query)
-        each = ((place, {name: line}) for place, lines in found for name, line in lines.items())
-        page = list(islice(each, limit + 1))
-        found = iter(page[:limit])
+        page, goes_on = page_of(found, limit_of(query))
         more["total_models"] = (sum(len(lines) for _, lines in wanted(store, places, query, ())) if is_filtered(query)
                                 else sum(store.index.total(place)[0] for place in places))
-        if len(page) > limit:
-            place, last = page[limit - 1]
-            more["next"] = "/".join((*place, *last))
+        if goes_on:
+            place, last, _ = page[-1]
+            more["next"] = "/".join((*place, last))
             link = f"{base_url}/models/{'/'.join(below) or 'list'}?{urlencode({**query, 'after': more['next']})}"
             headers.append(("Link", f'<{link}>; rel="next"'))
+        found = lines_of(store, page)
     if form == "json":
         kind, blocks = "application/json", json_list(names, found, more, base_url)
     else:
         kind = "application/x-ndjson" if form == "ndjson" else "text/plain; charset=utf-8"
         texts = (LINES_OF[form](place, lines, len(below)) for place, lines in found)
         blocks = (with_url(b"".join(block), base_url) for block in in_blocks(texts))
+    blocks = in_pieces(blocks)
     first, second = next(blocks, b""), next(blocks, None)
     # whole where it is short: waitress closes the connection after an answer without a length
     whole = first if second is None else chain((first, second), blocks)
     return Response(200, [("Content-Type", kind), ("Cache-Control", "no-cache"), *headers], whole)
+
+
+def page_of(found: Iterator[Batch], limit: int) -> tuple[deque[Entry], bool]:
+    """The next models, at most so many, and whether there are more."""
+    page, size = deque[Entry](), 0
+    for place, lines in found:
+        for name, line in lines.items():
+            if len(page) == limit:
+                return page, True
+            size += len(line)
+            page.append((place, name, line if size <= PAGE_BYTES else None))
+    return page, False
+
+
+def lines_of(store: Storage, page: deque[Entry]) -> Iterator[Batch]:
+    """The models of a page, which is given up while they are sent; one deleted meanwhile is left out."""
+    while page:
+        place, name, line = page.popleft()
+        line = line or store.index.line((*place, name))
+        if line:
+            yield place, {name: line}
 
 
 def cursor_of(query: Mapping[str, str]) -> tuple[str, ...]:
@@ -118,6 +142,13 @@ def in_blocks(texts: Iterator[Iterable[bytes]]) -> Iterator[list[bytes]]:
             block, size = [], 0
     if block:
         yield block
+
+
+def in_pieces(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same in pieces of BLOCK at most: of a model with half a MiB of metadata the server buffers a part."""
+    for block in blocks:
+        for start in range(0, len(block), BLOCK):
+            yield block[start : start + BLOCK]
 
 
 def sum_lines(place: Names, lines: dict[str, bytes], depth: int) -> list[bytes]:

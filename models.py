@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 log = logging.getLogger("model_server.models")
@@ -333,8 +334,12 @@ def parse_json(text: bytes) -> Any:
 
 
 def is_shallow(value: Any, levels: int) -> bool:
-    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels > 0 and all(is_shallow(each, levels - 1) for each in below)
+    """Whether it has at most so many levels, what is innermost included."""
+    level = [value]
+    for _ in range(levels):     # one after the other: a call for each value took longer than parsing it
+        inside = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = list(chain.from_iterable(inside))
+    return not level
 
 
 def merge(target: Any, patch: Any) -> Any:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
@@ -23,7 +24,7 @@ import files
 import metadata
 import models
 from directories import Directory, Tree
-from files import MODEL
+from files import METADATA, MODEL
 from index import Batch, Index, Signature
 from models import NAME_FIELDS, Details, Inspection, Model, ModelExists, ModelKey, ModelNotFound
 from staging import REPLACED, STAGING, Staging
@@ -31,9 +32,7 @@ from staging import REPLACED, STAGING, Staging
 log = logging.getLogger("model_server.storage")
 T = TypeVar("T")
 
-METADATA = "metadata.json"
 LOOKS = 50              # how often a reader looks again when a writer moved the directory under it
-KNOWN = 4096            # models whose metadata is kept parsed, some MiB; an info a second time reads no file
 
 Check = Callable[[Model | None], None]  # raises to refuse a change, given what is stored now
 
@@ -58,14 +57,16 @@ class Storage:
         self.root = root
         self._tree = Tree(root, self._cannot_read)
         self._staging = Staging(self._tree)
-        self._known: dict[ModelKey, tuple[tuple[Any, ...], Model]] = {}
+        self._recent = metadata.Recent()
         # what a verification found and could not write
         self.verdicts: dict[tuple[str, ...], models.Verdict] = {}
         # models and directories that could not be read: nothing that the index compares tells when they can be
         self._unreadable: set[tuple[str, ...]] = set()
         self.buffers = files.Buffers()
         self._probed = -inf
-        self.index = Index(self._subdirectories, self._changed, self._sign, self.find)
+        # a list asks for each model once, and would push out those in demand
+        find = partial(self.find, keep=False)
+        self.index = Index(self._subdirectories, self._changed, self._sign, find)
         with files.own_words():
             # the mount is asked, not an attempt: who may not write there anyway would see that first
             self.read_only = root.is_dir() and bool(os.statvfs(root).f_flag & os.ST_RDONLY)
@@ -108,22 +109,22 @@ class Storage:
         """Opens the bytes and the metadata of one version; raises ModelNotFound."""
         return self._seek(key, self._open_in)
 
-    def info(self, key: ModelKey) -> Model:
-        """What is known of one model; raises ModelNotFound."""
-        return self._seek(key, self._model_in)
+    def info(self, key: ModelKey, keep: bool = True) -> Model:
+        """What is known of one model; raises ModelNotFound. It may be kept in memory to answer faster again."""
+        return self._seek(key, partial(self._model_in, keep=keep))
 
     def knows(self, key: ModelKey) -> bool:
         """Whether info() of this model may be expected to read no file."""
-        return key in self._known
+        return self._recent.get(key) is not None
 
     def peek(self, key: ModelKey) -> OpenModel:
         """The same as open() for who needs no bytes."""
         return OpenModel(self.info(key), io.BytesIO())
 
-    def find(self, key: ModelKey) -> Model | None:
-        """What is known of one model, None when it is not there."""
+    def find(self, key: ModelKey, keep: bool = True) -> Model | None:
+        """What is known of one model, None when it is not there; see info()."""
         try:
-            return self.info(key)
+            return self.info(key, keep)
         except ModelNotFound:
             return None
 
@@ -220,26 +221,24 @@ class Storage:
             return None
         return OpenModel(model, file)
 
-    def _model_in(self, directory: Directory, key: ModelKey) -> Model | None:
+    def _model_in(self, directory: Directory, key: ModelKey, keep: bool = True) -> Model | None:
         # The model last: a directory on its way out loses it before its metadata, so a pair is never torn.
         described = files.stamp(METADATA, directory.descriptor)
         model = files.stamp(MODEL, directory.descriptor)
         if model is None:
             return None
-        known, state = self._known.get(key), (described, model, self.verdicts.get(key.names))
-        if known is None or known[0] != state:
-            document = self._read_metadata(directory, key)
-            if files.stamp(MODEL, directory.descriptor) != model:
-                return None
-            found = models.described(key, document or {}, model, self.verdicts.get(key.names))
-            if document is None:    # it may have said that the model is corrupt, so its mark is believed
-                found = replace(found, readable=False, corrupt=found.corrupt or self._staging.is_marked(key))
-            known = state, found
-            if len(self._known) > KNOWN:
-                self._known.clear()
-            if key.names not in self._unreadable:
-                self._known[key] = known
-        return known[1]
+        known, state = self._recent.get(key), (described, model, self.verdicts.get(key.names))
+        if known and known[0] == state:
+            return known[1]
+        document = self._read_metadata(directory, key)
+        if files.stamp(MODEL, directory.descriptor) != model:
+            return None
+        found = models.described(key, document or {}, model, self.verdicts.get(key.names))
+        if document is None:    # it may have said that the model is corrupt, so its mark is believed
+            found = replace(found, readable=False, corrupt=found.corrupt or self._staging.is_marked(key))
+        if keep and key.names not in self._unreadable:
+            self._recent.keep(key, state, found, described[1] if described else 0)
+        return found
 
     def _sign(self, names: tuple[str, ...]) -> Signature:
         """Changes with either file of a model; None when there is no model, or none that we may look at."""
@@ -281,13 +280,7 @@ class Storage:
         """{} where there is none, None where there is one that cannot be read."""
         self._unreadable.discard(key.names)
         try:
-            with files.open_regular(METADATA, directory.descriptor) as file:
-                return metadata.read(file)
-        except (files.NotRegular, ValueError) as error:
-            log.warning("%s/%s is broken: %s", key, METADATA, error)
-            return None
-        except FileNotFoundError:
-            return {}
+            return metadata.read(directory.descriptor, key)
         except OSError as error:
             if error.errno not in files.OF_ONE:
                 raise

@@ -9,6 +9,8 @@ import pytest
 from conftest import eventually, running, sha256
 from needs import need, read_only_but
 
+from metadata import RECENT_BYTES
+from models import ModelKey
 from settings import VERSION
 
 BASE = "/models/p/a/1/m"
@@ -61,6 +63,27 @@ def test_a_changed_info_is_not_not_modified_because_the_bytes_are_old(model, sto
     os.utime(store.root / "p/a/1/m/model", (long_ago, long_ago))
     model.patch(INFO, b'{"description": "new"}', status=200)
     model.get(INFO, headers={"If-Modified-Since": "Fri, 01 Jan 2021 00:00:00 GMT"}, status=200)
+
+
+def test_only_short_metadata_is_kept_in_memory_to_answer_at_once(model, store):
+    key = ModelKey("p", "a", "1", "m")
+    model.get(INFO)
+    assert store.knows(key)
+    model.patch(INFO, json.dumps({"metadata": {f"k{number}": "x" * 8000 for number in range(63)}}).encode(), status=200)
+    long = model.get(INFO).json
+    assert model.get(INFO).json == long and len(long["metadata"]) == 64
+    assert not store.knows(key)     # and so a thread reads it, not the one that serves all
+    assert store._recent._bytes < 200_000
+    model.patch(INFO, b'{"metadata": null}', status=200)
+    assert model.get(INFO).json["metadata"] == {}
+    for number in range(200):       # of which some 130 have room
+        place = store.root / f"p/b/{number}/m"
+        place.mkdir(parents=True)
+        (place / "model").write_bytes(b"data")
+        (place / "metadata.json").write_text(json.dumps({"description": "x" * 16_000}))
+        assert model.get(f"/models/p/b/{number}/m/info").json["description"]
+    assert store._recent._bytes < RECENT_BYTES + (1 << 20)
+    assert 0 < len(store._recent._kept) < 140
 
 
 # ---- PATCH

@@ -11,7 +11,8 @@ import pytest
 import requests
 from conftest import TestApp, eventually, sha256
 
-from index import SOME, Index
+from index import SOME, Index, size_of
+from lists import PAGE_BYTES
 from model_server import Settings, create_app
 from storage import Storage
 
@@ -150,6 +151,52 @@ def test_a_change_while_a_list_reads_shows_in_the_next_one(tmp_path):
     index = Index(children, changed, lambda names: (hash(said[-1]), 1), find)
     assert listed() == [b"old"]
     assert listed() == [b"new"]
+
+
+def test_what_the_index_has_no_room_for_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("index.KEPT_BYTES", 100_000)
+    sizes = {f"m{number:03}": 10 + number % 7 * 6000 for number in range(2 * SOME)}     # some too long to be kept
+    for place in ("p/a/1", "p/a/2", "q/a/1"):
+        for name, size in sizes.items():
+            (tmp_path / place / name).mkdir(parents=True)
+            (tmp_path / place / name / "model").write_text(name)
+            (tmp_path / place / name / "metadata.json").write_text(json.dumps({"description": "x" * size}))
+    (tmp_path / "r/a/1/m000").mkdir(parents=True)
+    (tmp_path / "r/a/1/m000/model").write_text("m000")
+    with Storage(tmp_path) as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+
+        def kept():
+            directories = store.index._directories.values()
+            assert all(directory.lines.keys() == directory.states.keys() for directory in directories)
+            assert sum(map(size_of, (directory.lines for directory in directories))) == store.index._kept
+            return store.index._kept
+
+        whole = app.get("/models/list").json
+        assert len(whole["models"]) == 3 * len(sizes) + 1
+        for _ in range(2):
+            assert 50_000 < kept() <= 100_000
+            assert app.get("/models/list").json == whole
+        for place in ("p/a/1", "p/a/2"):
+            app.delete(f"/models/{place}?recursive=true", status=200)
+        app.get("/models/list", status=200)
+        app.delete("/models/q?recursive=true", status=200)
+        assert [names_of(entry) for entry in app.get("/models/list").json["models"]] == [("r", "a", "1", "m000")]
+        assert 0 < kept() < 1000
+
+
+def test_a_page_too_large_to_be_held_is_read_again_while_it_is_sent(tmp_path):
+    names = [f"m{number:03}" for number in range(SOME + 1)]
+    for name in names:
+        (tmp_path / "p/a/1" / name).mkdir(parents=True)
+        (tmp_path / "p/a/1" / name / "model").write_text(name)
+        (tmp_path / "p/a/1" / name / "metadata.json").write_text(json.dumps({"description": "x" * PAGE_BYTES}))
+    with Storage(tmp_path) as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+        page = app.get("/models/p?limit=5&after=p/a/1/m001").json
+        assert [entry["model_name"] for entry in page["models"]] == names[2:7]
+        assert (page["total_models"], page["next"]) == (len(names), "p/a/1/m006")
+        assert page["models"] == [app.get(f"/models/p/a/1/{name}/info").json for name in names[2:7]]
 
 
 def test_a_link_keeps_the_filter_and_the_format(shelf):
