@@ -35,7 +35,7 @@ def test_a_host_is_in_every_url_as_it_was_sent(app, host):
     assert json.loads(app.get("/models/list?format=ndjson", headers={"Host": host}).text)["url"] == url
 
 
-@pytest.mark.parametrize("host", ['a"b', "a\\b", 'a", "x": "b', "a b"])
+@pytest.mark.parametrize("host", ['a"b', "a\\b", 'a": "b', "a b"])
 def test_the_host_that_a_trusted_proxy_names_is_looked_at_too(start, host):
     server = start(TRUSTED_PROXY="127.0.0.1")
     for request in ("PUT /models/p/a/1/m", "GET /models/list", "GET /health", "GET /models/p/a/1/m/info"):

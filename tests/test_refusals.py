@@ -64,7 +64,7 @@ KNOWN = [   # (request line, headers, status, what the message says): known befo
     ("POST /models/upload?a=1&a=2",         [CL, FORM],                         400, "a"),
     (f"POST /models/upload?{QUERY}taken",   [CL, FORM],                         409, "taken"),
     ("POST /models/upload",                 [f"Content-Length: {MAX * 2}", FORM], 413, str(MAX)),
-    ("PATCH /models/p/a/1/taken/info",      [f"Content-Length: {2 * MAX}"],     413, ""),
+    ("PATCH /models/p/a/1/taken/info",      [f"Content-Length: {3 * MAX}"],     413, ""),
 ]
 
 
