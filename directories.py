@@ -10,7 +10,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -182,29 +182,30 @@ class Tree:
         if top is None or now > self._kept_until:
             top = self._kept = self.reach()
             self._kept_until = now + KEPT
-        try:
+        with stale_is_gone():
             return Directory(self.top, open_beneath(top.descriptor, names, flags))
-        except OSError as error:
-            raise absence(error) from error
 
     def walk(self, *names: str, create: bool = False) -> Directory:
         """A directory to change, with all on the way to it; raises files.InTheWay for what is no directory."""
         self._kept_until = 0.0      # what is changed where a link at the top leads to now is read there
-        for _ in range(TRIES if create else 1):
-            directory = Directory(self.top, os.open(self.top, TOP))
-            try:
-                for name in names:
+        for _ in range(TRIES if create else 0):
+            with suppress(FileNotFoundError):       # others may prune the parents that were just made
+                return self._walk(names, create)
+        return self._walk(names, create)
+
+    def _walk(self, names: tuple[str, ...], create: bool) -> Directory:
+        directory = Directory(self.top, os.open(self.top, TOP))
+        with ExitStack() as undo, stale_is_gone():
+            undo.enter_context(directory)
+            for name in names:
+                try:
                     directory.descend(name, create)
-                return directory
-            except FileNotFoundError as error:  # others may prune the parents that were just made
-                directory.close()
-                missing = error
-            except OSError as error:
-                with directory:
+                except OSError as error:
                     if error.errno in files.IN_THE_WAY:
                         raise files.InTheWay(f"{directory.place}/{name}", directory.kind(name)) from error
-                raise absence(error) from error
-        raise missing
+                    raise
+            undo.pop_all()
+        return directory
 
     def subdirectories(self, *names: str) -> list[str]:
         """The directories in one that have a name of ours, in order; none where that is no directory itself."""
@@ -249,9 +250,15 @@ class Tree:
             os.rmdir(names[-1], dir_fd=above.descriptor)
 
 
-def absence(error: OSError) -> OSError:
+@contextmanager
+def stale_is_gone() -> Iterator[None]:
     """ESTALE says that a directory was removed through another mount."""
-    return FileNotFoundError(errno.ENOENT, "removed through another mount") if error.errno == errno.ESTALE else error
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        raise FileNotFoundError(errno.ENOENT, "removed through another mount") from error
 
 
 def open_beneath(top: int, names: tuple[str, ...], flags: int) -> int:
