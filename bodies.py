@@ -14,7 +14,8 @@ OWN_BACKLOG = 8 << 20           # bytes of one upload received and not yet writt
 HANDOVER = 2 << 20              # bytes given to the workers at once: less costs switches, more leaves the caches
 ALL_BACKLOG = 12 << 20          # of all of them: four were no faster with 24, and took 11 MiB more memory at the peak
 BLOCK = 1 << 20                 # bytes read at once: 256 KiB cost 4 times the polls, and 20 % more CPU
-STEP = 128 << 10                # bytes between two looks at the clock where each of them may cost: 40 ms at the worst
+STEP = 128 << 10                # of a form, in which each byte may cost: some 20 ms at the worst
+CHUNKED_STEP = 64 << 10         # of a chunked body, in which each costs twice as much
 REQUEST = "model_server.request"    # in an environment: what was made of it to decide which thread answers
 SMALL = 16 << 10                # bytes of a block below which it is copied to its neighbours: 1 byte alone takes 200
 

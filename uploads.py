@@ -22,7 +22,7 @@ from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import BadRequest, RequestHeaderFieldsTooLarge
 
-from bodies import BLOCK, REQUEST, STEP, Body, ProtocolError
+from bodies import BLOCK, CHUNKED_STEP, REQUEST, Body, ProtocolError
 from chunks import BadChunk, ChunkedDecoder
 from heads import BAD_TARGET, HOST, TRANSFER_ENCODING, plain_head
 from turns import FIELD, Memory, Turns
@@ -158,7 +158,7 @@ class StreamingParser(HTTPRequestParser):
         """How many bytes are to be read at once."""
         if not self.body:
             return HEAD_BLOCK
-        return STEP if self.chunked else min(self.body.step, int(self.body_rcv.remain))
+        return CHUNKED_STEP if self.chunked else min(self.body.step, int(self.body_rcv.remain))
 
     @property
     def held(self) -> int:

@@ -9,7 +9,8 @@ import pytest
 from conftest import eventually, running
 
 SIZE = 1 << 20
-BOUND = 0.2     # seconds that /health may take beside any of them
+BOUND = 0.2     # seconds that /health may take beside any of them, on a machine that does nothing else
+SLOWER = 5      # times longer than an idle server's, which needs the processor less: for a machine that is busy
 LONG_ENOUGH = 1.5   # seconds of a row of requests: what the first of them does, the others do
 ATTEMPTS = 4    # the machine is not ours alone: one good one shows that it is not the server
 
@@ -132,9 +133,9 @@ class Neighbour(threading.Thread):
         self._wire.close()
 
 
-def longest_beside(server, data):
-    """Seconds of the longest answer to another client while this is sent and its answers are read."""
-    with server.connect() as wire, Neighbour(server) as neighbour:
+def longest_beside(server, idle, data):
+    """Seconds of the longest answer to another client while this is sent and its answers are read; of `idle` too."""
+    with server.connect() as wire, Neighbour(server) as neighbour, Neighbour(idle) as baseline:
         threads = [threading.Thread(target=work, args=(wire.sock, data)) for work in (send_all, read_all)]
         for thread in threads:
             thread.start()
@@ -143,7 +144,7 @@ def longest_beside(server, data):
             wire.sock.shutdown(socket.SHUT_RDWR)
         for thread in threads:
             thread.join()
-    return neighbour.longest
+    return neighbour.longest, baseline.longest
 
 
 def send_all(sock, data):
@@ -159,9 +160,12 @@ def read_all(sock, _):
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_no_request_of_a_megabyte_keeps_others_waiting(server, name):
+def test_no_request_of_a_megabyte_keeps_others_waiting(server, live_server, name):
     took = []
-    while not took or (min(took) >= BOUND and len(took) < ATTEMPTS):
-        took.append(longest_beside(server, REQUESTS[name]))
-    assert min(took) < BOUND, f"/health took {[round(seconds, 3) for seconds in took]} s beside {name}"
+    for _ in range(ATTEMPTS):
+        longest, idle = longest_beside(server, live_server, REQUESTS[name])
+        if longest < BOUND + SLOWER * idle:
+            break
+        took.append((longest, idle))
+    assert len(took) < ATTEMPTS, f"/health and that of an idle server took, in seconds beside {name}: {took}"
     assert "Traceback" not in server.log()
