@@ -11,6 +11,7 @@ RUN pip install --no-cache-dir --root-user-action=ignore -r requirements.txt
 
 # .dockerignore lets nothing else through than what is needed here
 COPY docker-entrypoint.sh *.py ./
+COPY inspection ./inspection/
 
 # Readable by every user, whatever the umask was where this was checked out; a named volume takes its owner from here
 RUN chmod -R a+rX /app && mkdir models && chown 10001:10001 models

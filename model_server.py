@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 
 import access
 import downloads
-import inspection
 import logs
 import models
 import threads
 from bodies import Body, Upload
 from downloads import PreconditionFailed, Response, check_write, etag_of, json_response
 from forms import BadUpload, DigestMismatch, TooLarge, expected_sha256, merged
+from inspection import formats as inspection
 from lanes import Intake, tune
 from lists import list_response
 from metrics import Metrics

@@ -17,12 +17,12 @@ from typing import Any
 from urllib.parse import parse_qsl, quote
 
 import downloads
-import inspection
 import models
 from access import EVERYBODY, Forbidden, Names, Refused, Unauthorized, guard_of
 from bodies import BLOCK, REQUEST, Body, ProtocolError, Upload
 from downloads import PreconditionFailed, RangeNotSatisfiable, Response, json_response
 from forms import BadUpload, DigestMismatch, TooLarge, merged
+from inspection import formats as inspection
 from lanes import Intake
 from metrics import Metrics
 from models import InvalidName, ModelExists, ModelNotFound

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from inspection import FORMATS
+from inspection.formats import FORMATS
 
 VERSION = "1.0.0"     # of the server: CHANGELOG.md and the Dockerfile have it too, and a test compares them
 SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)", re.IGNORECASE)

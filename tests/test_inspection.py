@@ -37,10 +37,10 @@ from samples import (
     zipped,
 )
 
-import bounded
-import inspection
+from inspection import formats as inspection
+from inspection import reader
+from inspection.pickles import KNOWN, MAX_IMPORTS
 from models import Details, ModelKey
-from pickles import KNOWN, MAX_IMPORTS
 
 
 def inspect(data):
@@ -385,7 +385,7 @@ HOSTILE = {     # name: (what makes it, format)
 CHILD = """
 import io, resource, sys
 sys.path.insert(0, sys.argv[1])
-import inspection
+from inspection import formats as inspection
 pages = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (pages + int(sys.argv[3]),) * 2)
 class Counted(io.FileIO):
@@ -407,7 +407,7 @@ def test_a_hostile_file_is_answered_in_bounded_memory_and_reads(tmp_path, name):
                           capture_output=True, text=True, timeout=120)
     assert done.stderr == ""
     found, read = done.stdout.split()
-    assert found == kind and int(read) <= 2 * bounded.MAX_BYTES + (1 << 20)     # for pickles, and for the format
+    assert found == kind and int(read) <= 2 * reader.MAX_BYTES + (1 << 20)     # for pickles, and for the format
 
 
 # ---- what comes in

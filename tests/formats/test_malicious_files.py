@@ -28,7 +28,7 @@ import pytest
 import torch
 from samples import legacy_torch, stack_global, text
 
-import inspection
+from inspection import formats as inspection
 
 
 def inspect(data):

@@ -25,9 +25,9 @@ with warnings.catch_warnings():     # of what the libraries call deprecated in o
 
 import pytest
 
-import inspection
-import tensors
-from pickles import KNOWN
+from inspection import formats as inspection
+from inspection import headers
+from inspection.pickles import KNOWN
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -230,10 +230,10 @@ def test_gguf(tmp_path, endian):
 
 def test_the_names_of_ggufs_types_are_those_of_its_library():
     for kind in gguf.GGMLQuantizationType:
-        assert tensors.TENSOR_TYPES.get(kind.value, kind.name) == kind.name
+        assert headers.TENSOR_TYPES.get(kind.value, kind.name) == kind.name
     for kind in gguf.LlamaFileType:
         name = kind.name.removeprefix("MOSTLY_").removeprefix("ALL_")
-        assert tensors.FILE_TYPES.get(kind.value, name) == name
+        assert headers.FILE_TYPES.get(kind.value, name) == name
 
 
 def test_onnx(tmp_path):
@@ -257,7 +257,7 @@ def test_onnx(tmp_path):
 
 
 def test_the_names_of_onnx_types_are_numbered_as_its_library_has_them():
-    ours = {name.lower().replace("_", ""): number for number, name in tensors.ELEMENT_TYPES.items()}
+    ours = {name.lower().replace("_", ""): number for number, name in headers.ELEMENT_TYPES.items()}
     same = {"float32": "float", "float64": "double"}
     numbers = {name.lower().replace("_", ""): number for name, number in onnx.TensorProto.DataType.items()}
     assert {same.get(name, name): number for name, number in ours.items()}.items() <= numbers.items()

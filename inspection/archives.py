@@ -6,9 +6,9 @@ import struct
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import pickles
-from bounded import UNPACKERS, Malformed, Packed, Part, Spent, Window, exactly
-from pickles import Found
+from inspection import pickles
+from inspection.pickles import Found
+from inspection.reader import UNPACKERS, BudgetExceeded, Malformed, Packed, Part, Window, exactly
 
 HEAD = 512              # bytes that tell what begins here; of a tar they are its first header
 MAX_DIRECTORY = 8 << 20     # bytes of a zip's central directory: 100,000 members, a shard of a model has 1,000
@@ -70,7 +70,7 @@ def contents(window: Window) -> Contents:
         result.kind = search(window, result.found, 0, result.members)
     except Malformed:
         result.kind = ""
-    except Spent:
+    except BudgetExceeded:
         result.found.complete = False
     return result
 
@@ -78,7 +78,7 @@ def contents(window: Window) -> Contents:
 def search(part: Part, found: Found, depth: int, members: list[Member]) -> str:
     """Adds to `found` what unpickling this, or what is in it, would import, and the members of a zip to `members`.
 
-    Says what container it is. Raises Spent, and Malformed for what does not unpack.
+    Says what container it is. Raises BudgetExceeded, and Malformed for what does not unpack.
     """
     stream = part.stream()
     head = stream.peek(HEAD)[:HEAD]
@@ -122,7 +122,10 @@ def search_zip(window: Window, found: Found, depth: int, members: list[Member], 
 
 
 def read_directory(window: Window, members: list[Member]) -> bool:
-    """Adds the members of a zip; False when others may find others. Raises Malformed for what is no zip, and Spent."""
+    """Adds the members of a zip; False when other readers may find other ones.
+
+    Raises Malformed for what is no zip, and BudgetExceeded.
+    """
     start = max(0, window.length - TAIL)
     tail = window.at(start, TAIL)
     at = tail.rfind(b"PK\x05\x06", 0, max(0, len(tail) - 18))
@@ -139,7 +142,7 @@ def read_directory(window: Window, members: list[Member]) -> bool:
             count, length, offset = struct.unpack_from("<32xQQQ", record)
     begin = end - length
     if length > MAX_DIRECTORY:
-        raise Spent
+        raise BudgetExceeded
     data = window.at(begin, length)
     if len(data) < length or (length and not data.startswith(b"PK\x01\x02")):
         raise Malformed("its directory is not where it should be")

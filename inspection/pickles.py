@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from bounded import BLOCK, Budget, Malformed, Spent, exactly, skip
+from inspection.reader import BLOCK, Budget, BudgetExceeded, Malformed, exactly, skip
 
 MAX_NAME = 128          # characters of a module or of a name in it; the longest of scikit-learn has 60
 MAX_IMPORTS = 200       # a pickled pipeline has 30, a network with all its layers 50
@@ -92,7 +92,7 @@ class Found:
 
 
 def look(stream: io.BufferedReader, found: Found, budget: Budget) -> None:
-    """Adds to `found` what unpickling would import here, where there need not be a pickle at all; raises Spent.
+    """Adds to `found` what unpickling would import here, where there need not be a pickle; raises BudgetExceeded.
 
     It is one when it has an import, or when it is whole and either says so in its first byte or ends with the file: in
     the raw bytes of a tensor some first bytes are opcodes by chance, and of those an EXT is an import that nobody has.
@@ -108,7 +108,7 @@ def look(stream: io.BufferedReader, found: Found, budget: Budget) -> None:
         if here.named() or (protocol and here.imports):     # performed before the fault shows
             here.pickled, here.complete = protocol, False
             found.merge(here)
-    except Spent:
+    except BudgetExceeded:
         here.pickled = protocol or bool(here.imports)
         found.merge(here)
         raise
@@ -196,7 +196,7 @@ class Walk:
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """What is known of the value; raises Spent, and Malformed where every unpickler would end with an error."""
+        """What is known of the value; raises BudgetExceeded, and Malformed where every unpickler would fail."""
         read, push = self._stream.read, self._stack.append
         while True:
             self._budget.step()
@@ -251,7 +251,7 @@ class Walk:
         if not self._stack:
             raise Malformed("its stack is empty")
         if len(self._memo) >= MAX_MEMO:
-            raise Spent
+            raise BudgetExceeded
         self._memo[place] = self._stack[-1]
 
     def _operands(self, op: Operation) -> tuple[list[Any], list[Any]]:
@@ -328,7 +328,7 @@ class Walk:
 
 
 def place_of(op: Operation, argument: bytes | None) -> int:
-    """A place in the memo, given in binary or, by PUT and GET, as digits; raises Spent when they are too many."""
+    """A place in the memo, in binary or, by PUT and GET, as digits; raises BudgetExceeded when they are too many."""
     digits = argument or b""
     if op.argument != pickletools.UP_TO_NEWLINE:
         return int.from_bytes(digits, "little")
@@ -337,7 +337,7 @@ def place_of(op: Operation, argument: bytes | None) -> int:
     except ValueError as error:
         raise Malformed("a number in it is none") from error
     if len(digits) > MAX_NAME:
-        raise Spent
+        raise BudgetExceeded
     return place
 
 

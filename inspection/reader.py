@@ -20,7 +20,7 @@ class Malformed(Exception):
     """The bytes are not what they begin like."""
 
 
-class Spent(Exception):
+class BudgetExceeded(Exception):
     """The budget is used up; what was not looked at may be anything."""
 
 
@@ -32,12 +32,12 @@ class Budget:
     def take(self, count: int) -> None:
         self.bytes -= count
         if self.bytes < 0:
-            raise Spent
+            raise BudgetExceeded
 
     def step(self, count: int = 1) -> None:
         self.steps -= count
         if self.steps < 0:
-            raise Spent
+            raise BudgetExceeded
 
 
 class Window(io.RawIOBase):

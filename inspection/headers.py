@@ -1,6 +1,6 @@
 """What safetensors, GGUF, ONNX and npy tell of a model in their own words, read field by field within a budget.
 
-Each function gives the details, or raises Malformed for what only begins like its format, and Spent.
+Each function gives the details, or raises Malformed for what only begins like its format, and BudgetExceeded.
 """
 
 import io
@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bounded import Budget, Malformed, Window, clip, exactly, skip
-from containers import NUMERIC, array_header
+from inspection.archives import NUMERIC, array_header
+from inspection.reader import Budget, Malformed, Window, clip, exactly, skip
 
 MAX_HEADER = 8 << 20    # of safetensors, which allows 100 MB: 60,000 tensors, and parsed it takes ten times that
 MAX_HEADER_ITEMS = 500_000  # brackets and commas in it, which say how much memory it takes parsed

@@ -5,11 +5,11 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from bounded import UNPACKERS, Budget, Malformed, Spent, Window, clip
-from containers import HEAD, Contents, contents, kind_of, open_member
+from inspection.archives import HEAD, Contents, contents, kind_of, open_member
+from inspection.headers import MAX_SHOWN, MAX_TEXT, gguf, npy, onnx, safetensors
+from inspection.pickles import JOBLIB, KNOWN
+from inspection.reader import UNPACKERS, Budget, BudgetExceeded, Malformed, Window, clip
 from models import Inspection, StoreError
-from pickles import JOBLIB, KNOWN
-from tensors import MAX_SHOWN, MAX_TEXT, gguf, npy, onnx, safetensors
 
 FORMATS = ("safetensors", "gguf", "onnx", "pytorch", "pickle", "joblib", "keras", "hdf5", "tflite", "tensorrt",
            "npy", "npz", "zip", "tar", "gzip", "bzip2", "xz", "zlib", "zstd", "lz4", "7z", "rar", "unknown")
@@ -38,7 +38,7 @@ def inspect(file: BinaryIO, size: int) -> Inspection:
         name, details = recognise(window, head, found)
     except Malformed as error:
         details["error"] = clip(f"it is not what it begins like: {error}", MAX_TEXT)
-    except Spent:
+    except BudgetExceeded:
         details["error"] = "it takes too long to read"
     if found.found.imports or found.found.pickled:
         details["imports_found"] = list(found.found.imports)
@@ -72,7 +72,7 @@ def check(inspection: Inspection, allowed: Collection[str], pickle: str) -> None
 
 
 def recognise(window: Window, head: bytes, found: Contents) -> tuple[str, dict[str, Any]]:
-    """The format and its details; raises Malformed for what only begins like it, and Spent."""
+    """The format and its details; raises Malformed for what only begins like it, and BudgetExceeded."""
     if head.startswith(b"GGUF"):
         return "gguf", gguf(window)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= window.length - 8:
