@@ -10,7 +10,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -126,12 +126,12 @@ class Directory:
             return False
         return True
 
-    def open_lock(self, name: str) -> int:
+    def open_lock(self, name: str, access: int = os.O_RDONLY) -> int:
         """The descriptor of a file that is for locking alone; raises files.InTheWay where that is no regular file."""
         try:
             # NONBLOCK: a planted fifo must not hang us
-            access = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            descriptor = os.open(name, access, 0o666, dir_fd=self.descriptor)
+            flags = access | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(name, flags, 0o666, dir_fd=self.descriptor)
         except OSError as error:
             if error.errno in NO_LOCK:
                 raise files.InTheWay(f"{self.place}/{name}", self.kind(name)) from error
@@ -143,13 +143,27 @@ class Directory:
 
     def lock(self, name: str, flags: int = 0) -> int:
         """A descriptor that holds the lock of this name until it is closed; with LOCK_NB raises BlockingIOError."""
-        descriptor = self.open_lock(name)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
-        except BaseException:
+        access = os.O_RDONLY    # open for writing it would keep the file system from being mounted read-only
+        while True:
+            descriptor = self.open_lock(name, access)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+                if self.has(name, descriptor):
+                    return descriptor   # else it was removed while we waited, and others lock a new one
+            except OSError as error:
+                # NFS makes a byte-range lock of it, which wants to be able to write
+                if error.errno != errno.EBADF or access == os.O_RDWR:
+                    os.close(descriptor)
+                    raise
+                access = os.O_RDWR
             os.close(descriptor)
-            raise
-        return descriptor
+
+    def has(self, name: str, descriptor: int) -> bool:
+        """Whether the file of this name is the one that is open."""
+        try:
+            return os.path.samestat(os.lstat(name, dir_fd=self.descriptor), os.fstat(descriptor))
+        except FileNotFoundError:
+            return False
 
     def remove(self, name: str) -> None:
         """Removes an entry and all in it, its model first, as readers rely on; what stays is left to the next start."""
@@ -182,30 +196,32 @@ class Tree:
         if top is None or now > self._kept_until:
             top = self._kept = self.reach()
             self._kept_until = now + KEPT
-        with stale_is_gone():
+        try:
             return Directory(self.top, open_beneath(top.descriptor, names, flags))
+        except OSError as error:
+            if error.errno == errno.ESTALE:
+                raise FileNotFoundError(errno.ENOENT, "removed through another mount") from error
+            raise
 
     def walk(self, *names: str, create: bool = False) -> Directory:
         """A directory to change, with all on the way to it; raises files.InTheWay for what is no directory."""
         self._kept_until = 0.0      # what is changed where a link at the top leads to now is read there
-        for _ in range(TRIES if create else 0):
-            with suppress(FileNotFoundError):       # others may prune the parents that were just made
-                return self._walk(names, create)
-        return self._walk(names, create)
-
-    def _walk(self, names: tuple[str, ...], create: bool) -> Directory:
-        directory = Directory(self.top, os.open(self.top, TOP))
-        with ExitStack() as undo, stale_is_gone():
-            undo.enter_context(directory)
-            for name in names:
-                try:
+        tries = TRIES if create else 1
+        while True:
+            tries -= 1
+            directory = Directory(self.top, os.open(self.top, TOP))
+            try:
+                for name in names:
                     directory.descend(name, create)
-                except OSError as error:
+                return directory
+            except OSError as error:
+                with directory:
                     if error.errno in files.IN_THE_WAY:
                         raise files.InTheWay(f"{directory.place}/{name}", directory.kind(name)) from error
+                if error.errno not in files.GONE:
                     raise
-            undo.pop_all()
-        return directory
+                if not tries:   # or others prune the parents that were just made
+                    raise FileNotFoundError(errno.ENOENT, f"{directory.place}/{name} is gone") from error
 
     def subdirectories(self, *names: str) -> list[str]:
         """The directories in one that have a name of ours, in order; none where that is no directory itself."""
@@ -248,17 +264,6 @@ class Tree:
             self.clear(*names, name, levels=levels - 1)
         with suppress(OSError), self.reach(*names[:-1]) as above:    # not empty: another process is at work there
             os.rmdir(names[-1], dir_fd=above.descriptor)
-
-
-@contextmanager
-def stale_is_gone() -> Iterator[None]:
-    """ESTALE says that a directory was removed through another mount."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ESTALE:
-            raise
-        raise FileNotFoundError(errno.ENOENT, "removed through another mount") from error
 
 
 def open_beneath(top: int, names: tuple[str, ...], flags: int) -> int:

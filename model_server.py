@@ -383,7 +383,7 @@ def open_storage(path: Path | None) -> Storage:
             path = Path("models")
     try:
         return Storage(path.absolute())
-    except models.Obstructed as error:
+    except (models.Obstructed, models.StorageFull) as error:
         raise SystemExit(f"model_server: {error}") from error
     except models.StoreError as error:
         uid, gid = os.getuid(), os.getgid()

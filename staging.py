@@ -14,13 +14,14 @@ import logging
 import os
 import re
 import secrets
+import threading
 import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import files
 from directories import DIRECTORY, Directory, Tree
-from models import NAME, NAME_FIELDS, InvalidName, ModelKey, Obstructed, StorageFailed
+from models import NAME, NAME_FIELDS, InvalidName, ModelKey, Obstructed
 
 log = logging.getLogger("model_server.staging")
 
@@ -33,11 +34,16 @@ MAX_TOLD = 100          # things among the marks that the log tells of; more wer
 
 
 class Staging:
-    """The server's own directory in a tree. claim() comes before all else, close() after it."""
+    """The server's own directory in a tree. What is missing in it is made when it is needed, also for the second time.
 
-    def __init__(self, tree: Tree) -> None:
-        self._tree = tree
+    `mend` is called when it was not this process's before: it repairs what a crash left of others' changes.
+    """
+
+    def __init__(self, tree: Tree, mend: Callable[[], None]) -> None:
+        self._tree, self._mend = tree, mend
         self._session = secrets.token_hex(8)
+        self._lock: int | None = None   # of the session
+        self._claiming = threading.Lock()
         self._numbers = itertools.count()
         self._told: set[str] = set()
 
@@ -48,55 +54,75 @@ class Staging:
 
     def session(self, *names: str) -> Directory:
         """The directory of what this process has under way, or one in it."""
+        with self._claiming:
+            if not self._is_claimed():
+                self._claim()
+                self._mend()
         return self.at(self._session, *names)
 
     def new_name(self) -> str:
         """A name in session() that was never used."""
         return str(next(self._numbers))
 
-    def claim(self) -> None:
+    def _is_claimed(self) -> bool:
+        """Whether the session is there, with the lock that this process holds: somebody may have tidied up."""
+        try:
+            with self.at() as staging:
+                there = staging.kind(self._session) is not None
+                return there and self._lock is not None and staging.has(f"{self._session}.lock", self._lock)
+        except FileNotFoundError:
+            return False
+
+    def _claim(self) -> None:
         """Makes what is missing, removes what the dead left, and takes a session."""
         with self.at(LOCKED, create=True) as locks, own_place():
             for stripe in range(LOCKS):     # all now: a delete must find its lock on a full disk
                 os.close(locks.open_lock(f"{stripe:02}"))
-        with self.at() as staging, own_place(), ExitStack() as undo:
+        with self.at() as staging, own_place():
             starting = staging.lock(START)
             try:
                 self._remove_orphans(staging)
-                # flock, not a pid file: a container restarts with the same pid
-                self._lock = staging.lock(f"{self._session}.lock")
-                undo.callback(os.close, self._lock)
-                staging.mkdir(self._session)
+                if self._lock is None or not staging.has(f"{self._session}.lock", self._lock):
+                    # flock, not a pid file: a container restarts with the same pid
+                    lock = staging.lock(f"{self._session}.lock")
+                    self._release()
+                    self._lock = lock
+                if staging.kind(self._session) is None:
+                    staging.mkdir(self._session)
             finally:
                 os.close(starting)
-            self._take_over_marks()
-            self._tree.clear(STAGING, CORRUPT, levels=len(NAME_FIELDS) - 1)     # of a mark that was not finished
-            undo.pop_all()
+        self._take_over_marks()
+        self._tree.clear(STAGING, CORRUPT, levels=len(NAME_FIELDS) - 1)     # of a mark that was not finished
 
     def close(self) -> None:
         """Gives the session back; drafts still open are gone."""
-        with suppress(OSError, StorageFailed), self.at() as staging:     # or else the next start removes it
-            staging.remove(self._session)
-            staging.unlink(f"{self._session}.lock")
-        os.close(self._lock)
+        if self._lock is not None:
+            with suppress(OSError, Obstructed), self.at() as staging:   # or else the next start removes it
+                staging.unlink(f"{self._session}.lock")
+                staging.remove(self._session)
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _remove_orphans(self, staging: Directory) -> None:
-        for session in {name.removesuffix(".lock") for name in staging.names()}:
-            if SESSION.fullmatch(session):
-                with suppress(BlockingIOError):     # its process lives
-                    lock = staging.lock(f"{session}.lock", fcntl.LOCK_NB)
-                    staging.remove(session)
-                    staging.unlink(f"{session}.lock")
-                    os.close(lock)
+        sessions = {name.removesuffix(".lock") for name in staging.names()} - {self._session}
+        for session in filter(SESSION.fullmatch, sessions):
+            with suppress(BlockingIOError):     # its process lives
+                lock = staging.lock(f"{session}.lock", fcntl.LOCK_NB)
+                staging.remove(session)
+                staging.unlink(f"{session}.lock")
+                os.close(lock)
 
     def probe(self) -> None:
         """Raises StorageFailed or OSError unless changes find what they need and a file can be written."""
-        with self.at() as staging:
+        with self.session() as session, self.at() as staging:
             for name in (LOCKED, REPLACED, CORRUPT):
                 if staging.kind(name) not in (None, DIRECTORY):
                     self.at(name)   # which tells what it is
-        name = f"probe-{self.new_name()}"
-        with self.session() as session:
+            name = f"probe-{self.new_name()}"
             try:
                 with open(session.create(name), "wb") as file:
                     file.write(b"x")
@@ -108,7 +134,7 @@ class Staging:
         """Excludes all others, in every process, that change this model."""
         # a model and the one at the URL of its digest share theirs: each is made only after a look for the other
         stripe = zlib.crc32(re.sub(r"(\.sha256)+$", "", str(key)).encode()) % LOCKS
-        with self.at(LOCKED) as locks, own_place():
+        with self.at(LOCKED, create=True) as locks, own_place():
             lock = locks.lock(f"{stripe:02}")
         try:
             yield

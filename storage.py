@@ -56,7 +56,7 @@ class Storage:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._tree = Tree(root, self._cannot_read)
-        self._staging = Staging(self._tree)
+        self._staging = Staging(self._tree, self._restore_replaced)
         self._recent = metadata.Recent()
         # what a verification found and could not write
         self.verdicts: dict[tuple[str, ...], models.Verdict] = {}
@@ -67,31 +67,32 @@ class Storage:
         # a list asks for each model once, and would push out those in demand
         find = partial(self.find, keep=False)
         self.index = Index(self._subdirectories, self._changed, self._sign, find)
+        # the mount is asked, not an attempt: who may not write there anyway would see that first
+        if root.is_dir() and self.read_only:
+            log.warning("%s is mounted read-only: models are served, not taken", root)
+            return
         with files.own_words():
-            # the mount is asked, not an attempt: who may not write there anyway would see that first
-            self.read_only = root.is_dir() and bool(os.statvfs(root).f_flag & os.ST_RDONLY)
-            if self.read_only:
-                log.warning("%s is mounted read-only: models are served, not taken", root)
-            else:
-                self._claim()
+            root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.probe()
+        except models.StorageFull as error:    # to serve and to delete is what is needed now
+            log.warning("%s", error)
+        except BaseException:
+            self._staging.close()
+            raise
 
-    def _claim(self) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._staging.claim()
-        with ExitStack() as undo:
-            undo.callback(self._staging.close)
-            self._restore_replaced()
-            try:
-                self.probe()
-            except models.StorageFull as error:    # to serve and to delete is what is needed now
-                log.warning("%s", error)
-            undo.pop_all()
+    @property
+    def read_only(self) -> bool:
+        """Whether the storage is mounted read-only, which may change at any time."""
+        try:
+            return bool(os.statvfs(self.root).f_flag & os.ST_RDONLY)
+        except OSError:
+            return False    # it shows where it is written to
 
     def close(self) -> None:
         """Gives the staging directory back; drafts still open are gone."""
         self.index.close()
-        if not self.read_only:
-            self._staging.close()
+        self._staging.close()
 
     def check_writable(self) -> None:
         if self.read_only:
@@ -163,8 +164,15 @@ class Storage:
         """
         if self.read_only or self.probed_within(at_most):
             return
-        with files.own_words():
-            self._staging.probe()
+        try:
+            with files.own_words():
+                self._staging.probe()
+        except models.StorageFull as error:
+            disk = os.statvfs(self.root)
+            if disk.f_files and not disk.f_favail:      # some file systems count none
+                raise models.StorageFull("the storage has no inode left for another file (df -i): delete models, "
+                                         "or remove other files") from error.__cause__
+            raise
         self._probed = time.monotonic()
 
     def probed_within(self, seconds: float) -> bool:
@@ -468,7 +476,12 @@ class Draft:
         moment = models.now()
         model = Model(key, stat.st_size, sha256, details, moment, moment, stat.st_mtime_ns, stat.st_ino, inspection)
         document = metadata.encoded(model.as_document())
-        with self._staging.session(self._name) as directory:
+        try:
+            directory = self._staging.session(self._name)
+        except FileNotFoundError as error:
+            raise models.StorageFailed("somebody removed the model from .staging while it arrived: "
+                                       "send it again") from error
+        with directory:
             files.write_new(directory.create(METADATA), document)
             os.fsync(directory.descriptor)
         return model

@@ -5,6 +5,7 @@ import ctypes
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from conftest import ROOT, TestApp, sha256, staged
 
 from model_server import Settings, create_app
-from models import Details, ModelExists, ModelKey, ModelNotFound, StoreError
+from models import Details, ModelExists, ModelKey, ModelNotFound, StorageFailed, StoreError
 from storage import Storage
 
 KEY = ModelKey("p", "a", "v", "m")
@@ -223,6 +224,45 @@ def test_a_discarded_draft_leaves_nothing(store):
         draft.publish(KEY, sha256(b""), Details(), lambda current: 1 / 0)
     assert (staged(store.root), list(store.keys())) == ([], [])
     assert sorted(path.name for path in store.root.iterdir()) == [".staging"]
+
+
+def switch(root):
+    """The link at the top leads to a copy without .staging, as after a restore."""
+    target = root.resolve()
+    copy = target.with_name(f"{target.name}_")
+    shutil.copytree(target, copy, ignore=shutil.ignore_patterns(".staging"))
+    root.unlink()
+    root.symlink_to(copy)
+
+
+@pytest.mark.parametrize("tidy", [
+    lambda root: shutil.rmtree(root / ".staging"),
+    lambda root: subprocess.run(["find", str(root), "-mindepth", "1", "-type", "d", "-empty", "-delete"], check=True),
+    lambda root: [lock.unlink() for lock in root.glob(".staging/*.lock")],
+    lambda root: shutil.rmtree(root / ".staging/locks"),
+    switch,
+], ids=["all of it", "empty directories", "the locks of sessions", "the locks of models", "a switched link"])
+def test_what_was_made_at_start_is_made_again(tmp_path, tidy):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "models").symlink_to(tmp_path / "real")
+    with Storage(tmp_path / "models") as store:
+        for number in range(3):
+            put(store, b"data %d" % number)
+            tidy(store.root)
+            assert read(store)[0] == b"data %d" % number
+            store.probe()
+            with Storage(store.root):   # another start sees that this one lives
+                assert put(store, b"data %d" % number, description="again").created is False
+            tidy(store.root) if tidy is not switch else None
+            store.delete(KEY, anything)
+            assert list(store.keys()) == []
+        with store.draft() as draft:
+            draft.write([b"lost"])
+            shutil.rmtree(store.root / ".staging")
+            with pytest.raises(StorageFailed, match="send it again"):
+                draft.publish(KEY, sha256(b"lost"), Details(), anything)
+        put(store, b"data")
+    assert not list((tmp_path / "models/.staging").glob("????????????????*"))
 
 
 ABANDON = """

@@ -177,6 +177,50 @@ def test_an_empty_disk_of_no_space_can_still_be_served_and_deleted_from_after_a_
         assert perform(server, put("p/a/1/m", Version(b"x", "tiny"))).status == 201
 
 
+def remount(path, *options):
+    return subprocess.run(["mount", "-o", ",".join(("remount", *options)), path], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("first", ["rw", "ro"], ids=["started writable", "started read-only"])
+def test_a_disk_is_mounted_read_only_and_writable_again_under_an_idle_server(small_disk, first):
+    with running(small_disk) as server:
+        assert perform(server, put(KEY, OLD)).status == 201
+        server.stop()
+    assert remount(small_disk, first)
+    with running(small_disk) as server:
+        for now in ("ro", "rw", "ro", "rw"):
+            eventually(lambda now=now: remount(small_disk, now))    # while an answer is on its way it is busy
+            known = send(server, "GET", "/health").json
+            assert (known["status"], known.get("read_only", False)) == ("healthy", now == "ro")
+            statuses = [perform(server, act).status for act in (put(KEY, NEW), patch(KEY, OLD), delete(KEY))]
+            assert statuses == ([403] * 3 if now == "ro" else [200] * 3)
+            if now == "rw":
+                assert perform(server, put(KEY, OLD)).status == 201
+            assert_knows(server, KEY, OLD)
+        assert "Traceback" not in server.log()
+
+
+def test_a_disk_without_inodes_is_said_to_be_one_and_served(tmp_path):
+    path = tmp_path / "inodes"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,nr_inodes=40", "inodes", path], check=True)
+    try:
+        model = path / KEY
+        model.mkdir(parents=True)
+        (model / "model").write_bytes(OLD.data)
+        with running(path) as server:
+            server.wait_for_log("no inode left")
+            assert "chown" not in server.log() and "Traceback" not in server.log()
+            assert send(server, "GET", f"/models/{KEY}").body == OLD.data
+            assert "inode" in send(server, "GET", "/health").json["reason"]
+            assert perform(server, put("p/a/1/m", OLD)).status == 507
+            subprocess.run(["mount", "-o", "remount,nr_inodes=400", path], check=True)
+            assert perform(server, put("p/a/1/m", OLD)).status == 201
+            eventually(lambda: send(server, "GET", "/health").status == 200)
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
 def test_a_model_that_the_disk_cannot_read_is_corrupt_and_what_cannot_be_written_is_remembered(tmp_path):
     storage, large = tmp_path / "models", OLD._replace(data=bytes(1 << 20))
     with running(storage, MODEL_VERIFY_RATE="1M") as server:
