@@ -6,6 +6,7 @@ import fcntl
 import functools
 import logging
 import os
+import re
 import shutil
 import stat
 import time
@@ -70,6 +71,19 @@ class Directory:
     def open(self, name: str) -> "Directory":
         """A directory in this one."""
         return Directory(f"{self.place}/{name}", os.open(name, LISTED, dir_fd=self.descriptor))
+
+    def mount(self) -> tuple[int, str]:
+        """Its device and the number of its mount, both the same for all between which files can be renamed."""
+        # one file system may be mounted twice, one mount hold two subvolumes; without /proc the device has to do
+        with suppress(OSError), open(f"/proc/self/fdinfo/{self.descriptor}", encoding="ascii") as file:
+            found = re.search(r"^mnt_id:\s*(\d+)", file.read(), re.MULTILINE)
+            return os.fstat(self.descriptor).st_dev, found[1] if found else ""
+        return os.fstat(self.descriptor).st_dev, ""
+
+    def group(self) -> int | None:
+        """The group that new entries take over (setgid), None for that of the process."""
+        status = os.fstat(self.descriptor)
+        return status.st_gid if status.st_mode & stat.S_ISGID else None
 
     def sync(self) -> None:
         """All of the way up, not what is new alone: another process that made a parent may not have synced it yet."""
@@ -203,6 +217,16 @@ class Tree:
                 raise FileNotFoundError(errno.ENOENT, "removed through another mount") from error
             raise
 
+    def nearest(self, *names: str) -> Directory:
+        """The innermost of these nested directories that is there."""
+        for depth in range(len(names), 0, -1):
+            try:
+                return self.reach(*names[:depth])
+            except OSError as error:
+                if error.errno not in files.ABSENT:
+                    raise
+        return self.reach()
+
     def walk(self, *names: str, create: bool = False) -> Directory:
         """A directory to change, with all on the way to it; raises files.InTheWay for what is no directory."""
         self._kept_until = 0.0      # what is changed where a link at the top leads to now is read there
@@ -274,6 +298,16 @@ def open_beneath(top: int, names: tuple[str, ...], flags: int) -> int:
         for name in names[:-1]:
             way.descend(name, create=False)
         return os.open(names[-1], flags, dir_fd=way.descriptor)
+
+
+def mounted_at(mount: str) -> str:
+    """What is mounted where, in words, for the number of a mount; see proc_pid_mountinfo(5)."""
+    with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            before, _, after = line.partition(" - ")
+            if (fields := before.split())[0] == mount:
+                return f"{' '.join(after.split()[:2])}, mounted at {fields[4]}"
+    return "another file system"
 
 
 class OpenHow(ctypes.Structure):

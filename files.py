@@ -18,6 +18,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 GONE = (errno.ENOENT, errno.ESTALE)     # ESTALE: removed through another mount, where the file system has several
 ABSENT = (*GONE, errno.ENOTDIR, errno.ELOOP)    # ELOOP: a symbolic link, which is never followed
 READ_ONLY = "the storage is mounted read-only: this server serves models and takes none"
+NO_MOVE = ("it cannot be moved, as it is in a lower layer of an overlay or on another file system: it is served and "
+           "not changed. Give the storage a volume of its own")
 IN_THE_WAY = (errno.ENOTDIR, errno.ELOOP)
 OF_ONE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EUCLEAN, errno.EBADMSG)   # what one file or directory may say
 OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
@@ -43,6 +45,8 @@ def own_words() -> Iterator[None]:
             raise StorageFull(f"the storage is full ({error.strerror}): delete models or free some space") from error
         if error.errno == errno.EROFS:
             raise ReadOnly(READ_ONLY) from error
+        if error.errno == errno.EXDEV:
+            raise ReadOnly(NO_MOVE) from error
         if error.errno in IN_THE_WAY:
             what = error.strerror if isinstance(error, InTheWay) else "a file or a link stands"
             raise ModelExists(f"{what} where a directory should be: remove it") from error
@@ -123,6 +127,17 @@ def write_new(descriptor: int, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def give(group: int | None, *descriptors: int) -> None:
+    """Gives files, and directories with the setgid bit, to a group, as the kernel does for what is made in place."""
+    if group is None:
+        return
+    for descriptor in descriptors:
+        with suppress(PermissionError):     # of a group that this process is not in; it was tried
+            os.fchown(descriptor, -1, group)
+            if stat.S_ISDIR(mode := os.fstat(descriptor).st_mode):
+                os.fchmod(descriptor, stat.S_IMODE(mode) | stat.S_ISGID)
 
 
 class NotRegular(FileNotFoundError):

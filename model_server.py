@@ -147,6 +147,7 @@ def admit_upload(request: Request, store: Storage, intake: Intake, **names: str)
             models.check_name(name, fields[name])
     known = tuple(fields[name] for name in takewhile(fields.__contains__, NAME_FIELDS))
     request.caller.check("create", known, partly=True)
+    store.check_writable(*known)
     models.details_of(fields, None)
     expected_sha256(request.header, fields)
     if request.header("Content-Range"):     # RFC 9110 14.5: storing a part as the whole would be the worst

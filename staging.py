@@ -78,7 +78,9 @@ class Staging:
         with self.at(LOCKED, create=True) as locks, own_place():
             for stripe in range(LOCKS):     # all now: a delete must find its lock on a full disk
                 os.close(locks.open_lock(f"{stripe:02}"))
-        with self.at() as staging, own_place():
+        with self.at() as staging, self._tree.reach() as top, own_place():
+            if staging.mount() != top.mount():
+                raise Obstructed(f"{staging.place} is a mount of its own, from which no model can be moved: unmount it")
             starting = staging.lock(START)
             try:
                 self._remove_orphans(staging)

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 import files
 import metadata
 import models
-from directories import Directory, Tree
+from directories import Directory, Tree, mounted_at
 from files import METADATA, MODEL
 from index import Batch, Index, Signature
 from models import NAME_FIELDS, Details, Inspection, Model, ModelExists, ModelKey, ModelNotFound
@@ -94,9 +94,16 @@ class Storage:
         self.index.close()
         self._staging.close()
 
-    def check_writable(self) -> None:
+    def check_writable(self, *names: str) -> None:
+        """Raises ReadOnly unless models below these names can be changed: moved there from the staging directory."""
         if self.read_only:
             raise models.ReadOnly(files.READ_ONLY)
+        if names:
+            with files.own_words(), self._staging.session() as session, self._tree.nearest(*names) as place:
+                if (mount := place.mount()) != session.mount():
+                    raise models.ReadOnly(
+                        f"{'/'.join(names)} is on a file system of its own ({mounted_at(mount[1])}), to which no model "
+                        "can be moved from the storage's: what is there is served and not changed")
 
     def __enter__(self) -> Self:
         return self
@@ -336,8 +343,10 @@ class Storage:
             document = metadata.encoded(model.as_document())
             session = undo.enter_context(self._staging.session())
             undo.callback(session.unlink, scratch)
-            files.write_new(session.create(scratch), document)
             directory = undo.enter_context(self._tree.walk(*key.names))
+            descriptor = session.create(scratch)
+            files.give(directory.group(), descriptor)
+            files.write_new(descriptor, document)
             session.rename(scratch, directory, METADATA)
             self.verdicts.pop(key.names, None)
             self.index.forget(key)
@@ -347,7 +356,7 @@ class Storage:
     @contextmanager
     def _changing(self, key: ModelKey) -> Iterator[None]:
         """One change of a model at a time, among all processes on this storage."""
-        self.check_writable()
+        self.check_writable(*key.names)
         with self._staging.locked(key):
             self._restore(key)
             yield
@@ -471,6 +480,9 @@ class Draft:
             return Published(model, created=current is None, unchanged=False)
 
     def _seal(self, key: ModelKey, sha256: str, details: Details, inspection: Inspection | None) -> Model:
+        with self._store._tree.nearest(*key.names[:3]) as place:
+            group = place.group()
+        files.give(group, self._file.descriptor)
         stat = self._file.finish()
         self._close()
         moment = models.now()
@@ -482,7 +494,9 @@ class Draft:
             raise models.StorageFailed("somebody removed the model from .staging while it arrived: "
                                        "send it again") from error
         with directory:
-            files.write_new(directory.create(METADATA), document)
+            descriptor = directory.create(METADATA)
+            files.give(group, descriptor, directory.descriptor)
+            files.write_new(descriptor, document)
             os.fsync(directory.descriptor)
         return model
 

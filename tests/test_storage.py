@@ -76,6 +76,29 @@ def test_a_copied_tree_is_a_storage(store, tmp_path):
         assert read(copy)[1].sha256 == sha256(b"data")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to any group")
+@pytest.mark.parametrize("level", [1, 3])
+@pytest.mark.parametrize("umask", [0o027, 0o002])
+def test_the_group_of_a_project_can_read_what_is_uploaded_to_it(store, umask, level):
+    place = store.root.joinpath(*KEY.names[:level])
+    place.mkdir(parents=True)
+    os.chown(place, -1, 4242)
+    place.chmod(0o2770)
+    before = os.umask(umask)
+    try:
+        for round_ in range(2):
+            put(store, b"data %d" % round_)
+            store.amend(KEY, lambda model: replace(model, updated_at="later"))
+            made = list(place.rglob("*"))
+            assert len(made) == 6 - level
+            for path in made:
+                status = path.stat()
+                assert (status.st_gid, oct(status.st_mode & 0o7777)) == (
+                    4242, oct(0o2777 & ~umask if path.is_dir() else 0o666 & ~umask)), path
+    finally:
+        os.umask(before)
+
+
 def test_a_root_may_be_a_link_itself(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")

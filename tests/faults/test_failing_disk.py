@@ -2,11 +2,13 @@
 
 import os
 import re
+import subprocess
+import sys
 import time
 from collections import Counter
 
 import pytest
-from conftest import eventually, running, staged
+from conftest import ROOT, eventually, running, staged
 
 from .tracing import CALLS, NO_EXCHANGE, calls_in, count_calls, points, strace, threads_of, verifying
 from .witness import Version, assert_knows, delete, fill, half_models, leftovers, patch, perform, post, put, send
@@ -175,6 +177,70 @@ def test_an_empty_disk_of_no_space_can_still_be_served_and_deleted_from_after_a_
         assert_knows(server, "p/a/1/m", OLD)
         assert perform(server, delete("p/a/1/m")).status == 200
         assert perform(server, put("p/a/1/m", Version(b"x", "tiny"))).status == 201
+
+
+@pytest.mark.parametrize("depth", [1, 4], ids=["a project", "a model"])
+@pytest.mark.parametrize("kind", ["another file system", "a part of the same one"])
+def test_a_mount_below_the_storage_is_served_and_refused_at_the_head(tmp_path, small_disk, kind, depth):
+    source, place = tmp_path / "elsewhere", tmp_path / "models" / "/".join(KEY.split("/")[:depth])
+    place.mkdir(parents=True)
+    source.mkdir()
+    subprocess.run(["mount", "--bind", small_disk if kind.startswith("another") else source, place], check=True)
+    try:
+        model = tmp_path / "models" / KEY
+        model.mkdir(parents=True, exist_ok=True)
+        (model / "model").write_bytes(OLD.data)
+        with running(tmp_path / "models") as server:
+            assert send(server, "GET", f"/models/{KEY}").body == OLD.data
+            with server.connect() as wire:
+                wire.send(f"PUT /models/{KEY} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n")
+                status, _, body = wire.response()
+            assert status == 403 and f"mounted at {place}" in body.decode(), body
+            for act in (put(KEY, NEW), post(KEY, NEW), patch(KEY, OLD), delete(KEY)):
+                answer = perform(server, act)
+                assert answer.status == 403 and f"mounted at {place}" in answer.json["detail"], answer
+            assert send(server, "GET", f"/models/{KEY}").body == OLD.data
+            assert perform(server, put("other/app/1/m", NEW)).status == 201
+            assert staged(server.storage) == []
+            assert "Traceback" not in server.log()
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_lower_layer_of_an_overlay_is_served_and_what_is_above_is_changed(tmp_path):
+    """As models that are part of an image, which a container without a volume has."""
+    for name in (f"lower/{KEY}", "upper", "work", "models"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "lower" / KEY / "model").write_bytes(OLD.data)
+    layers = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work,redirect_dir=off"
+    if subprocess.run(["mount", "-t", "overlay", "-o", layers, "overlay", tmp_path / "models"]).returncode:
+        pytest.skip("no overlay to be had")
+    try:
+        with running(tmp_path / "models") as server:
+            for act in (put(KEY, NEW), delete(KEY)):
+                answer = perform(server, act)
+                assert answer.status == 403 and "overlay" in answer.json["detail"], answer
+            assert send(server, "GET", f"/models/{KEY}").body == OLD.data
+            assert perform(server, patch(KEY, OLD)).status == 200
+            new = KEY.replace("/1/", "/2/")
+            statuses = [perform(server, act).status for act in (put(new, OLD), put(new, NEW), delete(new))]
+            assert statuses == [201, 200, 200]
+            assert staged(server.storage) == []
+            assert "Traceback" not in server.log()
+    finally:
+        subprocess.run(["umount", tmp_path / "models"], check=True)
+
+
+def test_a_staging_directory_on_a_mount_of_its_own_is_refused_at_the_start(tmp_path, small_disk):
+    staging = tmp_path / "models/.staging"
+    staging.mkdir(parents=True)
+    subprocess.run(["mount", "--bind", small_disk, staging], check=True)
+    try:
+        ended = subprocess.run([sys.executable, ROOT / "model_server.py"], text=True, capture_output=True, timeout=30,
+                               env={**os.environ, "MODEL_STORAGE_PATH": str(tmp_path / "models"), "SERVER_PORT": "0"})
+        assert ended.returncode == 1 and f"{staging} is a mount of its own" in ended.stderr
+    finally:
+        subprocess.run(["umount", staging], check=True)
 
 
 def remount(path, *options):
