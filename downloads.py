@@ -217,10 +217,12 @@ def send(response: Response, environ: dict[str, Any], start_response: Callable[.
     head = environ["REQUEST_METHOD"] == "HEAD"
     if isinstance(body, bytes) and status not in (204, 304):
         headers.append(("Content-Length", str(len(body))))
+    elif head and not isinstance(body, bytes | FileBody):   # RFC 9110 9.3.2: counted, for to keep it takes memory
+        headers.append(("Content-Length", str(sum(map(len, body)))))
     start_response(f"{status} {HTTPStatus(status).phrase}", headers)
     if isinstance(body, FileBody) and head:
         body.file.close()
-    if isinstance(body, bytes) or head:     # RFC 9110 9.3.2: a HEAD without a length where making it is all the work
+    if isinstance(body, bytes) or head:
         rest = [body] if isinstance(body, bytes) and body and not head else []
         done(sum(map(len, rest)))
         return rest

@@ -15,6 +15,7 @@ from storage import Storage
 
 MAX_PAGE = 1000     # models on one page
 BLOCK = 64 * 1024   # bytes; the first is sent after some 100 models, a millisecond
+PIECE = 256 * 1024  # bytes given to the server at once, which buffers what is not taken yet: most blocks are shorter
 PAGE_BYTES = 1 << 20    # of lines that a page holds until they are sent, 1,000 ordinary ones; others are read again
 
 Entry = tuple[Names, str, bytes | None]     # of a page: the version, the last name, the line unless it is read again
@@ -145,10 +146,10 @@ def in_blocks(texts: Iterator[Iterable[bytes]]) -> Iterator[list[bytes]]:
 
 
 def in_pieces(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same in pieces of BLOCK at most: of a model with half a MiB of metadata the server buffers a part."""
+    """The same in pieces of PIECE at most: of a model with half a MiB of metadata the server buffers a part."""
     for block in blocks:
-        for start in range(0, len(block), BLOCK):
-            yield block[start : start + BLOCK]
+        for start in range(0, len(block), PIECE):
+            yield block[start : start + PIECE]
 
 
 def sum_lines(place: Names, lines: dict[str, bytes], depth: int) -> list[bytes]:

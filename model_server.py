@@ -37,7 +37,7 @@ T = TypeVar("T")
 log = logging.getLogger("model_server")
 
 FORM_OVERHEAD = 8 * 1024    # how much longer than its file a form may be before its length alone refuses it
-MAX_DOCUMENT = 2 << 20      # bytes of a PATCH: a client that escapes all but ASCII sends 64 fields of 8 KiB in 1.6 MiB
+MAX_DOCUMENT = 7 << 18      # bytes of a PATCH: a client that escapes all but ASCII sends 64 fields of 8 KiB in 1.6 MiB
 METRICS_AGE = 60.0          # seconds: what others changed on disk may be missing so long, a scrape costs no look at it
 HEALTH_AGE = 1.0            # seconds for which one write that worked tells that writing works
 CONNECTIONS = 4096          # open at once; each upload adds a descriptor, hence a quarter of those we may have

@@ -248,13 +248,6 @@ class StreamingTask(WSGITask):
         self.blocks = blocks
         return ()
 
-    def finish(self) -> None:
-        if not self.wrote_header:
-            self.write(b"")
-        if self.request.command == "HEAD":
-            self.chunked_response = False   # RFC 9112 6.3: no body, and so no last chunk
-        super().finish()
-
     def close(self) -> None:
         """Gives up what is left of the answer; called when it is over, sent or not."""
         blocks, self.blocks = self.blocks, None

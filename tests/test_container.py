@@ -328,7 +328,7 @@ def test_what_cannot_work_ends_with_a_line_that_mends_it(image, tmp_path, option
 
 
 def test_a_list_that_waits_for_a_slow_reader_finds_a_place_though_the_root_is_read_only(image, tmp_path):
-    """Beyond 1 MiB waitress puts what it could not send yet into a temporary file."""
+    """waitress puts more than 1 MiB that it could not send yet into a temporary file; a list pauses before that."""
     models = tmp_path / "models"
     for number in range(8000):
         model = models / f"p/app/{number}/m"
