@@ -24,7 +24,7 @@ from bodies import Body, Upload
 from downloads import PreconditionFailed, Response, check_write, etag_of, json_response
 from forms import BadUpload, DigestMismatch, TooLarge, expected_sha256, merged
 from inspection import formats as inspection
-from lanes import Intake, tune
+from lanes import tune
 from lists import list_response
 from metrics import Metrics
 from models import NAME_FIELDS, InvalidName, Model, ModelExists, ModelKey, ModelNotFound, describe, url_of, with_url
@@ -58,17 +58,17 @@ def health(request: Request, store: Storage) -> Response:
         state["read_only"] = True
     try:
         store.probe(at_most=HEALTH_AGE)
-        if corrupt := request.application.verifier.corrupt():
+        if corrupt := request.services.verifier.corrupt():
             state["corrupt_models"] = corrupt
-        state |= request.application.metrics.troubles()
-        status = "degraded" if corrupt or request.application.metrics.troubled() else "healthy"
+        state |= request.services.metrics.troubles()
+        status = "degraded" if corrupt or request.services.metrics.troubled() else "healthy"
         return json_response(200, {"status": status, **state, "free_bytes": store.free_bytes()})
     except models.StoreError as error:
         return json_response(503, {"status": "unhealthy", "reason": str(error), **state})
 
 
 def is_known_healthy(request: Request, store: Storage) -> bool:
-    return store.probed_within(HEALTH_AGE) and not request.application.verifier.last_corrupt
+    return store.probed_within(HEALTH_AGE) and not request.services.verifier.last_corrupt
 
 
 def upload(request: Request, store: Storage, **names: str) -> Response:
@@ -76,7 +76,7 @@ def upload(request: Request, store: Storage, **names: str) -> Response:
     assert isinstance(body, Upload)
     digest = body.finish()
     assert body.draft
-    fields = merged(names.items(), request.query.items(), body.fields)
+    fields = merged(request.fields.items(), body.fields)
     missing = [name for name in NAME_FIELDS if name not in fields]
     if missing:
         raise BadUpload(f"{', '.join(missing)} missing: give them as query parameters or as form fields")
@@ -138,10 +138,10 @@ def digest_name(key: ModelKey) -> ModelKey | None:
     return None
 
 
-def admit_upload(request: Request, store: Storage, intake: Intake, **names: str) -> Body:
+def admit_upload(request: Request, store: Storage, **names: str) -> Body:
     """Refuses by the head of the request whatever can be known from it."""
     store.check_writable()
-    fields = merged(names.items(), request.query.items())
+    fields = request.fields
     for name in NAME_FIELDS:
         if name in fields:
             models.check_name(name, fields[name])
@@ -162,10 +162,10 @@ def admit_upload(request: Request, store: Storage, intake: Intake, **names: str)
     if all(name in fields for name in NAME_FIELDS):
         key = ModelKey(*(fields[name] for name in NAME_FIELDS))
         may_write(request, store, key)(store.find(key))
-    return Upload(store, intake, None if names else request.header("Content-Type") or "", limit)
+    return Upload(store, request.services.intake, None if names else request.header("Content-Type") or "", limit)
 
 
-def admit_document(request: Request, store: Storage, intake: Intake, **names: str) -> Body:
+def admit_document(request: Request, store: Storage, **names: str) -> Body:
     if request.length > MAX_DOCUMENT:
         raise TooLarge(f"the document is longer than {MAX_DOCUMENT} bytes")
     return Body(limit=MAX_DOCUMENT)
@@ -308,12 +308,12 @@ def verify(request: Request, store: Storage, **names: str) -> Response:
         store.info(ModelKey(**names))
     elif names and next(store.keys(*names.values()), None) is None:
         raise models.absent(tuple(names.values()))
-    progress = request.application.verifier.ask(request.caller.name, *names.values())
+    progress = request.services.verifier.ask(request.caller.name, *names.values())
     return json_response(202, visible(request, progress), ("Location", f"{request.prefix}/verify"))
 
 
 def verification(request: Request, store: Storage) -> Response:
-    return json_response(200, visible(request, request.application.verifier.progress()))
+    return json_response(200, visible(request, request.services.verifier.progress()))
 
 
 def visible(request: Request, progress: dict[str, Any]) -> dict[str, Any]:
@@ -327,10 +327,10 @@ def visible(request: Request, progress: dict[str, Any]) -> dict[str, Any]:
 
 def metrics(request: Request, store: Storage) -> Response:
     models_stored, bytes_stored = store.index.total(at_most=METRICS_AGE)
-    page = request.application.metrics.render({
-        "uploads_in_flight": ("Uploads begun and not over.", request.application.intake.in_flight),
+    page = request.services.metrics.render({
+        "uploads_in_flight": ("Uploads begun and not over.", request.services.intake.in_flight),
         "models": ("Models stored.", models_stored),
-        "corrupt_models": ("Models known to be corrupt.", request.application.verifier.corrupt()),
+        "corrupt_models": ("Models known to be corrupt.", request.services.verifier.corrupt()),
         "stored_bytes": ("Bytes of the models stored.", bytes_stored),
         "free_bytes": ("Bytes free for models.", store.free_bytes()),
     })
@@ -451,7 +451,7 @@ def main() -> None:
                  "allow" if settings.overwrite else "deny", settings.max_size or "none",
                  application.guard or "anonymous all")
         server.run()
-        application.verifier.stop()
+        application.services.verifier.stop()
         log.info("stopped")
 
 

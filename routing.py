@@ -87,14 +87,24 @@ STATUS_OF: dict[type[Exception], int] = {
 # ---- requests and answers
 
 
-class Request:
-    """One request, from its WSGI environment."""
+@dataclass(frozen=True)
+class Services:
+    """What the requests of one server share beside the store."""
 
-    def __init__(self, environ: dict[str, Any], application: "Application") -> None:
+    settings: Settings
+    metrics: Metrics
+    verifier: Verifier
+    intake: Intake
+
+
+class Request:
+    """One request, from its WSGI environment; `names` are those in its path, `route` is the pattern of that."""
+
+    def __init__(self, environ: dict[str, Any], services: Services) -> None:
         self.environ = environ
-        self.application = application
-        self.settings = application.settings
-        self.found: tuple[Route, dict[str, str]] | None = None     # once it is known
+        self.services = services
+        self.settings = services.settings
+        self.route, self.names = "none", dict[str, str]()   # until they are known
         self.caller = EVERYBODY     # unless a guard says otherwise
         self.method: str = environ["REQUEST_METHOD"]
         # what is not UTF-8 turns into U+FFFD, which no name may have
@@ -114,6 +124,11 @@ class Request:
             return merged(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY))
         except ValueError as error:
             raise BadUpload(f"the query cannot be read: {error}") from error
+
+    @functools.cached_property
+    def fields(self) -> dict[str, str]:
+        """The names in the path and the query's parameters; raises BadUpload when one comes with two values."""
+        return merged(self.names.items(), self.query.items())
 
     @property
     def length(self) -> int:
@@ -144,8 +159,7 @@ class Request:
                     as_field(self.path, MAX_LOGGED_PATH), status, received or sent, seconds * 1000, self.id,
                     as_field(self.environ.get("REMOTE_ADDR") or "-", MAX_LOGGED_ADDRESS))
         method = self.method if self.method in METHODS else "other"     # a label may not have values without end
-        route = self.found[0].path if self.found else "none"
-        self.application.metrics.count(route, method, status, seconds, received, sent)
+        self.services.metrics.count(self.route, method, status, seconds, received, sent)
 
     def audit(self, verb: str, names: Names, sha256: str | None, status: int) -> None:
         """Tells of one model that was changed, or was not because the caller may not do that."""
@@ -259,38 +273,55 @@ class Application:
 
     def __init__(self, store: Storage, settings: Settings, routes: Sequence[Route], metrics: Metrics) -> None:
         self.store = store
-        self.settings = settings
         self.routes = routes
         self.guard = guard_of(settings.tokens_file, settings.anonymous)
-        self.intake = Intake()
-        self.metrics = metrics
-        self.verifier = Verifier(store, settings.verify_rate, metrics)
+        self.services = Services(settings, metrics, Verifier(store, settings.verify_rate, metrics), Intake())
         self._process, self._numbers = secrets.token_hex(6), itertools.count(1)
 
-    def admit(self, environ: dict[str, Any]) -> Body:
-        request = Request(environ, self)
-        try:
+    def begin(self, environ: dict[str, Any]) -> tuple[Request, Route]:
+        """The request of an environment and its route, kept there until it is answered.
+
+        Raises HttpError and InvalidName.
+        """
+        request, route = environ.get(REQUEST) or (Request(environ, self.services), None)
+        if route is None:
+            environ[REQUEST] = request, None
             request.check_host()
-            route, names = find_route(self.routes, request)
-            self.authorize(request, route, names)
-            return self.body_of(request, route, names)
+            route = self.find(request)
+            environ[REQUEST] = request, route
+        return request, route
+
+    def find(self, request: Request) -> Route:
+        """The route of a request, which knows its names then; raises HttpError and InvalidName."""
+        route, request.names = find_route(self.routes, request)
+        request.route = route.path
+        return route
+
+    def admit(self, environ: dict[str, Any]) -> Body:
+        """What becomes of a body, by the head of its request alone; refusals are answered when they are asked for."""
+        try:
+            request, route = self.begin(environ)
+            self.authorize(request, route)
+            return self.body_of(request, route)
         except Exception as error:      # noqa: BLE001  raised again when the request is answered
             return Body(error)
 
     def answers_at_once(self, environ: dict[str, Any]) -> bool:
         """Whether a request without a body takes so little that no thread need be woken for it."""
-        request = environ[REQUEST] = Request(environ, self)
         try:
-            route, names = request.found = find_route(self.routes, request)
-            return route.at_once(request, self.store, **names)
+            request, route = self.begin(environ)
+            return route.at_once(request, self.store, **request.names)
         except (HttpError, models.StoreError):
             return False    # it will be raised again
 
-    def authorize(self, request: Request, route: Route, names: dict[str, str]) -> None:
+    def body_of(self, request: Request, route: Route) -> Body:
+        return route.admit(request, self.store, **request.names) if route.admit else Body()
+
+    def authorize(self, request: Request, route: Route) -> None:
         """Finds out who asks, before the store is asked; raises what they get when they may not do that."""
         if self.guard is None or route.verb is None:
             return
-        place = tuple(names.values())
+        place = tuple(request.names.values())
         caller = request.caller = self.guard.caller(request.header("Authorization"), route.verb, place)
         if route.verb == "read" and caller.known:
             if route.partly:
@@ -299,43 +330,45 @@ class Application:
                 raise models.absent(place)
         caller.check(route.verb, place, partly=route.partly)
 
-    def body_of(self, request: Request, route: Route, names: dict[str, str]) -> Body:
-        return route.admit(request, self.store, self.intake, **names) if route.admit else Body()
-
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        request = environ.pop(REQUEST, None) or Request(environ, self)
+        request, route = environ.pop(REQUEST, None) or (Request(environ, self.services), None)
         request.id = request.id or f"{self._process}-{next(self._numbers):x}"
         try:
-            response = self.respond(request)
+            response = self.respond(request, route)
         except Exception as error:      # noqa: BLE001  this is where every fault turns into its answer
-            if isinstance(error, models.StorageFailed) and self.store.is_lost():
-                error = lost(error)
-            response = error_response(error)
-            upload = request.method in ("PUT", "POST") and not request.path.startswith("/verify")
-            if isinstance(request.body, Upload) or upload:
-                self.metrics.refuse(type(error).__name__)
-            if isinstance(error, Refused) and error.verb != "read":
-                request.audit(error.verb, error.names, None, response.status)
+            response = self.refuse(request, error)
         finally:
             request.body.close()
             request.body.settle()
         response.headers.append(("X-Request-Id", request.id))
         return downloads.send(response, environ, start_response, functools.partial(request.log, response.status))
 
-    def respond(self, request: Request) -> Response:
+    def respond(self, request: Request, route: Route | None) -> Response:
         environ, arrived = request.environ, request.environ["wsgi.input"]
         if isinstance(arrived, Body):   # our own server filled it while it arrived
             request.body = arrived
             if isinstance(arrived.refusal, ProtocolError):
                 raise arrived.refusal   # what there is of the head is not to be trusted
         request.check_host()    # again: a proxy that is believed may have named another one
-        route, names = request.found = request.found or find_route(self.routes, request)
-        self.authorize(request, route, names)
+        route = route or self.find(request)
+        self.authorize(request, route)  # again, where a body has come: its token may have been withdrawn meanwhile
         if request.body is not arrived:
-            request.body = self.body_of(request, route, names)
+            request.body = self.body_of(request, route)
             if isinstance(request.body, Upload) and not {"CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"} & environ.keys():
                 raise HttpError(411, "the request has no body and does not say that it is empty: send a Content-Length")
             read_body(environ, request.body)
         if request.body.refusal:
             raise request.body.refusal
-        return route.handler(request, self.store, **names)
+        return route.handler(request, self.store, **request.names)
+
+    def refuse(self, request: Request, error: Exception) -> Response:
+        """The answer to an exception, which is counted where it ended an upload, and told to the audit."""
+        if isinstance(error, models.StorageFailed) and self.store.is_lost():
+            error = lost(error)
+        response = error_response(error)
+        upload = request.method in ("PUT", "POST") and not request.path.startswith("/verify")
+        if isinstance(request.body, Upload) or upload:
+            self.services.metrics.refuse(type(error).__name__)
+        if isinstance(error, Refused) and error.verb != "read":
+            request.audit(error.verb, error.names, None, response.status)
+        return response

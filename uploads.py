@@ -140,7 +140,8 @@ class StreamingParser(HTTPRequestParser):
         if self.completed or self.body_rcv is None:
             self.expect_continue = False    # or the connection waits for a body that never comes (TRAPS 8)
             return
-        body = channel.application.admit(WSGITask(channel, self).get_environment())
+        environ = channel.task_class(channel, self).get_environment()
+        body = environ["wsgi.input"] = channel.application.admit(environ)
         body.wake = channel.server.pull_trigger
         self.body_rcv = ChunkedReceiver(body) if self.chunked else FixedStreamReceiver(self.content_length, body)
         if body.refusal and (self.expect_continue or "X_FORWARDED_EXPECT" in self.headers):
@@ -217,8 +218,8 @@ class StreamingTask(WSGITask):
             environ["wsgi.file_wrapper"] = FileBuffer
             del environ["waitress.client_disconnected"]     # which refers to the channel, and the channel to this
             environ[STREAM] = self.stream    # for blocks what file_wrapper is for files
-            if error := self.request.error:
-                environ["wsgi.input"] = Body(ProtocolError(error.code, error.body))
+        if error := self.request.error:
+            environ["wsgi.input"] = Body(ProtocolError(error.code, error.body))
         return environ
 
     def write(self, data: bytes) -> None:

@@ -402,7 +402,7 @@ def test_requests_wait_for_their_turn_each_once_and_not_too_many(make_app, store
             waiting = app.post(f"/verify/p{number}", status=202).json["waiting"]
             assert waiting == [f"p{i}" for i in range(number + 1)]
     assert "waiting" in app.post("/verify/p16", status=429).json["detail"]
-    app.app.verifier.stop()
+    app.app.services.verifier.stop()
     assert not app.get("/verify").json["running"]
 
 
@@ -425,7 +425,7 @@ def test_no_token_fills_the_queue_for_another_and_they_take_turns(make_app, stor
     ask("modest", 18)
     assert ask(None, 19)["waiting"][:6] == ["p17", "p19", "p1", "p18", "p2", "p3"]
     assert len(ask("late", 0)["waiting"]) == 20
-    app.app.verifier.stop()
+    app.app.services.verifier.stop()
 
 
 class Faulty(Storage):
