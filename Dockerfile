@@ -11,6 +11,8 @@ RUN pip install --no-cache-dir --root-user-action=ignore -r requirements.txt
 
 # .dockerignore lets nothing else through than what is needed here
 COPY docker-entrypoint.sh *.py ./
+COPY repository ./repository/
+COPY server ./server/
 COPY inspection ./inspection/
 
 # Readable by every user, whatever the umask was where this was checked out; a named volume takes its owner from here

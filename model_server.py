@@ -15,27 +15,55 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
-import access
-import downloads
-import logs
-import models
-import threads
-from bodies import Body, Upload
-from downloads import PreconditionFailed, Response, check_write, etag_of, json_response
-from forms import BadUpload, DigestMismatch, TooLarge, expected_sha256, merged
 from inspection import formats as inspection
-from lanes import tune
-from lists import list_response
-from metrics import Metrics
-from models import NAME_FIELDS, InvalidName, Model, ModelExists, ModelKey, ModelNotFound, describe, url_of, with_url
-from routing import Application, HttpError, Request, Route
-from settings import VERSION, Settings
+from repository.model import (
+    NAME_FIELDS,
+    InvalidName,
+    Model,
+    ModelCorrupt,
+    ModelExists,
+    ModelKey,
+    ModelNotFound,
+    NotEmpty,
+    Obstructed,
+    StorageFull,
+    StoreError,
+    absent,
+    check_name,
+    counted,
+    describe,
+    details_of,
+    now,
+    parse_json,
+    patched,
+    precedence,
+    url_of,
+    with_url,
+)
+from server import threads
+from server.access import Caller, Refused, new_token
+from server.application import Application, HttpError, Request, Route
+from server.listing import list_response
+from server.logs import configure
+from server.metrics import Metrics
+from server.multipart import BadUpload, DigestMismatch, TooLarge, expected_sha256, merged
+from server.responses import (
+    PreconditionFailed,
+    Response,
+    check_write,
+    etag_of,
+    file_response,
+    json_response,
+    read_status,
+)
+from server.serial_queue import tune
+from server.settings import VERSION, Settings
+from server.uploads import Body, Upload
+from server.waitress_adapter import Server
 from storage import Check, Storage
-from uploads import Server
 
 T = TypeVar("T")
 log = logging.getLogger("model_server")
-
 FORM_OVERHEAD = 8 * 1024    # how much longer than its file a form may be before its length alone refuses it
 MAX_DOCUMENT = 7 << 18      # bytes of a PATCH: a client that escapes all but ASCII sends 64 fields of 8 KiB in 1.6 MiB
 METRICS_AGE = 60.0          # seconds: what others changed on disk may be missing so long, a scrape costs no look at it
@@ -53,7 +81,7 @@ USAGE = """usage: python model_server.py                             serves; set
 
 
 def health(request: Request, store: Storage) -> Response:
-    state: dict[str, Any] = {"version": VERSION, "timestamp": models.now(), "storage_path": str(store.root)}
+    state: dict[str, Any] = {"version": VERSION, "timestamp": now(), "storage_path": str(store.root)}
     if store.read_only:
         state["read_only"] = True
     try:
@@ -63,7 +91,7 @@ def health(request: Request, store: Storage) -> Response:
         state |= request.services.metrics.troubles()
         status = "degraded" if corrupt or request.services.metrics.troubled() else "healthy"
         return json_response(200, {"status": status, **state, "free_bytes": store.free_bytes()})
-    except models.StoreError as error:
+    except StoreError as error:
         return json_response(503, {"status": "unhealthy", "reason": str(error), **state})
 
 
@@ -85,7 +113,7 @@ def upload(request: Request, store: Storage, **names: str) -> Response:
         raise DigestMismatch(f"it arrived with sha256 {digest}, not {expected}: nothing was stored, send it again")
     key = ModelKey(*(fields[name] for name in NAME_FIELDS))
     request.caller.check("create", key.names)   # a form may tell the names after the file
-    details, settings = models.details_of(fields, body.filename), request.settings
+    details, settings = details_of(fields, body.filename), request.settings
     seen = body.draft.examine(inspection.inspect)
     inspection.check(seen, settings.allowed_formats, settings.pickle)
     result = body.draft.publish(key, digest, details, may_write(request, store, key), seen)
@@ -112,7 +140,7 @@ def may_write(request: Request, store: Storage, key: ModelKey) -> Check:
     return check
 
 
-def check_shadows(caller: access.Caller, store: Storage, key: ModelKey) -> None:
+def check_shadows(caller: Caller, store: Storage, key: ModelKey) -> None:
     """Raises Refused where a new model changes what a URL of another one says, unless the caller may update that.
 
     `base.sha256` stands before the digest of `base`, whichever of them comes first; in a version that is really called
@@ -127,7 +155,7 @@ def check_shadows(caller: access.Caller, store: Storage, key: ModelKey) -> None:
         try:
             if other:
                 caller.check("update", other.names)
-        except access.Refused as error:
+        except Refused as error:
             raise type(error)(f"{error} ({reason})", error.verb, error.names) from error
 
 
@@ -144,11 +172,11 @@ def admit_upload(request: Request, store: Storage, **names: str) -> Body:
     fields = request.fields
     for name in NAME_FIELDS:
         if name in fields:
-            models.check_name(name, fields[name])
+            check_name(name, fields[name])
     known = tuple(fields[name] for name in takewhile(fields.__contains__, NAME_FIELDS))
     request.caller.check("create", known, partly=True)
     store.check_writable(*known)
-    models.details_of(fields, None)
+    details_of(fields, None)
     expected_sha256(request.header, fields)
     if request.header("Content-Range"):     # RFC 9110 14.5: storing a part as the whole would be the worst
         raise BadUpload("a part of a model cannot be uploaded (Content-Range): send the whole")
@@ -158,7 +186,7 @@ def admit_upload(request: Request, store: Storage, **names: str) -> Body:
     if limit is not None and request.length > limit + (0 if names else FORM_OVERHEAD):
         raise TooLarge(f"{request.length} bytes are more than the {limit} that this server takes (MODEL_MAX_SIZE)")
     if request.length > (free := store.free_bytes()):
-        raise models.StorageFull(f"{request.length} bytes do not fit into the {free} free ones: delete models first")
+        raise StorageFull(f"{request.length} bytes do not fit into the {free} free ones: delete models first")
     if all(name in fields for name in NAME_FIELDS):
         key = ModelKey(*(fields[name] for name in NAME_FIELDS))
         may_write(request, store, key)(store.find(key))
@@ -181,14 +209,14 @@ def newest(request: Request, store: Storage, read: Callable[[ModelKey], T], name
         if key.version != ALIAS:
             raise
     versions = store.versions(key.project_id, key.app_name, key.model_name)
-    for version in sorted(versions, key=models.precedence, reverse=True):
+    for version in sorted(versions, key=precedence, reverse=True):
         found = replace(key, version=version)
         try:
             path = f"{request.prefix}/models/{found}{suffix}"
             return read(found), [("Content-Location", path), ("X-Model-Version", version)]
         except ModelNotFound:
             continue    # deleted since we looked
-    raise models.absent(key.names)
+    raise absent(key.names)
 
 
 def checksum(request: Request, store: Storage, **names: str) -> Response:
@@ -218,12 +246,12 @@ def download(request: Request, store: Storage, **names: str) -> Response:
     opened, headers = newest(request, store, store.open if request.method == "GET" else store.peek, names)
     if opened.model.corrupt and request.query.get("allow_corrupt") != "true":
         opened.file.close()
-        raise models.ModelCorrupt(f"{opened.model.key} is corrupt: its bytes are not those that were uploaded. "
+        raise ModelCorrupt(f"{opened.model.key} is corrupt: its bytes are not those that were uploaded. "
                                   "Upload it again, or add ?allow_corrupt=true to have them as they are")
     if pinned is not None and pinned.lower() != opened.model.sha256:
         opened.file.close()
         raise PreconditionFailed(f"the model is not {pinned[:100]} but {opened.model.sha256}")
-    response = downloads.file_response(request.method, request.header, opened)
+    response = file_response(request.method, request.header, opened)
     response.headers += headers
     return response
 
@@ -243,7 +271,7 @@ def is_known_head(request: Request, store: Storage, **names: str) -> bool:
 def info(request: Request, store: Storage, **names: str) -> Response:
     model, headers = newest(request, store, store.info, names, "/info")
     etag = etag_of_info(model)
-    status = downloads.read_status(request.header, etag, None)
+    status = read_status(request.header, etag, None)
     if status == 412:
         raise PreconditionFailed(f"the metadata of the model is {etag}")
     if status == 304:
@@ -257,14 +285,14 @@ def etag_of_info(model: Model) -> str:
 
 def amend(request: Request, store: Storage, **names: str) -> Response:
     try:
-        patch = models.parse_json(bytes(request.body.data))
+        patch = parse_json(bytes(request.body.data))
     except ValueError as error:
         raise BadUpload(f"the body is not a JSON document: {error}") from error
 
     def change(model: Model) -> Model:
         check_write(request.header, etag_of(model), etag_of_info(model))
-        details = models.patched(model.details, patch)
-        return model if details == model.details else replace(model, details=details, updated_at=models.now())
+        details = patched(model.details, patch)
+        return model if details == model.details else replace(model, details=details, updated_at=now())
 
     model = store.amend(ModelKey(**names), change)
     request.audit("update", model.key.names, model.sha256, 200)
@@ -284,8 +312,8 @@ def delete_tree(request: Request, store: Storage, **names: str) -> Response:
     if not keys:
         raise ModelNotFound(f"there is no model below {where}")
     if request.query.get("recursive") != "true":
-        many = models.counted(len(keys), "model")
-        raise models.NotEmpty(f"this would delete {many} below {where}: add ?recursive=true to do it")
+        many = counted(len(keys), "model")
+        raise NotEmpty(f"this would delete {many} below {where}: add ?recursive=true to do it")
     deleted = 0
     for key in keys:
         try:
@@ -294,7 +322,7 @@ def delete_tree(request: Request, store: Storage, **names: str) -> Response:
             deleted += 1
         except ModelNotFound:
             continue    # somebody was faster
-    message = f"{models.counted(deleted, 'model')} deleted"
+    message = f"{counted(deleted, 'model')} deleted"
     return json_response(200, {"message": message, **names, "deleted_models": deleted})
 
 
@@ -307,7 +335,7 @@ def verify(request: Request, store: Storage, **names: str) -> Response:
     if len(names) == len(NAME_FIELDS):
         store.info(ModelKey(**names))
     elif names and next(store.keys(*names.values()), None) is None:
-        raise models.absent(tuple(names.values()))
+        raise absent(tuple(names.values()))
     progress = request.services.verifier.ask(request.caller.name, *names.values())
     return json_response(202, visible(request, progress), ("Location", f"{request.prefix}/verify"))
 
@@ -384,9 +412,9 @@ def open_storage(path: Path | None) -> Storage:
             path = Path("models")
     try:
         return Storage(path.absolute())
-    except (models.Obstructed, models.StorageFull) as error:
+    except (Obstructed, StorageFull) as error:
         raise SystemExit(f"model_server: {error}") from error
-    except models.StoreError as error:
+    except StoreError as error:
         uid, gid = os.getuid(), os.getgid()
         raise SystemExit(f"model_server: cannot write to {path} as uid {uid}, gid {gid} ({error.__cause__}). "
                          f"Mend it with: chown -R {uid}:{gid} {path}") from error
@@ -406,16 +434,16 @@ def command(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         sys.stdout.write(f"ai-model-repository {VERSION}\n")
         return 0
-    return new_token(arguments)
+    return token_command(arguments)
 
 
-def new_token(arguments: list[str]) -> int:
+def token_command(arguments: list[str]) -> int:
     """The command `token NAME VERBS PREFIX`: the token goes to stderr, its line for the file of tokens to stdout."""
     if len(arguments) != 4 or arguments[0] != "token":
         sys.stderr.write(f"{USAGE}\n")
         return 2
     try:
-        token, line = access.new_token(*arguments[1:])
+        token, line = new_token(*arguments[1:])
     except ValueError as error:
         sys.stderr.write(f"{USAGE}\n{error}\n")
         return 2
@@ -428,7 +456,7 @@ def main() -> None:
     tune()
     measured = Metrics()
     # started with a closed stdout it has none: then nobody wants the log, and no other file may become its
-    logs.configure(sys.stdout.fileno() if sys.stdout else os.open(os.devnull, os.O_WRONLY), measured)
+    configure(sys.stdout.fileno() if sys.stdout else os.open(os.devnull, os.O_WRONLY), measured)
     try:
         settings = Settings.from_env(os.environ)
     except ValueError as error:

@@ -20,20 +20,33 @@ from math import inf
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 
-import files
-import metadata
-import models
-from directories import Directory, Tree, mounted_at
-from files import METADATA, MODEL
-from index import Batch, Index, Signature
-from models import NAME_FIELDS, Details, Inspection, Model, ModelExists, ModelKey, ModelNotFound
-from staging import REPLACED, STAGING, Staging
+from repository import filesystem, metadata
+from repository.directories import Directory, Tree, mounted_at
+from repository.model import (
+    NAME_FIELDS,
+    RESERVED_PROJECTS,
+    Details,
+    Inspection,
+    MetadataUnreadable,
+    Model,
+    ModelExists,
+    ModelKey,
+    ModelNotFound,
+    ModelUnreadable,
+    ReadOnly,
+    StorageFailed,
+    StorageFull,
+    StoreError,
+    Verdict,
+    absent,
+    now,
+)
+from repository.staging import REPLACED, STAGING, Staging
+from repository.tree_index import Batch, Index, Signature
 
 log = logging.getLogger("model_server.storage")
 T = TypeVar("T")
-
 LOOKS = 50              # how often a reader looks again when a writer moved the directory under it
-
 Check = Callable[[Model | None], None]  # raises to refuse a change, given what is stored now
 
 
@@ -59,10 +72,10 @@ class Storage:
         self._staging = Staging(self._tree, self._restore_replaced)
         self._recent = metadata.Recent()
         # what a verification found and could not write
-        self.verdicts: dict[tuple[str, ...], models.Verdict] = {}
+        self.verdicts: dict[tuple[str, ...], Verdict] = {}
         # models and directories that could not be read: nothing that the index compares tells when they can be
         self._unreadable: set[tuple[str, ...]] = set()
-        self.buffers = files.Buffers()
+        self.buffers = filesystem.Buffers()
         self._probed = -inf
         # a list asks for each model once, and would push out those in demand
         find = partial(self.find, keep=False)
@@ -71,11 +84,11 @@ class Storage:
         if root.is_dir() and self.read_only:
             log.warning("%s is mounted read-only: models are served, not taken", root)
             return
-        with files.own_words():
+        with filesystem.own_words():
             root.mkdir(parents=True, exist_ok=True)
         try:
             self.probe()
-        except models.StorageFull as error:    # to serve and to delete is what is needed now
+        except StorageFull as error:    # to serve and to delete is what is needed now
             log.warning("%s", error)
         except BaseException:
             self._staging.close()
@@ -97,11 +110,11 @@ class Storage:
     def check_writable(self, *names: str) -> None:
         """Raises ReadOnly unless models below these names can be changed: moved there from the staging directory."""
         if self.read_only:
-            raise models.ReadOnly(files.READ_ONLY)
+            raise ReadOnly(filesystem.READ_ONLY)
         if names:
-            with files.own_words(), self._staging.session() as session, self._tree.nearest(*names) as place:
+            with filesystem.own_words(), self._staging.session() as session, self._tree.nearest(*names) as place:
                 if (mount := place.mount()) != session.mount():
-                    raise models.ReadOnly(
+                    raise ReadOnly(
                         f"{'/'.join(names)} is on a file system of its own ({mounted_at(mount[1])}), to which no model "
                         "can be moved from the storage's: what is there is served and not changed")
 
@@ -138,7 +151,7 @@ class Storage:
 
     def keys(self, *names: str) -> Iterator[ModelKey]:
         """The models below the given names, in order."""
-        with files.own_words():
+        with filesystem.own_words():
             for found in self._tree.scan((), names):
                 if self._sign(found):
                     yield ModelKey(*found)
@@ -148,19 +161,19 @@ class Storage:
         for place in [place for place in self._unreadable if len(place) < len(NAME_FIELDS)]:
             self._unreadable.discard(place)
             self.index.forget(ModelKey(*place, *"____"[len(place):]))
-        with files.own_words():
+        with filesystem.own_words():
             yield from self.index.lines(names, after)
 
     def versions(self, project_id: str, app_name: str, model_name: str) -> Iterator[str]:
         """The versions that have this model, in no useful order."""
-        with files.own_words():
+        with filesystem.own_words():
             for version in self._subdirectories(project_id, app_name):
                 place = (project_id, app_name, version)
                 if model_name in self._subdirectories(*place) and self._sign((*place, model_name)):
                     yield version
 
     def free_bytes(self) -> int:
-        with files.own_words():
+        with filesystem.own_words():
             disk = os.statvfs(self.root)
             return disk.f_bavail * disk.f_frsize
 
@@ -172,12 +185,12 @@ class Storage:
         if self.read_only or self.probed_within(at_most):
             return
         try:
-            with files.own_words():
+            with filesystem.own_words():
                 self._staging.probe()
-        except models.StorageFull as error:
+        except StorageFull as error:
             disk = os.statvfs(self.root)
             if disk.f_files and not disk.f_favail:      # some file systems count none
-                raise models.StorageFull("the storage has no inode left for another file (df -i): delete models, "
+                raise StorageFull("the storage has no inode left for another file (df -i): delete models, "
                                          "or remove other files") from error.__cause__
             raise
         self._probed = time.monotonic()
@@ -197,7 +210,7 @@ class Storage:
 
     def _seek(self, key: ModelKey, read: Callable[[Directory, ModelKey], T | None]) -> T:
         """What `read` makes of the model's directory; None says that it was taken away meanwhile: look again."""
-        with files.own_words():
+        with filesystem.own_words():
             for _ in range(LOOKS):
                 try:
                     if found := self._look(key, read):
@@ -205,13 +218,13 @@ class Storage:
                 except FileNotFoundError:
                     break
                 except OSError as error:
-                    if error.errno not in files.OF_ONE or self.is_lost():
+                    if error.errno not in filesystem.OF_ONE or self.is_lost():
                         raise
                     log.error("%s cannot be read: %s", key, error)
-                    raise models.ModelUnreadable(
+                    raise ModelUnreadable(
                         f"{key} cannot be read on the server's disk ({error.strerror}): have its permissions or the "
                         "disk mended, or delete it and upload it again") from error
-        raise models.absent(key.names)
+        raise absent(key.names)
 
     def _look(self, key: ModelKey, read: Callable[[Directory, ModelKey], T | None]) -> T | None:
         # Without RENAME_EXCHANGE the old version stands in the rescue place while it is replaced, see _set_aside.
@@ -220,56 +233,56 @@ class Storage:
                 with self._tree.reach(*place, *key.names) as directory:
                     return read(directory, key)
             except OSError as error:
-                if error.errno not in files.ABSENT:
+                if error.errno not in filesystem.ABSENT:
                     raise
         raise FileNotFoundError
 
     def _open_in(self, directory: Directory, key: ModelKey) -> OpenModel | None:
         try:
-            file = files.open_regular(MODEL, directory.descriptor)
+            file = filesystem.open_regular(filesystem.MODEL, directory.descriptor)
         except FileNotFoundError:
             return None
         status = os.fstat(file.fileno())
         model = self._model_in(directory, key)
-        if model is None or model.stamp != files.stamp_of(status):
+        if model is None or model.stamp != filesystem.stamp_of(status):
             file.close()    # somebody changed it under our hands
             return None
         return OpenModel(model, file)
 
     def _model_in(self, directory: Directory, key: ModelKey, keep: bool = True) -> Model | None:
         # The model last: a directory on its way out loses it before its metadata, so a pair is never torn.
-        described = files.stamp(METADATA, directory.descriptor)
-        model = files.stamp(MODEL, directory.descriptor)
+        written = filesystem.stamp(filesystem.METADATA, directory.descriptor)
+        model = filesystem.stamp(filesystem.MODEL, directory.descriptor)
         if model is None:
             return None
-        known, state = self._recent.get(key), (described, model, self.verdicts.get(key.names))
+        known, state = self._recent.get(key), (written, model, self.verdicts.get(key.names))
         if known and known[0] == state:
             return known[1]
         document = self._read_metadata(directory, key)
-        if files.stamp(MODEL, directory.descriptor) != model:
+        if filesystem.stamp(filesystem.MODEL, directory.descriptor) != model:
             return None
-        found = models.described(key, document or {}, model, self.verdicts.get(key.names))
+        found = described(key, document or {}, model, self.verdicts.get(key.names))
         if document is None:    # it may have said that the model is corrupt, so its mark is believed
             found = replace(found, readable=False, corrupt=found.corrupt or self._staging.is_marked(key))
         if keep and key.names not in self._unreadable:
-            self._recent.keep(key, state, found, described[1] if described else 0)
+            self._recent.keep(key, state, found, written[1] if written else 0)
         return found
 
     def _sign(self, names: tuple[str, ...]) -> Signature:
         """Changes with either file of a model; None when there is no model, or none that we may look at."""
         try:
             with self._tree.reach(*names) as directory:
-                model = files.stamp(MODEL, directory.descriptor)
-                described = files.stamp(METADATA, directory.descriptor)
+                model = filesystem.stamp(filesystem.MODEL, directory.descriptor)
+                written = filesystem.stamp(filesystem.METADATA, directory.descriptor)
         except PermissionError as error:
             self._cannot_read(names[:-1], error)
             return None
         except OSError as error:
-            if error.errno in files.ABSENT:
+            if error.errno in filesystem.ABSENT:
                 return None
             raise
         again = time.monotonic() if names in self._unreadable else 0    # always another one
-        return model and (hash((model, described, self.verdicts.get(names), again)), model[1])
+        return model and (hash((model, written, self.verdicts.get(names), again)), model[1])
 
     def _cannot_read(self, names: tuple[str, ...], error: OSError) -> None:
         """Remembers to look again, and tells of it once."""
@@ -283,13 +296,13 @@ class Storage:
             with self._tree.reach(*names) as directory:
                 return os.fstat(directory.descriptor).st_mtime_ns
         except OSError as error:
-            if error.errno in files.ABSENT:
+            if error.errno in filesystem.ABSENT:
                 return -1
             raise
 
     def _subdirectories(self, *names: str) -> list[str]:
         found = self._tree.subdirectories(*names)
-        return found if names else [name for name in found if name not in models.RESERVED_PROJECTS]
+        return found if names else [name for name in found if name not in RESERVED_PROJECTS]
 
     def _read_metadata(self, directory: Directory, key: ModelKey) -> dict[str, Any] | None:
         """{} where there is none, None where there is one that cannot be read."""
@@ -297,7 +310,7 @@ class Storage:
         try:
             return metadata.read(directory.descriptor, key)
         except OSError as error:
-            if error.errno not in files.OF_ONE:
+            if error.errno not in filesystem.OF_ONE:
                 raise
             self._cannot_read(key.names, error)
             return None
@@ -307,13 +320,13 @@ class Storage:
     def draft(self) -> "Draft":
         """A place to write a model to; leaves no trace unless published."""
         self.check_writable()
-        with files.own_words():
+        with filesystem.own_words():
             return Draft(self, self._staging)
 
     def delete(self, key: ModelKey, check: Check) -> Model:
         """Removes one model for good when `check` lets it; raises ModelNotFound."""
         grave = self._staging.new_name()
-        with files.own_words(), ExitStack() as undo:
+        with filesystem.own_words(), ExitStack() as undo:
             with self._changing(key):
                 model = self.info(key)
                 check(model)
@@ -333,21 +346,21 @@ class Storage:
         cannot be read, for a change would be the end of it.
         """
         scratch = f"{self._staging.new_name()}.json"
-        with files.own_words(), self._changing(key), ExitStack() as undo:
+        with filesystem.own_words(), self._changing(key), ExitStack() as undo:
             current = self.info(key)
             if (model := change(current)) == current:
                 return current
             if not current.readable:
-                raise models.MetadataUnreadable(f"{METADATA} of {key} cannot be read, the log says why, and a change "
-                                                "would replace it: mend it on the disk, or upload the model again")
+                raise MetadataUnreadable(f"{filesystem.METADATA} of {key} cannot be read, the log says why, and a "
+                                         "change would replace it: mend it on the disk, or upload the model again")
             document = metadata.encoded(model.as_document())
             session = undo.enter_context(self._staging.session())
             undo.callback(session.unlink, scratch)
             directory = undo.enter_context(self._tree.walk(*key.names))
             descriptor = session.create(scratch)
-            files.give(directory.group(), descriptor)
-            files.write_new(descriptor, document)
-            session.rename(scratch, directory, METADATA)
+            filesystem.give(directory.group(), descriptor)
+            filesystem.write_new(descriptor, document)
+            session.rename(scratch, directory, filesystem.METADATA)
             self.verdicts.pop(key.names, None)
             self.index.forget(key)
             directory.sync()
@@ -381,7 +394,7 @@ class Storage:
                             replaced.rename(name, session, draft)
                         self._tree.prune(STAGING, REPLACED, *key.names[:3])
                     return
-        raise models.StorageFailed(f"the directories of {key} vanish as fast as they are made")
+        raise StorageFailed(f"the directories of {key} vanish as fast as they are made")
 
     def _set_aside(self, parent: Directory, key: ModelKey) -> None:
         """Without an atomic exchange a replacement is three renames, this one the first.
@@ -416,19 +429,19 @@ class Storage:
 
     def mark(self, key: ModelKey) -> None:
         """Marks a model as corrupt, on disk when this returns; before its metadata tells it, as a crash may come."""
-        with files.own_words():
+        with filesystem.own_words():
             self._staging.mark(key)
 
     def unmark(self, key: ModelKey) -> None:
         """Takes the mark of a model away, unless it turns out to be corrupt after all."""
-        with files.own_words(), self._changing(key):    # nobody marks and writes meanwhile
+        with filesystem.own_words(), self._changing(key):    # nobody marks and writes meanwhile
             model = self.find(key)
             if model is None or not model.corrupt:
                 self._staging.unmark(key)
 
     def marked(self) -> Iterator[ModelKey]:
         """The models that are marked as corrupt; a mark may be wrong and is never believed."""
-        with files.own_words():
+        with filesystem.own_words():
             yield from self._staging.marked()
 
 
@@ -442,7 +455,7 @@ class Draft:
             session.mkdir(self._name)
             try:
                 with session.open(self._name) as directory:
-                    self._file = files.NewFile(directory.create(MODEL), store.buffers)
+                    self._file = filesystem.NewFile(directory.create(filesystem.MODEL), store.buffers)
             except OSError:
                 session.remove(self._name)
                 raise
@@ -450,18 +463,18 @@ class Draft:
 
     def write(self, blocks: Sequence[bytes | memoryview]) -> None:
         """Appends blocks; raises StorageFull."""
-        with files.own_words():
+        with filesystem.own_words():
             self._file.write(blocks)
 
     def examine(self, look: Callable[[BinaryIO, int], T]) -> T:
         """What `look` says of the bytes written and of their number."""
-        with files.own_words():
+        with filesystem.own_words():
             return look(self._file.written(), self._file.size)
 
     def publish(self, key: ModelKey, sha256: str, details: Details, check: Check,
                 inspection: Inspection | None = None) -> Published:
         """Makes the draft the model `key` when `check` lets it; on disk when this returns."""
-        with files.own_words():
+        with filesystem.own_words():
             model = self._seal(key, sha256, details, inspection)
             with self._store._changing(key):
                 current = self._store.find(key)
@@ -472,7 +485,7 @@ class Draft:
                     return Published(current, created=False, unchanged=True)
                 try:
                     self._store._place(self._name, key, replacing=current is not None)
-                except (OSError, models.StoreError):
+                except (OSError, StoreError):
                     self._store._restore(key)   # which may be aside
                     raise
                 finally:
@@ -482,21 +495,21 @@ class Draft:
     def _seal(self, key: ModelKey, sha256: str, details: Details, inspection: Inspection | None) -> Model:
         with self._store._tree.nearest(*key.names[:3]) as place:
             group = place.group()
-        files.give(group, self._file.descriptor)
+        filesystem.give(group, self._file.descriptor)
         stat = self._file.finish()
         self._close()
-        moment = models.now()
+        moment = now()
         model = Model(key, stat.st_size, sha256, details, moment, moment, stat.st_mtime_ns, stat.st_ino, inspection)
         document = metadata.encoded(model.as_document())
         try:
             directory = self._staging.session(self._name)
         except FileNotFoundError as error:
-            raise models.StorageFailed("somebody removed the model from .staging while it arrived: "
+            raise StorageFailed("somebody removed the model from .staging while it arrived: "
                                        "send it again") from error
         with directory:
-            descriptor = directory.create(METADATA)
-            files.give(group, descriptor, directory.descriptor)
-            files.write_new(descriptor, document)
+            descriptor = directory.create(filesystem.METADATA)
+            filesystem.give(group, descriptor, directory.descriptor)
+            filesystem.write_new(descriptor, document)
             os.fsync(directory.descriptor)
         return model
 
@@ -513,7 +526,7 @@ class Draft:
                 session.remove(self._name)
         except FileNotFoundError:
             pass
-        except (OSError, models.StorageFailed) as error:
+        except (OSError, StorageFailed) as error:
             log.error("cannot remove %s: %s", self._name, error)
 
     def __enter__(self) -> Self:

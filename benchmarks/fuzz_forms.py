@@ -12,7 +12,7 @@ import atheris
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 with atheris.instrument_imports():
-    from forms import BadUpload, FormCutter, Part, PartEnd
+    from server.multipart import BadUpload, FormCutter, Part, PartEnd
 
 SEED = (b'--cut\r\nContent-Disposition: form-data; name="version"\r\n\r\n1\r\n--cut\r\n'
         b'Content-Disposition: form-data; name="file"; filename*=UTF-8\'\'%e2%82%ac\r\n'

@@ -9,7 +9,7 @@ from inspection.archives import HEAD, Contents, contents, kind_of, open_member
 from inspection.headers import MAX_SHOWN, MAX_TEXT, gguf, npy, onnx, safetensors
 from inspection.pickles import JOBLIB, KNOWN
 from inspection.reader import UNPACKERS, Budget, BudgetExceeded, Malformed, Window, clip
-from models import Inspection, StoreError
+from repository.model import Inspection, StoreError
 
 FORMATS = ("safetensors", "gguf", "onnx", "pytorch", "pickle", "joblib", "keras", "hdf5", "tflite", "tensorrt",
            "npy", "npz", "zip", "tar", "gzip", "bzip2", "xz", "zlib", "zstd", "lz4", "7z", "rar", "unknown")

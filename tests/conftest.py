@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from model_server import Settings, create_app
+from model_server import create_app
+from server.settings import Settings
 from storage import Storage
 
 with warnings.catch_warnings():     # WebOb imports cgi, which Python 3.11 calls deprecated

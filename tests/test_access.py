@@ -9,9 +9,10 @@ import pytest
 from conftest import TestApp, sha256, staged
 from test_lists import MODELS, names_of
 
-from access import Caller, Grant, parse_tokens
-from model_server import ROUTES, Settings, create_app
-from models import NAME_FIELDS
+from model_server import ROUTES, create_app
+from repository.model import NAME_FIELDS
+from server.access import Caller, Grant, parse_tokens
+from server.settings import Settings
 from storage import Storage
 
 ALL = "read,create,update,delete"

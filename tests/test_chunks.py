@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chunks import MAX_LINE, MAX_TRAILER, BadChunk, ChunkedDecoder
+from server.chunked import MAX_LINE, MAX_TRAILER, BadChunk, ChunkedDecoder
 
 END = b"0\r\n\r\n"
 

@@ -22,13 +22,15 @@ import requests
 import transcripts
 from conftest import ROOT, Wire
 
-from settings import VERSION
+from server.settings import VERSION
 
 pytestmark = pytest.mark.container
 
 BASE = "python:3.13-slim"
 RUN = secrets.token_hex(4)      # in the name of everything that is made here, so that nothing else is touched
 IMAGE = f"amr-test-{RUN}"
+PACKAGES = ("repository", "server", "inspection")
+SOURCES = [*ROOT.glob("*.py"), *(path for package in PACKAGES for path in ROOT.glob(f"{package}/*.py"))]
 USER = 10001
 DATA = b"of a model\n" * 100_000
 MODEL = "/models/p/app/1.0.0/m"
@@ -140,7 +142,8 @@ def directory_of(path, uid, gid):
 def test_the_image_holds_the_server_and_waitress_and_nothing_else(image):
     files = docker("run", "--rm", "--network", "none", "--entrypoint", "find", image, "/app").split()
     assert sorted(files) == sorted(["/app", "/app/models", "/app/requirements.txt", "/app/docker-entrypoint.sh",
-                                    *(f"/app/{path.name}" for path in ROOT.glob("*.py"))])
+                                    *(f"/app/{package}" for package in PACKAGES),
+                                    *(f"/app/{path.relative_to(ROOT)}" for path in SOURCES)])
     script = "import importlib.metadata as m; print(*sorted(d.name for d in m.distributions()))"
     assert docker("run", "--rm", "--network", "none", image, "python", "-c", script) == "pip waitress"
     left = docker("run", "--rm", "--network", "none", "--entrypoint", "sh", image, "-c",
@@ -167,9 +170,11 @@ def test_the_image_says_what_it_is(image):
 
 
 def test_what_was_checked_out_with_a_narrow_umask_runs_too(image, tmp_path):
-    for path in [*ROOT.glob("*.py"), *(ROOT / name for name in ("Dockerfile", ".dockerignore", "requirements.txt"))]:
-        shutil.copyfile(path, tmp_path / path.name)
-        (tmp_path / path.name).chmod(0o600)
+    for path in [*SOURCES, *(ROOT / name for name in ("Dockerfile", ".dockerignore", "requirements.txt"))]:
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+        copy.chmod(0o600)
     shutil.copyfile(ROOT / "docker-entrypoint.sh", tmp_path / "docker-entrypoint.sh")
     docker("build", "-q", "-t", f"{IMAGE}:narrow", str(tmp_path))
     try:
@@ -423,8 +428,9 @@ def copy_of_the_project(tmp_path):
     project.mkdir()
     for name in ("Dockerfile", ".dockerignore", "docker-compose.yml", "requirements.txt", "docker-entrypoint.sh"):
         shutil.copy(ROOT / name, project)
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, project)
+    for path in SOURCES:
+        (project / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        shutil.copy(path, project / path.relative_to(ROOT))
     shutil.copytree(ROOT / "deploy", project / "deploy")
     return project
 
@@ -508,7 +514,7 @@ def test_compose_up_starts_it(compose, spelling):
     wait_for(compose.url)
     assert requests.get(compose.url + MODEL).content == DATA
 
-    source = compose.project / "logs.py"    # a newer version of the server
+    source = compose.project / "server/logs.py"    # a newer version of the server
     source.write_text(source.read_text() + "\n")
     compose(*command, "up", "-d", "--build")
     wait_for(compose.url)

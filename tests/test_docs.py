@@ -204,7 +204,7 @@ def requests_of(command):
 
 
 def test_every_setting_is_in_the_table():
-    settings = (ROOT / "settings.py").read_text(encoding="utf-8")
+    settings = (ROOT / "server/settings.py").read_text(encoding="utf-8")
     read = set(re.findall(r'"((?:SERVER|MODEL|TRUSTED|URL)_[A-Z_]+)"', settings))
     table = text_of("README.md").partition("## Settings")[2]
     assert read == set(re.findall(r"^\| `([A-Z_]+)` \|", table, re.MULTILINE))

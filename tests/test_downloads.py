@@ -12,8 +12,9 @@ import pytest
 import requests
 from conftest import TestApp, sha256
 
-from downloads import RangeNotSatisfiable, byte_range, matches, read_status
-from model_server import Settings, create_app
+from model_server import create_app
+from server.responses import RangeNotSatisfiable, byte_range, matches, read_status
+from server.settings import Settings
 from storage import Storage
 
 DATA = b"0123456789" * 10

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 import pytest
 from conftest import eventually
 
-from models import with_url
+from repository.model import with_url
 
 HOSTS = ['a"b', "a\\b", "a b", "a/b", "a@b", "<b>", "h\u00f6st", "a,b", "x" * 256, "a%22b", "a\tb"]
 PATHS = ["/health", "/models/list", "/models/p/a/1/m/info", "/models/p/a/1/m", "/nowhere"]

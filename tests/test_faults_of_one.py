@@ -10,20 +10,21 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TestApp
 
-import models
-from access import Forbidden, Unauthorized
-from downloads import RangeNotSatisfiable
-from model_server import Settings, create_app
-from routing import STATUS_OF, error_response
+from model_server import create_app
+from repository.model import NAME_FIELDS, ModelCorrupt, ModelUnreadable, StorageFailed, StorageFull, StorageLost
+from server.access import Forbidden, Unauthorized
+from server.application import STATUS_OF, error_response
+from server.responses import RangeNotSatisfiable
+from server.settings import Settings
 from storage import Storage
 
 PASSED_OVER = {int(status) for status in re.findall(r"http_(\d{3})", re.search(
     r"^ +proxy_next_upstream (.*);", (ROOT / "deploy/nginx.conf").read_text(encoding="utf-8"), re.MULTILINE)[1])}
 NOBODY = 65534
 OF_SERVER = {       # the answers that are 5xx, and whether another server may do better
-    models.StorageLost: (503, True),
-    models.StorageFailed: (500, False),     # for this request; its root can be read
-    models.StorageFull: (507, False),       # and what there is can be read
+    StorageLost: (503, True),
+    StorageFailed: (500, False),     # for this request; its root can be read
+    StorageFull: (507, False),       # and what there is can be read
     ZeroDivisionError: (500, False),        # a fault of ours that this request has found
 }
 
@@ -39,7 +40,7 @@ def test_only_a_lost_storage_is_answered_as_a_failing_server_would(kind):
     assert (status in PASSED_OVER) == to_blame
 
 
-@pytest.mark.parametrize("kind", [models.ModelCorrupt, models.ModelUnreadable])
+@pytest.mark.parametrize("kind", [ModelCorrupt, ModelUnreadable])
 def test_what_is_wrong_with_one_model_is_neither_cached_nor_asked_for_again(kind):
     status = error_response(kind("x")).status
     assert status not in {404, 405, 410, 414, 501}                  # RFC 9110 15.1: which a cache may keep
@@ -77,7 +78,7 @@ def nobody_s():
 
 
 def names_in(app, path="/models/list"):
-    return ["/".join(model[name] for name in models.NAME_FIELDS) for model in app.get(path, status=200).json["models"]]
+    return ["/".join(model[name] for name in NAME_FIELDS) for model in app.get(path, status=200).json["models"]]
 
 
 EVERYTHING = ["p/a/1/a", "p/a/1/b", "p/a/1/c", "q/a/1/m"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from forms import BadUpload, FormCutter, Part, PartEnd, UploadForm
+from server.multipart import BadUpload, FormCutter, Part, PartEnd, UploadForm
 
 B = "B-1"
 D = b"\r\n--B-1"     # what ends a part, if nothing but padding and CRLF follows

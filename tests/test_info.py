@@ -9,9 +9,9 @@ import pytest
 from conftest import eventually, running, sha256
 from needs import need, read_only_but
 
-from metadata import RECENT_BYTES
-from models import ModelKey
-from settings import VERSION
+from repository import metadata
+from repository.model import ModelKey
+from server.settings import VERSION
 
 BASE = "/models/p/a/1/m"
 INFO = BASE + "/info"
@@ -82,7 +82,7 @@ def test_only_short_metadata_is_kept_in_memory_to_answer_at_once(model, store):
         (place / "model").write_bytes(b"data")
         (place / "metadata.json").write_text(json.dumps({"description": "x" * 16_000}))
         assert model.get(f"/models/p/b/{number}/m/info").json["description"]
-    assert store._recent._bytes < RECENT_BYTES + (1 << 20)
+    assert store._recent._bytes < metadata.RECENT_BYTES + (1 << 20)
     assert 0 < len(store._recent._kept) < 140
 
 

@@ -40,7 +40,7 @@ from samples import (
 from inspection import formats as inspection
 from inspection import reader
 from inspection.pickles import KNOWN, MAX_IMPORTS
-from models import Details, ModelKey
+from repository.model import Details, ModelKey
 
 
 def inspect(data):

@@ -74,7 +74,7 @@ def test_the_user_of_the_pod_is_that_of_the_image():
 
 
 def test_every_setting_is_one_of_the_servers():
-    settings = (ROOT / "settings.py").read_text(encoding="utf-8")
+    settings = (ROOT / "server/settings.py").read_text(encoding="utf-8")
     assert all(f'"{variable["name"]}"' in settings for variable in SERVER["env"])
 
 

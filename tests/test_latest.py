@@ -6,7 +6,7 @@ import pytest
 import requests
 from conftest import sha256
 
-from models import precedence
+from repository.model import precedence
 
 # each version is below all that follow it; semver.org, 11, and the contract for what is not SemVer
 ORDER = [

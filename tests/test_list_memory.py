@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Wire, eventually, running, sha256
 
-from models import MAX_CUSTOM
+from repository.model import MAX_CUSTOM
 
 MIB = 1 << 20
 MODELS = 60

@@ -11,9 +11,10 @@ import pytest
 import requests
 from conftest import TestApp, eventually, sha256
 
-from index import SOME, Index, size_of
-from lists import PAGE_BYTES
-from model_server import Settings, create_app
+from model_server import create_app
+from repository.tree_index import SOME, Index, size_of
+from server.listing import PAGE_BYTES
+from server.settings import Settings
 from storage import Storage
 
 MODELS = [      # in the order of a list: by project, app, version and name, not by the text of the path

@@ -17,9 +17,9 @@ from conftest import ROOT, eventually, running
 from test_access import bearer, line
 from test_proxy import free_ports
 
-from logs import AUDIT_WAIT, MAX_AUDIT, MAX_WAITING, Log
-from metrics import Metrics
-from models import NAME_FIELDS
+from repository.model import NAME_FIELDS
+from server.logs import AUDIT_WAIT, MAX_AUDIT, MAX_WAITING, Log
+from server.metrics import Metrics
 
 LINE = "x" * 1000
 

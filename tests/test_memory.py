@@ -12,10 +12,11 @@ from types import SimpleNamespace
 import pytest
 from conftest import Wire, eventually, staged
 
-from bodies import Body, Upload
-from model_server import Settings, create_app
-from turns import MEMORY, SHARE
-from uploads import Server, StreamingChannel, StreamingParser
+from model_server import create_app
+from server.settings import Settings
+from server.turns import MEMORY, SHARE
+from server.uploads import Body, Upload
+from server.waitress_adapter import Server, StreamingChannel, StreamingParser
 
 MIB = 1 << 20
 HALF_A_PATCH = b"PATCH /models/p/a/1/m/info HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + bytes(999_000)

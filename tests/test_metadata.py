@@ -8,9 +8,10 @@ from conftest import TestApp, eventually
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from metadata import MAX_METADATA
-from model_server import MAX_DOCUMENT, Settings, create_app
-from models import MAX_CUSTOM, MAX_FIELD
+from model_server import MAX_DOCUMENT, create_app
+from repository import metadata
+from repository.model import MAX_CUSTOM, MAX_FIELD
+from server.settings import Settings
 from storage import Storage
 
 BASE = "/models/p/a/1/m"
@@ -140,7 +141,7 @@ def broken(document):
     text = json.dumps(document, indent=2)
     return {"cut off": text[:-20], "empty": "", "another type": "[]",
             "half a character": text.replace('"d"', '"\\ud800"'),
-            "not UTF-8": text.encode().replace(b'"d"', b'"\xff"'), "too long": text + "\t" * MAX_METADATA,
+            "not UTF-8": text.encode().replace(b'"d"', b'"\xff"'), "too long": text + "\t" * metadata.MAX_METADATA,
             "too deep": text.replace('"d"', "[" * 100 + "]" * 100)}
 
 

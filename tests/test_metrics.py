@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from prometheus_client.parser import text_string_to_metric_families
 
-from index import FRESH
+from repository.tree_index import FRESH
 
 PREFIX = "model_repository_"
 DASHBOARD = json.loads((ROOT / "deploy/grafana.json").read_text(encoding="utf-8"))

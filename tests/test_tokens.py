@@ -14,7 +14,7 @@ from test_access import ALL, HASH, basic, bearer, line
 from test_refusals import chunks, head
 from test_settings import run_to_its_end
 
-from access import MAX_TOKENS_FILE
+from server.access import MAX_TOKENS_FILE
 
 # ---- how it starts
 

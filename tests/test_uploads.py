@@ -13,8 +13,9 @@ import pytest
 from conftest import TestApp, running, sha256, staged
 from urllib3 import encode_multipart_formdata
 
-from model_server import Settings, create_app
-from models import NAME_FIELDS
+from model_server import create_app
+from repository.model import NAME_FIELDS
+from server.settings import Settings
 from storage import Storage
 
 Answer = namedtuple("Answer", "status headers json")

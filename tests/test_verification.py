@@ -12,7 +12,8 @@ import pytest
 from conftest import TestApp, eventually, sha256
 from needs import unshared
 
-from model_server import Settings, create_app
+from model_server import create_app
+from server.settings import Settings
 from storage import Storage
 
 DATA = random.Random(6).randbytes(200_000)     # the same in each worker, for the names of tests

@@ -6,7 +6,7 @@ import sys
 
 from conftest import ROOT
 
-from settings import VERSION
+from server.settings import VERSION
 
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 RELEASES = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", CHANGELOG, re.MULTILINE)

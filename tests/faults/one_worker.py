@@ -8,9 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import lanes
-import model_server
+from model_server import main
+from server.serial_queue import WORKERS
 
-assert lanes.WORKERS > 1
-lanes.WORKERS = 1
-model_server.main()
+assert WORKERS > 1
+WORKERS = 1
+main()

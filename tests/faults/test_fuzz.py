@@ -12,7 +12,7 @@ from conftest import ROOT, running
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from chunks import ChunkedDecoder
+from server.chunked import ChunkedDecoder
 
 from .witness import assert_whole, send
 

@@ -6,10 +6,9 @@ import time
 import traceback
 from collections.abc import Callable
 
-from metrics import Metrics
+from server.metrics import Metrics
 
 log = logging.getLogger("model_server.threads")
-
 PAUSE = 1.0             # seconds after a fault: one that lasts costs nearly nothing, and one that passes delays little
 MAX_TRACEBACK = 8000    # characters of one in the log, the last ones: some fifty calls
 

@@ -12,7 +12,6 @@ from itertools import chain
 from typing import Any
 
 log = logging.getLogger("model_server.models")
-
 NAME_RULE = "use 1 to 128 of A-Z a-z 0-9 . _ + -, beginning with a letter, digit or _"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
 RESERVED_PROJECTS = frozenset({"list", "upload"})   # the routes /models/list and /models/upload hide them
@@ -25,8 +24,6 @@ HERE = "\0"             # JSON escapes it, so nothing else that a line holds is 
 MAX_CUSTOM = 64         # custom metadata fields, as the contract says
 MAX_DEPTH = 64          # levels of a JSON document; somebody sends thousands to make us recurse
 MAX_FIELD = 8 * 1024    # bytes of any field as it is written, as the contract says
-
-
 Stamp = tuple[int, int, int]    # of a file: inode, size in bytes, mtime in ns, which tell one state of it from another
 Verdict = tuple[Stamp, str, bool]   # of a verification: the file that was read, when, whether it is corrupt
 

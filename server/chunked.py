@@ -6,9 +6,11 @@ MAX_LINE = 1024             # a size has at most 16 digits; the rest is extensio
 MAX_TRAILER = 16 * 1024     # nobody sends trailers to us either, and what they say is dropped
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+
 # no white space, which readers of this line understand differently, and no number that does not fit into 63 bits
 SIZE = rb"(0*[0-7]?[0-9A-Fa-f]{1,15})(?:;%b(?:=(?:%b|%b))?)*\r\n" % (TOKEN, TOKEN, QUOTED)
 FIRST_SIZE, NEXT_SIZE = re.compile(SIZE), re.compile(rb"\r\n" + SIZE)
+
 # what may still become one of the two when more of it comes
 BEGUN = rb"(?:[0-9A-Fa-f]+(?:;[^\r\n]*)?\r?)?"
 FIRST_BEGUN, NEXT_BEGUN = re.compile(BEGUN), re.compile(rb"\r?|\r\n" + BEGUN)

@@ -10,10 +10,9 @@ from email.parser import HeaderParser
 from email.utils import collapse_rfc2231_value
 from typing import TypeVar
 
-from models import MAX_FIELD, SHA256
+from repository.model import MAX_FIELD, SHA256
 
 T = TypeVar("T")
-
 MAX_CONTENT_TYPE = 1024         # characters; a browser sends under 100, and the parser's time grows with the square
 MAX_BOUNDARY = 70               # RFC 2046 5.1.1; its short list of characters is kept by few clients
 MAX_PADDING = 64                # white space after a boundary, which nobody sends

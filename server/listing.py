@@ -7,17 +7,16 @@ from itertools import chain
 from typing import Any
 from urllib.parse import urlencode
 
-from downloads import Response
-from forms import BadUpload
-from index import Batch, Names
-from models import HERE, NAME_FIELDS, ModelKey, with_url
+from repository.model import HERE, NAME_FIELDS, ModelKey, with_url
+from repository.tree_index import Batch, Names
+from server.multipart import BadUpload
+from server.responses import Response
 from storage import Storage
 
 MAX_PAGE = 1000     # models on one page
 BLOCK = 64 * 1024   # bytes; the first is sent after some 100 models, a millisecond
 PIECE = 256 * 1024  # bytes given to the server at once, which buffers what is not taken yet: most blocks are shorter
 PAGE_BYTES = 1 << 20    # of lines that a page holds until they are sent, 1,000 ordinary ones; others are read again
-
 Entry = tuple[Names, str, bytes | None]     # of a page: the version, the last name, the line unless it is read again
 
 

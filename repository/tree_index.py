@@ -10,12 +10,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from models import NAME_FIELDS, Model, ModelKey
+from repository.model import NAME_FIELDS, Model, ModelKey
 
 Names = tuple[str, ...]
 Batch = tuple[Names, dict[str, bytes]]  # the names of a version, and the lines of models in it by their last name
 Signature = tuple[int, int] | None      # of the two files of a model, and its bytes; None: there is no model
-
 FRESH = 0.9     # seconds; twice that and a pass over 100,000 models stay below the two seconds that we promise
 LOOKED = 1.8    # the same for the files of a model, which are many more, and which no pass looks at
 RACY = 2.0      # seconds in which a directory may change again without a new mtime, on the coarsest file system

@@ -5,9 +5,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from forms import MAX_PART_HEADERS, BadUpload, TooLarge, UploadForm
-from lanes import Intake, Lane
-from models import MAX_FIELD, StoreError
+from repository.model import MAX_FIELD, StoreError
+from server.multipart import MAX_PART_HEADERS, BadUpload, TooLarge, UploadForm
+from server.serial_queue import Intake, Lane
 from storage import Draft, Storage
 
 OWN_BACKLOG = 8 << 20           # bytes of one upload received and not yet written and hashed: some ms of a disk

@@ -22,10 +22,10 @@ from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import BadRequest, RequestHeaderFieldsTooLarge
 
-from bodies import BLOCK, CHUNKED_STEP, REQUEST, Body, ProtocolError
-from chunks import BadChunk, ChunkedDecoder
-from heads import BAD_TARGET, HOST, TRANSFER_ENCODING, plain_head
-from turns import FIELD, Memory, Turns
+from server.chunked import BadChunk, ChunkedDecoder
+from server.heads import BAD_TARGET, HOST, TRANSFER_ENCODING, plain_head
+from server.turns import FIELD, Memory, Turns
+from server.uploads import BLOCK, CHUNKED_STEP, REQUEST, Body, ProtocolError
 
 TURN = 2 << 20                  # bytes of a file sent to one client before the next one's: under a ms
 MAX_HEADERS = 64 * 1024         # of a request; the usual limit is 8 KiB

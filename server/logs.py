@@ -10,8 +10,8 @@ import select
 import threading
 from collections import Counter
 
-import threads
-from metrics import Metrics
+from server import threads
+from server.metrics import Metrics
 
 AUDIT = "audit"         # the logger whose lines are precious
 BATCH = 0.05            # seconds; a write for each line stops every thread of the server, sooner is no use to a reader

@@ -12,11 +12,10 @@ import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from models import NAME, NAME_FIELDS, SHA256, InvalidName, check_name
+from repository.model import NAME, NAME_FIELDS, SHA256, InvalidName, check_name
 
 log = logging.getLogger("model_server.access")
 Names = tuple[str, ...]
-
 VERBS = ("read", "create", "update", "delete")
 ANONYMOUS = "anonymous"     # who sends no token; no token may be called this
 TOKEN_PREFIX = "amr_"       # so that who finds one in a file, a person or a scanner, knows what it is

@@ -18,15 +18,25 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any, BinaryIO, NamedTuple
 
-import files
-import models
-import threads
-from metrics import Metrics
-from models import NAME_FIELDS, Model, ModelKey, ModelNotFound, StoreError
+from repository import filesystem
+from repository.model import (
+    NAME_FIELDS,
+    InvalidMetadata,
+    Model,
+    ModelKey,
+    ModelNotFound,
+    ReadOnly,
+    StorageFailed,
+    StorageFull,
+    StoreError,
+    counted,
+    now,
+)
+from server import threads
+from server.metrics import Metrics
 from storage import OpenModel, Storage
 
 log = logging.getLogger("model_server.verification")
-
 BLOCK = 1 << 20     # bytes of one read: at the default rate a hundred a second
 MAX_WAITING = 16    # requests of one caller; whoever has more to ask for asks for the level above
 MAX_SHOWN = 100     # corrupt models that the progress names; a list with ?corrupt=true has them all
@@ -90,7 +100,7 @@ class Verifier:
         A caller is a name of their own or that of all without one. There is no limit for all of them together, so
         that nobody can use it up: callers are as many as the operator gave tokens to.
         """
-        begun = Progress("/".join(names), *self._total(names), started_at=models.now())
+        begun = Progress("/".join(names), *self._total(names), started_at=now())
         with self._lock:
             if not self._queue:
                 self._progress = begun
@@ -118,7 +128,7 @@ class Verifier:
 
     def corrupt(self) -> int:
         """How many models are known to be corrupt; costs next to nothing while there is none."""
-        with files.own_words():
+        with filesystem.own_words():
             marks = list(islice(self._store.marked(), MAX_COUNTED))
             found = {names for names, (_, _, corrupt) in list(self._store.verdicts.items())
                      if corrupt and self._is_corrupt(ModelKey(*names))}
@@ -148,7 +158,7 @@ class Verifier:
                 with self._lock:
                     del self._queue[0]
                     if self._queue:
-                        self._progress = Progress("/".join(self._queue[0].names), started_at=models.now())
+                        self._progress = Progress("/".join(self._queue[0].names), started_at=now())
 
     def _next(self) -> tuple[str, ...] | None:
         with self._lock:
@@ -181,9 +191,9 @@ class Verifier:
             progress.error = "the server has a fault; its log tells more"
             raise
         finally:
-            progress.finished_at = models.now()
+            progress.finished_at = now()
         log.info("verified %s: %s, %d bytes, %d corrupt, %d skipped", progress.below or "all",
-                 models.counted(progress.done_models, "model"), progress.done_bytes, progress.corrupt_models,
+                 counted(progress.done_models, "model"), progress.done_bytes, progress.corrupt_models,
                  progress.skipped_models)
 
     def _verify_model(self, key: ModelKey, progress: Progress) -> None:
@@ -243,7 +253,7 @@ class Verifier:
 
     def _record(self, model: Model, corrupt: bool) -> None:
         """Writes the result; raises ModelNotFound when it is another model by now."""
-        moment = models.now()
+        moment = now()
 
         def change(current: Model) -> Model:
             if (current.stamp, current.sha256) != (model.stamp, model.sha256):
@@ -254,7 +264,7 @@ class Verifier:
 
         try:
             self._store.amend(model.key, change)
-        except (models.ReadOnly, models.StorageFull, models.StorageFailed, models.InvalidMetadata) as error:
+        except (ReadOnly, StorageFull, StorageFailed, InvalidMetadata) as error:
             self._store.verdicts[model.key.names] = model.stamp, moment, corrupt
             self._store.index.forget(model.key)
             if not self._store.read_only:
@@ -263,6 +273,6 @@ class Verifier:
     def _is_corrupt(self, key: ModelKey) -> bool:
         try:
             model = self._store.find(key)
-        except models.StorageFailed:
+        except StorageFailed:
             return True     # a disk that cannot even tell
         return model is not None and model.corrupt

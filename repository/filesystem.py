@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
-from models import ModelExists, ReadOnly, Stamp, StorageFailed, StorageFull
+from repository.model import ModelExists, ReadOnly, Stamp, StorageFailed, StorageFull
 
 METADATA = "metadata.json"
 MODEL = "model"         # the file that goes first when a directory is removed

@@ -15,11 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-import files
-import models
+from repository import filesystem
+from repository.model import NAME, NAME_FIELDS, RESERVED_PROJECTS
 
 log = logging.getLogger("model_server.directories")
-
 TOP = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC   # the top itself may be a link: whoever runs the server named it
 LISTED = TOP | os.O_NOFOLLOW
 REACHED = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC     # not opened, only found: a network less to ask
@@ -122,7 +121,7 @@ class Directory:
             # rename(2) replaces an empty directory only, so of two writers one wins even where no lock works
             self.rename(name, target, new_name)
         except OSError as error:
-            if error.errno in (*files.OCCUPIED, errno.ENOTDIR):
+            if error.errno in (*filesystem.OCCUPIED, errno.ENOTDIR):
                 return False
             raise
         return True
@@ -148,11 +147,11 @@ class Directory:
             descriptor = os.open(name, flags, 0o666, dir_fd=self.descriptor)
         except OSError as error:
             if error.errno in NO_LOCK:
-                raise files.InTheWay(f"{self.place}/{name}", self.kind(name)) from error
+                raise filesystem.InTheWay(f"{self.place}/{name}", self.kind(name)) from error
             raise
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise files.InTheWay(f"{self.place}/{name}", self.kind(name))
+            raise filesystem.InTheWay(f"{self.place}/{name}", self.kind(name))
         return descriptor
 
     def lock(self, name: str, flags: int = 0) -> int:
@@ -184,12 +183,12 @@ class Directory:
         try:
             if self.kind(name) == DIRECTORY:
                 with suppress(FileNotFoundError), self.open(name) as below:
-                    below.unlink(files.MODEL)
+                    below.unlink(filesystem.MODEL)
                 shutil.rmtree(name, dir_fd=self.descriptor)     # which follows no link either
             else:
                 self.unlink(name)
         except (OSError, RecursionError) as error:      # the latter: somebody nested a thousand directories
-            if getattr(error, "errno", None) not in files.GONE:
+            if getattr(error, "errno", None) not in filesystem.GONE:
                 log.error("cannot remove %s/%s: %s", self.place, name, error)
 
 
@@ -223,7 +222,7 @@ class Tree:
             try:
                 return self.reach(*names[:depth])
             except OSError as error:
-                if error.errno not in files.ABSENT:
+                if error.errno not in filesystem.ABSENT:
                     raise
         return self.reach()
 
@@ -240,9 +239,9 @@ class Tree:
                 return directory
             except OSError as error:
                 with directory:
-                    if error.errno in files.IN_THE_WAY:
-                        raise files.InTheWay(f"{directory.place}/{name}", directory.kind(name)) from error
-                if error.errno not in files.GONE:
+                    if error.errno in filesystem.IN_THE_WAY:
+                        raise filesystem.InTheWay(f"{directory.place}/{name}", directory.kind(name)) from error
+                if error.errno not in filesystem.GONE:
                     raise
                 if not tries:   # or others prune the parents that were just made
                     raise FileNotFoundError(errno.ENOENT, f"{directory.place}/{name} is gone") from error
@@ -251,22 +250,22 @@ class Tree:
         """The directories in one that have a name of ours, in order; none where that is no directory itself."""
         try:
             with self.reach(*names, flags=LISTED) as directory, os.scandir(directory.descriptor) as entries:
-                found = [e.name for e in entries if models.NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+                found = [e.name for e in entries if NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
         except OSError as error:
             if isinstance(error, PermissionError) and names:    # like lost+found, where the top is that of a disk
                 self._unreadable(names, error)
-            elif error.errno not in files.ABSENT:
+            elif error.errno not in filesystem.ABSENT:
                 raise
             return []
         return sorted(found)
 
     def scan(self, base: tuple[str, ...], names: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
         """The four names of each directory at a model's depth below `base` that begin with `names`, in order."""
-        if len(names) == len(models.NAME_FIELDS):
+        if len(names) == len(NAME_FIELDS):
             yield names
             return
         for name in self.subdirectories(*base, *names):
-            if names or name not in models.RESERVED_PROJECTS:
+            if names or name not in RESERVED_PROJECTS:
                 yield from self.scan(base, (*names, name))
 
     def prune(self, *names: str) -> None:
@@ -276,13 +275,13 @@ class Tree:
                 with self.reach(*names[: depth - 1]) as above:
                     os.rmdir(names[depth - 1], dir_fd=above.descriptor)
             except OSError as error:
-                if error.errno in files.OCCUPIED:
+                if error.errno in filesystem.OCCUPIED:
                     return
-                if error.errno not in files.ABSENT:
+                if error.errno not in filesystem.ABSENT:
                     log.warning("cannot remove the empty directory of %s: %s", "/".join(names[:depth]), error)
                     return
 
-    def clear(self, *names: str, levels: int = len(models.NAME_FIELDS)) -> None:
+    def clear(self, *names: str, levels: int = len(NAME_FIELDS)) -> None:
         """Removes the empty directories below one, so many levels of them, and that when nothing is left in it."""
         for name in self.subdirectories(*names) if levels else ():
             self.clear(*names, name, levels=levels - 1)

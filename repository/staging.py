@@ -19,12 +19,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-import files
-from directories import DIRECTORY, Directory, Tree
-from models import NAME, NAME_FIELDS, InvalidName, ModelKey, Obstructed
+from repository import filesystem
+from repository.directories import DIRECTORY, Directory, Tree
+from repository.model import NAME, NAME_FIELDS, InvalidName, ModelKey, Obstructed
 
 log = logging.getLogger("model_server.staging")
-
 STAGING = ".staging"    # a name may not begin with a dot, so no model can be called this
 LOCKED, REPLACED, CORRUPT = "locks", "replaced", "corrupt"
 START = "start.lock"
@@ -189,6 +188,6 @@ def own_place() -> Iterator[None]:
     """Turns what stands in the way of the server's own files into the store's words."""
     try:
         yield
-    except files.InTheWay as error:
+    except filesystem.InTheWay as error:
         raise Obstructed(f"{error.strerror}. This server keeps its own files there and follows no link: "
                          "find out what put it there, and remove it") from error

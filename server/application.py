@@ -16,24 +16,37 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
-import downloads
-import models
-from access import EVERYBODY, Forbidden, Names, Refused, Unauthorized, guard_of
-from bodies import BLOCK, REQUEST, Body, ProtocolError, Upload
-from downloads import PreconditionFailed, RangeNotSatisfiable, Response, json_response
-from forms import BadUpload, DigestMismatch, TooLarge, merged
 from inspection import formats as inspection
-from lanes import Intake
-from metrics import Metrics
-from models import InvalidName, ModelExists, ModelNotFound
-from settings import Settings
+from repository.model import (
+    InvalidMetadata,
+    InvalidName,
+    MetadataUnreadable,
+    ModelCorrupt,
+    ModelExists,
+    ModelNotFound,
+    ModelUnreadable,
+    NotEmpty,
+    ReadOnly,
+    StorageFailed,
+    StorageFull,
+    StorageLost,
+    StoreError,
+    absent,
+    check_name,
+)
+from server.access import EVERYBODY, Forbidden, Names, Refused, Unauthorized, guard_of
+from server.metrics import Metrics
+from server.multipart import BadUpload, DigestMismatch, TooLarge, merged
+from server.responses import PreconditionFailed, RangeNotSatisfiable, Response, json_response, send
+from server.serial_queue import Intake
+from server.settings import Settings
+from server.uploads import BLOCK, REQUEST, Body, ProtocolError, Upload
+from server.verifier import QueueFull, Verifier
 from storage import Storage
-from verification import QueueFull, Verifier
 
 log = logging.getLogger("model_server")
 access = logging.getLogger("access")
 audit = logging.getLogger("audit")
-
 RETRY_AFTER = 5             # seconds for a storage to come back, as deploy/nginx.conf says for a server
 MAX_QUERY = 200             # parameters; ours and the custom ones are under 80
 METHODS = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS")
@@ -57,30 +70,30 @@ class HttpError(Exception):
 
 STATUS_OF: dict[type[Exception], int] = {
     InvalidName: 400,
-    models.InvalidMetadata: 400,
+    InvalidMetadata: 400,
     BadUpload: 400,
     DigestMismatch: 400,
     Unauthorized: 401,
     Forbidden: 403,
-    models.ReadOnly: 403,
+    ReadOnly: 403,
     ModelNotFound: 404,
     ModelExists: 409,
-    models.MetadataUnreadable: 409,
-    models.NotEmpty: 409,
+    MetadataUnreadable: 409,
+    NotEmpty: 409,
     # What is wrong with one model is no 5xx: proxies take a server that answers with those out of service, for all
     # models. 404 and 410 would be kept by caches, and read as "there is no such file"; curl, wget and the clients of
     # the Hugging Face Hub ask again after 408, 429 and 5xx alone. RFC 9110 15.5.10: the user may resolve it.
-    models.ModelCorrupt: 409,
-    models.ModelUnreadable: 409,
+    ModelCorrupt: 409,
+    ModelUnreadable: 409,
     PreconditionFailed: 412,
     TooLarge: 413,
     inspection.FormatRefused: 415,
     RangeNotSatisfiable: 416,
     inspection.PickleRefused: 422,
     QueueFull: 429,
-    models.StorageFailed: 500,      # in this request: what others ask for may well be there
-    models.StorageLost: 503,        # the one status that tells a proxy to ask another server
-    models.StorageFull: 507,
+    StorageFailed: 500,      # in this request: what others ask for may well be there
+    StorageLost: 503,        # the one status that tells a proxy to ask another server
+    StorageFull: 507,
 }
 
 
@@ -187,17 +200,17 @@ def error_response(error: Exception) -> Response:
     detail = str(error)
     if isinstance(error, RangeNotSatisfiable):
         headers = (("Content-Range", f"bytes */{error.size}"),)
-    if isinstance(error, models.StorageLost):
+    if isinstance(error, StorageLost):
         headers = (("Retry-After", str(RETRY_AFTER)),)
-    if (isinstance(error, models.StorageFailed) and status != 409) or status == 500:
+    if (isinstance(error, StorageFailed) and status != 409) or status == 500:
         log.error("%s", error, exc_info=error)
-        if not isinstance(error, models.StoreError):
+        if not isinstance(error, StoreError):
             detail = "the server has a fault; its log tells more under this X-Request-Id"
     return json_response(status, {"detail": detail}, *headers) if status != 204 else Response(204, [*headers])
 
 
-def lost(error: models.StorageFailed) -> models.StorageLost:
-    found = models.StorageLost(f"{error}; nothing of the storage can be read just now: try again in some seconds")
+def lost(error: StorageFailed) -> StorageLost:
+    found = StorageLost(f"{error}; nothing of the storage can be read just now: try again in some seconds")
     found.__cause__ = error
     return found
 
@@ -246,7 +259,7 @@ def find_route(routes: Sequence[Route], request: Request) -> tuple[Route, dict[s
     for route in fitting:
         if route.method == method and (found := route.pattern.fullmatch(path)):
             for name, value in found.groupdict().items():
-                models.check_name(name, value)
+                check_name(name, value)
             return route, found.groupdict()
     methods = {route.method for route in fitting}
     allow = ("Allow", ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))))
@@ -311,7 +324,7 @@ class Application:
         try:
             request, route = self.begin(environ)
             return route.at_once(request, self.store, **request.names)
-        except (HttpError, models.StoreError):
+        except (HttpError, StoreError):
             return False    # it will be raised again
 
     def body_of(self, request: Request, route: Route) -> Body:
@@ -327,7 +340,7 @@ class Application:
             if route.partly:
                 return  # what they may not read is not in the list
             if place and not caller.may("read", place):
-                raise models.absent(place)
+                raise absent(place)
         caller.check(route.verb, place, partly=route.partly)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -341,7 +354,7 @@ class Application:
             request.body.close()
             request.body.settle()
         response.headers.append(("X-Request-Id", request.id))
-        return downloads.send(response, environ, start_response, functools.partial(request.log, response.status))
+        return send(response, environ, start_response, functools.partial(request.log, response.status))
 
     def respond(self, request: Request, route: Route | None) -> Response:
         environ, arrived = request.environ, request.environ["wsgi.input"]
@@ -363,7 +376,7 @@ class Application:
 
     def refuse(self, request: Request, error: Exception) -> Response:
         """The answer to an exception, which is counted where it ended an upload, and told to the audit."""
-        if isinstance(error, models.StorageFailed) and self.store.is_lost():
+        if isinstance(error, StorageFailed) and self.store.is_lost():
             error = lost(error)
         response = error_response(error)
         upload = request.method in ("PUT", "POST") and not request.path.startswith("/verify")

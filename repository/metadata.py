@@ -6,8 +6,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
-from files import METADATA, NotRegular, open_regular
-from models import InvalidMetadata, Model, ModelKey, as_text, parse_json
+from repository import filesystem
+from repository.model import InvalidMetadata, Model, ModelKey, as_text, parse_json
 
 log = logging.getLogger("model_server.metadata")
 
@@ -51,10 +51,10 @@ def decoded(text: bytes) -> dict[str, Any]:
 def read(directory: int, key: ModelKey) -> dict[str, Any] | None:
     """What is in the directory of a model: {} where there is none, None where it cannot be read. Raises OSError."""
     try:
-        with open_regular(METADATA, directory) as file:
+        with filesystem.open_regular(filesystem.METADATA, directory) as file:
             return decoded(unindented(file))
-    except (NotRegular, ValueError) as error:
-        log.warning("%s/%s is broken: %s", key, METADATA, error)
+    except (filesystem.NotRegular, ValueError) as error:
+        log.warning("%s/%s is broken: %s", key, filesystem.METADATA, error)
         return None
     except FileNotFoundError:
         return {}

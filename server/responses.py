@@ -15,12 +15,11 @@ from http import HTTPStatus
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from forms import clean_filename
-from models import Model
+from repository.model import Model
+from server.multipart import clean_filename
 from storage import OpenModel
 
 Header = Callable[[str], str | None]    # a request's header by name
-
 ENTITY_TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')     # RFC 9110 8.8.3
 BYTE_RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.IGNORECASE)     # RFC 9110 14.1.2, one range of it
 SEND_BLOCK = 256 * 1024     # one read of a file where the server below cannot send files itself
