@@ -151,26 +151,30 @@ class StreamingParser(HTTPRequestParser):
     @property
     def body(self) -> Body | None:
         """What admit() made of it; None before, and without a body."""
-        body = self.body_rcv.getbuf() if self.body_rcv is not None else None
+        receiver = self.body_rcv    # once: a thread that counts what is held may look while it is closed
+        body = receiver.getbuf() if receiver is not None else None
         return body if isinstance(body, Body) else None
 
     @property
     def appetite(self) -> int:
         """How many bytes are to be read at once."""
-        if not self.body:
+        body = self.body
+        if body is None:
             return HEAD_BLOCK
-        return CHUNKED_STEP if self.chunked else min(self.body.step, int(self.body_rcv.remain))
+        return CHUNKED_STEP if self.chunked else min(body.step, int(self.body_rcv.remain))
 
     @property
     def held(self) -> int:
-        return self._held + len(self._head) + (self.body.held if self.body else 0)
+        body = self.body
+        return self._held + len(self._head) + (body.held if body is not None else 0)
 
     def overdue(self) -> bool:
         """Whether its head has come in drops for as long as a silent connection is kept."""
         return not self.headers_finished and time.monotonic() - self._begun > self.adj.channel_timeout
 
     def congested(self) -> bool:
-        return self.body is not None and self.body.congested()
+        body = self.body
+        return body is not None and body.congested()
 
     def close(self) -> None:
         """Gives back what it holds at once: the collector of cycles may not come by for long."""
@@ -277,6 +281,7 @@ class StreamingChannel(HTTPChannel):
     def __init__(self, application: Any, turns: Turns, memory: Memory, *args: Any, **kwargs: Any) -> None:
         self.application, self.turns, self.memory = application, turns, memory
         super().__init__(*args, **kwargs)
+        self.requests_lock = threading.RLock()  # give_up() may be called with it held
 
     def task_class(self, channel: "StreamingChannel", request: StreamingParser) -> StreamingTask:
         request.task = request.task or StreamingTask(channel, request)
@@ -319,6 +324,8 @@ class StreamingChannel(HTTPChannel):
         if self.linger_until:
             if self.recv(BLOCK) and time.monotonic() > self.linger_until:
                 self.handle_close()
+        elif not super().readable():
+            return  # it was given up since it asked: what comes now is of that request, and must not be taken for one
         elif self.rest:
             self.read_rest(time.monotonic() + TURN_SECONDS)
         elif self.request is None or self.request.body is None:
@@ -330,7 +337,7 @@ class StreamingChannel(HTTPChannel):
 
     def take_turn(self) -> None:
         self.has_turn = True
-        if self.connected:
+        if self.connected and not self.linger_until:
             wasyncore.read(self)    # handle_read, and the end of the connection for what that raises
         self.has_turn = False
 
@@ -403,22 +410,23 @@ class StreamingChannel(HTTPChannel):
 
     @property
     def held(self) -> int:
-        requests = [*self.requests, *([self.request] if self.request is not None else [])]
-        return len(self.rest) + sum(request.held for request in requests)
+        requests = (*self.requests, self.request)   # as they are now: this is asked from any thread
+        return len(self.rest) + sum(request.held for request in requests if request is not None)
 
     @property
     def fixed(self) -> bool:
         return bool(self.requests)
 
     def give_up(self) -> None:
-        request, self.request, self.rest = self.request, None, b""
-        if request is None:
-            self.will_close = True  # its client does not read the answer
-        else:
-            request.close()
-            refused = StreamingParser(self.adj)
-            refused.error = Overloaded("too many requests are half received: send it again, in one go")
-            self.hand_over(refused)
+        with self.requests_lock:    # a thread may be about to send 100 Continue
+            request, self.request, self.rest = self.request, None, b""
+            if request is None:
+                self.will_close = True  # its client does not read the answer
+            else:
+                request.close()
+                refused = StreamingParser(self.adj)
+                refused.error = Overloaded("too many requests are half received: send it again, in one go")
+                self.hand_over(refused)
         self.memory.count(self)
 
     def service(self) -> None:

@@ -68,7 +68,26 @@ def test_half_requests_take_no_more_than_their_budget_and_others_are_served(star
     say(f"300 half requests took {most >> 20} MiB at the most")
     assert most < MEMORY + 300 * 2 * SHARE + 48 * MIB, f"{most >> 20} MiB"
     eventually(lambda: staged(server.storage) == [])
-    assert "Traceback" not in server.log()
+    assert "Traceback" not in server.log() and " ERROR " not in server.log(), server.log()[-5000:]
+
+
+def test_the_rest_of_a_request_that_was_given_up_is_not_taken_for_one(start):
+    server = start(SERVER_THREADS="1")
+    hidden = b"PUT /models/hidden/a/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
+    row = (b"\r\n" * 4000 + hidden) * 110    # wherever it is cut, a request begins with empty lines
+    with ExitStack() as wires:
+        threads = []
+        for _ in range(100):
+            wire = wires.enter_context(server.connect())
+            data = HALF_A_PATCH[:HALF_A_PATCH.index(b"\r\n\r\n") + 4] + row
+            threads.append(threading.Thread(target=with_all_its_bytes, args=(wire, data)))
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
+        eventually(lambda: server.log().count(" 429 ") > 10)
+    eventually(lambda: server.descriptors() < 100)
+    assert not (server.storage / "hidden").exists()
+    assert "Traceback" not in server.log() and " ERROR " not in server.log(), server.log()[-5000:]
 
 
 def with_all_its_bytes(wire, half):
