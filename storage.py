@@ -39,6 +39,7 @@ from repository.model import (
     StoreError,
     Verdict,
     absent,
+    described,
     now,
 )
 from repository.staging import REPLACED, STAGING, Staging
@@ -69,7 +70,7 @@ class Storage:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._tree = Tree(root, self._cannot_read)
-        self._staging = Staging(self._tree, self._restore_replaced)
+        self._staging = Staging(self._tree)
         self._recent = metadata.Recent()
         # what a verification found and could not write
         self.verdicts: dict[tuple[str, ...], Verdict] = {}
@@ -94,6 +95,12 @@ class Storage:
             self._staging.close()
             raise
 
+    def _claim(self) -> None:
+        """Takes a session where there is none, and mends what a crash left; locks models, so none may be locked."""
+        with filesystem.own_words():
+            if self._staging.claim():
+                self._restore_replaced()
+
     @property
     def read_only(self) -> bool:
         """Whether the storage is mounted read-only, which may change at any time."""
@@ -112,6 +119,7 @@ class Storage:
         if self.read_only:
             raise ReadOnly(filesystem.READ_ONLY)
         if names:
+            self._claim()
             with filesystem.own_words(), self._staging.session() as session, self._tree.nearest(*names) as place:
                 if (mount := place.mount()) != session.mount():
                     raise ReadOnly(
@@ -185,6 +193,7 @@ class Storage:
         if self.read_only or self.probed_within(at_most):
             return
         try:
+            self._claim()
             with filesystem.own_words():
                 self._staging.probe()
         except StorageFull as error:

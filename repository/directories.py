@@ -74,7 +74,7 @@ class Directory:
     def mount(self) -> tuple[int, str]:
         """Its device and the number of its mount, both the same for all between which files can be renamed."""
         # one file system may be mounted twice, one mount hold two subvolumes; without /proc the device has to do
-        with suppress(OSError), open(f"/proc/self/fdinfo/{self.descriptor}", encoding="ascii") as file:
+        with suppress(FileNotFoundError), open(f"/proc/self/fdinfo/{self.descriptor}", encoding="ascii") as file:
             found = re.search(r"^mnt_id:\s*(\d+)", file.read(), re.MULTILINE)
             return os.fstat(self.descriptor).st_dev, found[1] if found else ""
         return os.fstat(self.descriptor).st_dev, ""

@@ -16,7 +16,7 @@ import re
 import secrets
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from repository import filesystem
@@ -33,13 +33,10 @@ MAX_TOLD = 100          # things among the marks that the log tells of; more wer
 
 
 class Staging:
-    """The server's own directory in a tree. What is missing in it is made when it is needed, also for the second time.
+    """The server's own directory in a tree; what is missing in it is made when it is needed, also a second time."""
 
-    `mend` is called when it was not this process's before: it repairs what a crash left of others' changes.
-    """
-
-    def __init__(self, tree: Tree, mend: Callable[[], None]) -> None:
-        self._tree, self._mend = tree, mend
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
         self._session = secrets.token_hex(8)
         self._lock: int | None = None   # of the session
         self._claiming = threading.Lock()
@@ -53,11 +50,16 @@ class Staging:
 
     def session(self, *names: str) -> Directory:
         """The directory of what this process has under way, or one in it."""
-        with self._claiming:
-            if not self._is_claimed():
-                self._claim()
-                self._mend()
+        self.claim()
         return self.at(self._session, *names)
+
+    def claim(self) -> bool:
+        """Takes a session unless this process has one; whether it did, so that there may be something to mend."""
+        with self._claiming:
+            missing = not self._is_claimed()
+            if missing:
+                self._claim()
+        return missing
 
     def new_name(self) -> str:
         """A name in session() that was never used."""
