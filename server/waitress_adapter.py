@@ -32,7 +32,6 @@ MAX_HEADERS = 64 * 1024         # of a request; the usual limit is 8 KiB
 MAX_FIELDS = 200                # of a head; browsers and proxies send some 20
 HEAD_BLOCK = 16 << 10           # bytes of one recv before a request is known: what is behind it waits in memory
 TURN_SECONDS = 0.005            # for the body of one client, before the next one's
-MAX_BEHIND = 1 << 20            # unsent bytes with which pipelined requests are still answered
 AHEAD = 512 * 1024              # bytes of a list made and not yet taken by its reader, when making it pauses
 CLOSE_BEHIND = 128 * 1024       # unsent bytes with which it goes on: a thread is woken for each 400 KB
 LINGER = 5.0                    # seconds to read what a refused client still sends, so that it sees the answer
@@ -244,9 +243,6 @@ class StreamingTask(WSGITask):
         for block in self.blocks or ():
             self.write(block)
             self.channel.pause_if_behind()
-        if len(self.channel.requests) > 1 and self.channel.total_outbufs_len > MAX_BEHIND:
-            # each further pipelined request could hold another open file; RFC 9112 9.3.2: the client asks again
-            self.close_on_finish = self.channel.lingers = True
 
     def stream(self, blocks: Any) -> tuple[()]:
         """Takes an iterator of blocks over, which execute() sends when the application has returned."""
