@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Proves on one machine that several servers may share one distributed file system: a GlusterFS volume of three replicas,
-# two mounts of it, two servers. Runs tests/test_scaling.py there, which prints its figures; see SCALING.md.
+# two mounts of it, two servers. Runs tests/whole/test_scaling.py there, which prints its figures; see SCALING.md.
 # Needs root, FUSE, and Debian's glusterfs-server, nginx-light, openssl and iproute2, which it installs where they are missing.
 #
 #   deploy/prove_scaling.sh [argument of pytest...]
@@ -66,4 +66,4 @@ cli volume info "$volume" | grep -E '^(Type|Number of Bricks)|^(performance|netw
 echo "mounts: $MOUNT_OPTIONS"
 
 export SCALING_MOUNTS=$mounts/a:$mounts/b SCALING_VOLUME=$volume
-"$PYTHON" -m pytest -q -m scaling -p no:cacheprovider tests/test_scaling.py "$@"
+"$PYTHON" -m pytest -q -m scaling -p no:cacheprovider tests/whole/test_scaling.py "$@"

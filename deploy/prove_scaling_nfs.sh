@@ -70,5 +70,5 @@ grep ' nfs4 ' /proc/mounts
 export SCALING_ROUNDS SCALING_MOUNTS=/mnt/a:/mnt/b HOME=/run/tmp TMPDIR=/run/tmp PYTHONDONTWRITEBYTECODE=1
 status=0
 "$PYTHON" -m pytest -q --color=no -m scaling -k 'not brick and not quorum and not speed' -p no:cacheprovider \
-    tests/test_scaling.py "${arguments[@]}" || status=$?
+    tests/whole/test_scaling.py "${arguments[@]}" || status=$?
 echo "pytest ended with $status"

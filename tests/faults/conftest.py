@@ -4,9 +4,10 @@ import signal
 import subprocess
 
 import pytest
-from conftest import running
+from support.live import running
+from support.tracing import start_single
 
-from .tracing import start_single
+pytest.register_assert_rewrite("support.witness")
 
 LONG = 300      # the --rounds of the long version, from which every other count follows
 

@@ -13,11 +13,11 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, running, sha256, staged
-
-from .ledger import SIZES, Ledger
-from .tracing import CALLS, NO_EXCHANGE, WITHOUT_EXCHANGE, count_calls, points, strace, threads_of, verifying
-from .witness import Version, assert_knows, delete, half_models, listed, patch, perform, post, put, send
+from support.common import ROOT, sha256, staged
+from support.ledger import SIZES, Ledger
+from support.live import running
+from support.tracing import CALLS, NO_EXCHANGE, WITHOUT_EXCHANGE, count_calls, points, strace, threads_of, verifying
+from support.witness import Version, assert_knows, delete, half_models, listed, patch, perform, post, put, send
 
 OLD, NEW = Version(b"old " * 1000, "old"), Version(b"new!" * 1500, "new")
 AMENDED = OLD._replace(description="amended")

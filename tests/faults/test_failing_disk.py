@@ -8,10 +8,10 @@ import time
 from collections import Counter
 
 import pytest
-from conftest import ROOT, eventually, running, staged
-
-from .tracing import CALLS, NO_EXCHANGE, calls_in, count_calls, points, strace, threads_of, verifying
-from .witness import Version, assert_knows, delete, fill, half_models, leftovers, patch, perform, post, put, send
+from support.common import ROOT, eventually, staged
+from support.live import running
+from support.tracing import CALLS, NO_EXCHANGE, calls_in, count_calls, points, strace, threads_of, verifying
+from support.witness import Version, assert_knows, delete, fill, half_models, leftovers, patch, perform, post, put, send
 
 OLD, NEW = Version(b"old " * 1000, "old"), Version(b"new!" * 1500, "new")
 AMENDED = OLD._replace(description="amended")

@@ -8,10 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, eventually
-
-from .tracing import calls_in, strace
-from .witness import Version, delete, fill, perform, put, send
+from support.common import ROOT, eventually
+from support.tracing import calls_in, strace
+from support.witness import Version, delete, fill, perform, put, send
 
 MODEL = Version(b"x" * 100, "x")
 

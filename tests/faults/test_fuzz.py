@@ -8,13 +8,13 @@ import sys
 from urllib.parse import quote, urlencode
 
 import pytest
-from conftest import ROOT, running
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from support.common import ROOT
+from support.live import running
+from support.witness import assert_whole, send
 
 from server.chunked import ChunkedDecoder
-
-from .witness import assert_whole, send
 
 SEGMENTS = ["models", "upload", "list", "health", "info", "p", "app", "1.0.0", "m", "m.sha256", "latest", "..", ".", "",
             ".staging", "%2e%2e", "%2f", "%00", "%ff", "%", "\\", "é", "a" * 200]

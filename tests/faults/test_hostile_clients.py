@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-
-from .tracing import strace, threads_of
-from .witness import Version, assert_knows, assert_whole, attempt, delete, listed, perform, put, send
+from support.tracing import strace, threads_of
+from support.witness import Version, assert_knows, assert_whole, attempt, delete, listed, perform, put, send
 
 BIG = Version(bytes(1 << 20) * 20, "big")
 PUT = "PUT /models/hidden/app/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"

@@ -5,7 +5,7 @@ import re
 import time
 from pathlib import Path
 
-from .witness import FORM, Version, assert_whole, delete, patch, perform, post, put, send
+from support.witness import FORM, Version, assert_whole, delete, patch, perform, post, put, send
 
 
 def resources(server):

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, LiveServer, eventually
-
-from .sandbox import is_inside
-from .tracing import NO_EXCHANGE, WITHOUT_EXCHANGE
-from .witness import Version, assert_knows, delete, patch, perform, put, send
+from support.common import ROOT, eventually
+from support.live import LiveServer
+from support.sandbox import is_inside
+from support.tracing import NO_EXCHANGE, WITHOUT_EXCHANGE
+from support.witness import Version, assert_knows, delete, patch, perform, put, send
 
 OLD, NEW = Version(b"old " * 1000, "old"), Version(b"new!" * 1500, "new")
 KEPT, KEY, BAD = "kept/app/1/m", "here/app/1/m", "bad/app/1/m"

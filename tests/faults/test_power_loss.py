@@ -12,10 +12,9 @@ import time
 from contextlib import contextmanager, suppress
 
 import pytest
-from conftest import running
-
-from .ledger import Ledger
-from .witness import assert_whole
+from support.ledger import Ledger
+from support.live import running
+from support.witness import assert_whole
 
 pytestmark = pytest.mark.power
 SIZES = (0, 100, 5_000, 70_000, 300_000)

@@ -7,10 +7,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import running, sha256
-
-from .tracing import WITHOUT_EXCHANGE
-from .witness import Version, assert_whole, attempt, delete, listed, patch, perform, post, put, see, send
+from support.common import sha256
+from support.live import running
+from support.tracing import WITHOUT_EXCHANGE
+from support.witness import Version, assert_whole, attempt, delete, listed, patch, perform, post, put, see, send
 
 WRITERS = 16
 LAG = 2.0       # seconds that a list may lag behind what another process did; everything else may not at all

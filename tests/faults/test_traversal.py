@@ -10,10 +10,10 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 import pytest
-from conftest import LiveServer
-
-from .sandbox import is_inside
-from .witness import Version, assert_knows, listed, perform, put, send
+from support.common import ROOT
+from support.live import LiveServer
+from support.sandbox import is_inside
+from support.witness import Version, assert_knows, listed, perform, put, send
 
 DOTS = [".", "%2e", "%2E", "%252e", "%c0%ae", "%c0%2e", "%e0%80%ae", "%f0%80%80%ae", "%u002e", "%ef%bc%8e", ".%00"]
 SLASHES = ["/", "%2f", "%2F", "%252f", "%c0%af", "%e0%80%af", "%f0%80%80%af", "%u002f", "%ef%bc%8f", "//", "/./",
@@ -56,7 +56,7 @@ def jail(tmp_path_factory):
                  "outside/app/1/m/metadata.json", "outside/model"):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(json.dumps({"description": "a secret"}))
-    wrapper = ("unshare", "-m", sys.executable, str(Path(__file__).with_name("sandbox.py")), str(directory))
+    wrapper = ("unshare", "-m", sys.executable, str(ROOT / "tests/support/sandbox.py"), str(directory))
     server = LiveServer(directory / "models", *wrapper)
     assert is_inside(server.process.pid, directory), "not in the sandbox: nothing is sent"
     server.around = directory

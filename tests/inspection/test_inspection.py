@@ -1,0 +1,545 @@
+"""What the server sees in the bytes of a model, hostile ones included, and what it refuses to take."""
+
+import builtins
+import io
+import json
+import os
+import pickle
+import pickletools
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+from contextlib import suppress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.common import ROOT, sha256, staged
+from support.samples import (
+    OS_SYSTEM,
+    PLAIN,
+    REBUILDING,
+    SAMPLES,
+    TENSOR,
+    field,
+    gguf,
+    joblib,
+    legacy_torch,
+    npy,
+    onnx,
+    safetensors,
+    stack_global,
+    tarred,
+    tensor,
+    text,
+    zipped,
+)
+
+from inspection import formats as inspection
+from inspection import reader
+from inspection.pickles import KNOWN, MAX_IMPORTS
+from repository.model import Details, ModelKey
+
+
+def inspect(data):
+    found = inspection.inspect(io.BytesIO(data), len(data))
+    assert found.format in inspection.FORMATS
+    document = json.dumps(found.details, allow_nan=False, ensure_ascii=False).encode()
+    assert len(document) < 100_000
+    return found
+
+
+def imports(data):
+    details = inspect(data).details
+    return details.get("imports_found"), details.get("complete", True)
+
+
+# ---- formats
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_file_is_what_its_bytes_say(name):
+    data, kind, details = SAMPLES[name]
+    assert (inspect(data).format, inspect(data).details) == (kind, details)
+    assert kind in inspection.FORMATS
+
+
+STRICT = ("safetensors", "keras", "zip", "npz")     # that are nothing when a piece is missing
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_file_cut_off_anywhere_is_taken_for_no_more_than_it_is(name):
+    data, kind, details = SAMPLES[name]
+    for length in range(len(data)):
+        found = inspect(data[:length])
+        assert found.format in (kind, "unknown", "gzip", "zlib", "xz", "pickle")
+        assert name not in STRICT or found.format == "unknown"
+        if "imports_found" in found.details:    # what is cut off is not missing without a word
+            assert found.details["imports_found"] == details["imports_found"] or not found.details.get("complete", True)
+
+
+@given(st.sampled_from(sorted(SAMPLES)), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=8))
+def test_a_file_with_any_bytes_changed_has_an_answer(name, changes):
+    data = bytearray(SAMPLES[name][0])
+    for place, value in changes:
+        if data:
+            data[place % len(data)] = value
+    inspect(bytes(data))
+
+
+@given(st.binary(max_size=300), st.sampled_from([
+    b"", b"\x80\x04", b"GGUF\x03\0\0\0", b"PK\x03\x04", b"\x08\x08", b"\x78\x9c", b"\x93NUMPY\x01\0",
+    b"\x20" + bytes(7) + b"{"]))
+def test_any_bytes_have_an_answer(data, signature):
+    inspect(signature + data)
+
+
+BROKEN = {
+    "a header of 2^63 bytes": struct.pack("<Q", 1 << 63) + b"{}",
+    "a header longer than the file": struct.pack("<Q", 100) + b"{}",
+    "a header that is no JSON": safetensors(b"{nonsense}"),
+    "a header nested without end": safetensors(b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}"),
+    "a header with too many items": safetensors(b'{"a":[' + b"[]," * 250_000 + b"1]}"),
+    "tensors that overlap": safetensors({"a": tensor(0, 8, [2]), "b": tensor(4, 12, [2])}, bytes(12)),
+    "a gap between tensors": safetensors({"a": tensor(0, 8, [2]), "b": tensor(12, 20, [2])}, bytes(20)),
+    "a tensor beyond the end": safetensors({"a": tensor(0, 8, [2])}, bytes(7)),
+    "bytes behind the last tensor": safetensors({"a": tensor(0, 8, [2])}, bytes(9)),
+    "a shape that is not its bytes": safetensors({"a": tensor(0, 8, [3])}, bytes(8)),
+    "a negative offset": safetensors({"a": tensor(-8, 0, [2])}),
+    "a shape of 4,000 digits":
+        safetensors(b'{"a":{"dtype":"F32","shape":[' + b"9" * 4000 + b'],"data_offsets":[0,4]}}'),
+    "a dtype that is a list": safetensors({"a": tensor(0, 8, [2], ["F32"])}, bytes(8)),
+    "a tensor that is a number": safetensors({"a": 1}),
+    "metadata that is a number": safetensors({"__metadata__": 1}),
+    "GGUF of version 1": gguf(version=1), "GGUF of 2^60 keys": gguf(counts=(0, 1 << 60)),
+    "GGUF of 2^60 tensors": gguf(counts=(1 << 60, 0)),
+    "a GGUF string of 2^63 bytes": gguf([("a", 8, struct.pack("<Q", 1 << 63))]),
+    "a GGUF array of 2^63 numbers": gguf([("a", 9, struct.pack("<IQ", 10, 1 << 63))]),
+    "a GGUF array of 2^60 strings": gguf([("a", 9, struct.pack("<IQ", 8, 1 << 60))]),
+    "GGUF arrays in arrays": gguf([("a", 9, struct.pack("<IQ", 9, 1) * 5000)]),
+    "a GGUF value of no type": gguf([("a", 99, b"")]),
+    "a GGUF tensor of nine dimensions": gguf([], [("a", (1,) * 9, 0, 0)]),
+    "a GGUF tensor beyond the end": gguf([], [("a", (1,), 0, 4096)], bytes(8)),
+    "a GGUF tensor of 2^320 numbers": gguf([], [("a", (1 << 40,) * 8, 0, 0)]),
+    "a zip without its directory": SAMPLES["zip"][0][:60],
+    "a zip with its directory elsewhere": SAMPLES["zip"][0][:-10] + b"\x07\0\0\0" + SAMPLES["zip"][0][-6:],
+    "an npy with a long header": b"\x93NUMPY\x02\0" + struct.pack("<I", 1 << 31) + b"{",
+    "a protobuf number without end": b"\x08" + b"\xff" * 1000,
+    "a protobuf field beyond the file": field(1, 8) + b"\x3a\xff\xff\xff\xff\x0f",
+    "a protobuf without a graph": field(1, 8) + field(2, "us") + field(8, field(2, 17)),
+    "a protobuf group": field(1, 8) + b"\x3b\x3c",
+    "a graph in which a field is too long": onnx(graph=b"\x0a\x7f"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_only_begins_like_a_format_is_unknown(name):
+    found = inspect(BROKEN[name])
+    assert found.format == "unknown"
+    assert "imports_found" not in found.details
+
+
+def test_what_it_is_not_is_told_with_the_reason():
+    found = inspect(BROKEN["a tensor beyond the end"])
+    assert found.details == {"error": "it is not what it begins like: its tensors have 8 bytes, and the file has 7 "
+                                      "for them"}
+
+
+def test_what_a_file_tells_is_cut_to_a_length_that_a_list_can_carry():
+    keys = {f"{n}": "\ud800" + "x" * 5000 for n in range(1000)}
+    found = inspect(safetensors(json.dumps({"__metadata__": keys}).encode()))
+    assert len(found.details["metadata"]) == 32 and len(found.details["metadata"]["0"]) == 200
+    inputs = b"".join(field(11, field(1, "i" * 9000)) for _ in range(1000))
+    assert len(inspect(onnx(graph=inputs)).details["inputs"]) == 32
+
+
+def test_a_fault_of_the_disk_is_no_answer():
+    class Failing(io.BytesIO):
+        def read(self, *_):
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        inspection.inspect(Failing(PLAIN), len(PLAIN))
+
+
+# ---- pickles
+
+
+P4 = b"\x80\x04"
+EVAL = stack_global("builtins", "eval")
+PICKLES = {     # bytes: (imports found, complete)
+    "GLOBAL": (OS_SYSTEM, ["posix.system"], True),
+    "GLOBAL of protocol 2": (b"\x80\x02" + OS_SYSTEM, ["posix.system"], True),
+    "STACK_GLOBAL": (P4 + EVAL + text("1") + b"\x85R.", ["builtins.eval"], True),
+    "INST": (b"(S'id'\nios\nsystem\n.", ["os.system"], True),
+    "INST whose last line has no end, which loses its last byte": (b"(S'id'\nios\nsystemX", ["os.system"], False),
+    "names from the memo": (P4 + text("os") + b"\x940" + text("system") + b"\x940h\x00h\x01\x93.", ["os.system"], True),
+    "names from the memo by PUT and GET": (b"Vos\np5\n0Vsystem\np 6\n0g5\ng6\n\x93.", ["os.system"], True),
+    "names from the memo, put there twice":
+        (P4 + text("math") + b"q\x00" + text("os") + b"q\x00" + b"00h\x00" + text("system") + b"\x93.",
+         ["os.system"], True),
+    "a name twice": (P4 + text("os") + b"2\x93.", ["os.os"], True),
+    "a name that is computed": (P4 + text("os") + EVAL + text("x") + b"\x85R\x93.", ["builtins.eval", "os.?"], True),
+    "a name with an escape": (b"S'o\\x73'\nVsystem\n\x93.", ["?.system"], True),
+    "a name in quotes of another kind": (b"S\"os\"\nS'system'\n\x93.", ["os.system"], True),
+    "a name behind an attribute": (P4 + stack_global("os", "path.os.system") + b".", ["os.path.os.system"], True),
+    "a long name": (P4 + stack_global("os", ".".join(["path.os"] * 20) + ".system") + b".", ["os.?"], True),
+    "a long name in GLOBAL": (b"cos\n" + b"path.os." * 40 + b"system\n.", ["os.?"], True),
+    "one in the other": (P4 + stack_global("builtins", "getattr") + EVAL + text("__call__") + b"\x86R.",
+                         ["builtins.getattr", "builtins.eval"], True),
+    "EXT1": (P4 + b"\x82\x05.", ["copyreg.extension.5"], True),
+    "EXT4": (P4 + b"\x84\x05\x00\x01\x00.", ["copyreg.extension.65541"], True),
+    "a fault behind the import": (b"\x80\x02cos\nsystem\n(S'id'\ntR\xff", ["os.system"], False),
+    "nothing behind the import": (P4 + EVAL, ["builtins.eval"], False),
+    "other bytes behind the pickle": (OS_SYSTEM + b"\0\0", ["posix.system"], False),
+    "another pickle behind the pickle": (PLAIN + OS_SYSTEM, ["posix.system"], True),
+    "a persistent id that looks like a zip": (b"PKI01\n" + OS_SYSTEM, ["posix.system"], True),
+    "bytes that no file can have": (P4 + b"\x8e" + struct.pack("<Q", (1 << 62) - 1) + EVAL + b".", None, True),
+    "bytes that are skipped": (P4 + b"B" + struct.pack("<I", 5000) + bytes(5000) + b"0" + EVAL + b".",
+                               ["builtins.eval"], True),
+    "a wrong number of the old torch": (legacy_torch(OS_SYSTEM, magic=7), ["posix.system"], False),
+    "the old torch": (legacy_torch(OS_SYSTEM), ["posix.system"], True),
+    "more imports than are listed": (b"\x80\x02" + b"".join(b"cos\na%d\n0" % n for n in range(MAX_IMPORTS + 1)) + b"N.",
+                                     [f"os.a{n}" for n in range(MAX_IMPORTS)], False),
+    # what no unpickler would perform, so what is there are the raw bytes of something else
+    "an import of what is no name": (P4 + b"NN\x93.", None, True),
+    "an import of what no module is called": (b"c\x01\x02\n\x03\n.", None, True),
+    "an import from an empty stack": (b"\x93NUMPX", None, True),
+    "a protocol that does not exist": (b"\x80\x3f" + EVAL + b".", None, True),
+    "opcodes by chance": (b"N.\x00\x01", None, True),
+    "an extension by chance": (b"\x82\x05\x00", None, True),
+    # joblib: raw bytes between the opcodes
+    "behind an array": (joblib(EVAL), [*SAMPLES["joblib"][2]["imports_found"], "builtins.eval"], True),
+    "behind an array that is not aligned": (joblib(EVAL, padding=b""), SAMPLES["joblib"][2]["imports_found"], False),
+    "in an array of objects": (joblib(EVAL, padding=OS_SYSTEM, dtype="O8"),
+                               [*SAMPLES["joblib"][2]["imports_found"], "posix.system"], False),
+    "behind an array of unknown size":
+        (joblib(EVAL, dtype="V?"), SAMPLES["joblib"][2]["imports_found"], False),
+    "behind an array that would hide it": (joblib(padding=EVAL + b"0" + b"\x80\x04"), [
+        *SAMPLES["joblib"][2]["imports_found"]], False),
+}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_the_imports_of_a_pickle_are_found(name):
+    data, found, complete = PICKLES[name]
+    assert imports(data) == (found, complete)
+
+
+@pytest.mark.parametrize("name", [name for name, case in PICKLES.items() if case[1] and case[2]])
+@pytest.mark.parametrize("wrap", [
+    zlib.compress, lambda data: zipped({"archive/data.pkl": data}), lambda data: npy("'|O'", data),
+    lambda data: zipped({"x": data}, zipfile.ZIP_DEFLATED), lambda data: zipped({"x": data}, zipfile.ZIP_BZIP2),
+    lambda data: npy("'<f8', 'descr': '|O'", data), lambda data: zipped({"a.npy": npy("[('a', 'O')]", data)}),
+    lambda data: zipped({"a.zip": zipped({"b.npz": zipped({"c": data})})}),
+], ids=["zlib", "torch", "npy", "deflated", "bzip2", "npy with two types", "npz", "zip in zip in zip"])
+def test_the_imports_are_found_wherever_the_pickle_is(name, wrap):
+    data, found, complete = PICKLES[name]
+    assert imports(wrap(data)) == (found, complete)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_what_pickle_itself_writes_is_read_to_its_end(protocol):
+    value = [{"a": (1, 2.5, True, None, -1, 1 << 70), "b": {1, 2}}, b"bytes" * 100, bytearray(b"x"), "x" * 1000,
+             ModelKey, ModelKey("p", "a", "v", "m"), frozenset("a"), complex(1, 2), "\x80\n"]
+    value.append(value[0])
+    data = pickle.dumps(value, protocol)
+    by_genops, strings = set(), []
+    for op, argument, _ in pickletools.genops(data):
+        if op.name == "GLOBAL":
+            by_genops.add(argument.replace(" ", "."))
+        elif op.name == "STACK_GLOBAL":
+            by_genops.add(".".join(strings[-2:]))
+        elif isinstance(argument, str):
+            strings.append(argument)
+    found, complete = imports(data)
+    assert complete
+    assert "models.ModelKey" in found
+    if protocol < 4:    # later ones take names from the memo, which the count above does not follow
+        assert set(found) == by_genops
+
+
+class Inert:
+    """Stands for whatever a pickle imports, and for what that makes."""
+
+    def __new__(cls, *_, **__):
+        return super().__new__(cls)
+
+    def __call__(self, *_, **__):
+        return self
+
+    def __setstate__(self, _):
+        pass
+
+
+class InC(pickle.Unpickler):
+    def find_class(self, module, name):
+        if hasattr({"os": os, "builtins": builtins}.get(module), name):
+            self.performed.add(f"{module}.{name}")
+            return Inert
+        raise ImportError
+
+    def persistent_load(self, _):
+        return "os"
+
+
+class InPython(pickle._Unpickler):
+    find_class, persistent_load = InC.find_class, InC.persistent_load
+
+
+PIECES = st.one_of(st.sampled_from([
+    *(bytes([code]) for code in b"N()]}tRb012aesuoQ\x81\x85\x86\x87\x88\x8f\x90\x93\x93\x94\x94."),
+    b"q\x00", b"q\x01", b"h\x00", b"h\x01", b"p0\n", b"p 1\n", b"g0\n", b"g1\n", b"j\x01\0\0\0", b"r\x01\0\0\0",
+    b"cos\nsystem\n", b"ios\nsystem\n", b"cos\npopen", b"Pos\n", b"\x82\x01", b"\x80\x04", b"\x95" + bytes(8),
+    b"S'os'\n", b"Vos\n", b"V\\u006fs\n", b"S'\\x6fs'\n", b"C\x02os", b"B\x02\0\0\0os", b"U\x02os",
+    b"I01\n", b"L5L\n", b"K\x05", b"M\x05\x00", b"\x8a\x01\x05", b"F1.5\n",
+]), st.sampled_from(["os", "system", "builtins", "eval"]).map(text),
+    st.binary(min_size=1, max_size=3).filter(lambda data: b"\x96" not in data))    # of which C's unpickler complains
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.lists(PIECES, max_size=25).map(b"".join))
+def test_no_unpickler_imports_what_was_not_found(data):
+    details = inspect(data).details
+    found = set(details.get("imports_found", ()))
+    for unpickler in (InC, InPython):
+        loading = unpickler(io.BytesIO(data))
+        loading.performed = set()
+        with suppress(Exception):
+            loading.load()
+        named = any("?" in name for name in found) or not details.get("complete", True)
+        assert named or loading.performed <= found, (unpickler, loading.performed - found)
+        assert bool(found) >= bool(loading.performed)
+
+
+CENTRAL, LOCAL, END = b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06"
+TORCH = zipped({"m/data.pkl": OS_SYSTEM})
+
+
+def patched(data, signature, offset, value):
+    at = data.index(signature) + offset
+    return data[:at] + value + data[at + len(value):]
+
+
+@pytest.mark.parametrize(("data", "complete"), [
+    (patched(TORCH, CENTRAL, 16, b"\xff" * 4), True),                           # the CRC
+    (patched(TORCH, LOCAL, 6, b"\x01\x00"), True),                              # encrypted, says the member
+    (patched(TORCH, CENTRAL, 8, b"\x01\x00"), False),                           # encrypted, says the directory
+    (patched(TORCH, LOCAL, 30, b"X"), True),                                    # another name than the directory says
+    (patched(TORCH, CENTRAL, 20, b"\0\0\0\0"), True),                           # one of its two sizes is 0
+    (patched(TORCH, END, 8, b"\x02\0\x02\0"), False),                           # more members than there are
+    (b"prefix" + TORCH, False), (OS_SYSTEM + TORCH, False),                     # readers differ in where it begins
+    (TORCH + TORCH, False), (TORCH + b"behind", True),
+    (SAMPLES["safetensors"][0] + TORCH, False),
+], ids=range(11))
+def test_a_zip_that_readers_take_differently_hides_nothing(data, complete):
+    found, whole = imports(data)
+    assert whole == complete
+    assert found == ["posix.system"] or not whole
+
+
+@pytest.mark.parametrize("data", [
+    patched(TORCH, LOCAL, 0, b"XXXX")[:0] + TORCH.replace(LOCAL, b"PK\x03\x05"), patched(TORCH, CENTRAL, 10, b"\x63\0"),
+    TORCH[:-30], zipped({"a": tarred("x", b"")}), zipped({"a": b"7z\xbc\xaf\x27\x1c"}),
+    zipped({"a": zipped({"b": zlib.compress(OS_SYSTEM)})}, zipfile.ZIP_DEFLATED), zlib.compress(TORCH),
+    zlib.compress(zlib.compress(OS_SYSTEM)),
+], ids=["member not there", "unknown method", "cut off", "tar", "7z", "zip in deflate", "zip in zlib", "zlib in zlib"])
+def test_what_cannot_be_looked_into_is_said_to_be_incomplete(data):
+    assert inspect(data).details["complete"] is False
+
+
+def test_the_raw_bytes_of_tensors_are_not_taken_for_pickles():
+    members = {f"m/data/{n}": bytes([n, m]) * 300 + b".\n.\n" for n in range(256) for m in (0, 46)}
+    assert imports(zipped({"m/data.pkl": TENSOR, **members})) == (REBUILDING, True)
+
+
+# ---- bounds
+
+
+LIMIT = 128 << 20   # bytes more than an idle interpreter has
+BOMB = P4 + b"\x96" + struct.pack("<Q", 80 << 20) + bytes(80 << 20) + b"."
+HOSTILE = {     # name: (what makes it, format)
+    "one opcode of 2^62 bytes": (lambda: P4 + b"\x8e" + struct.pack("<Q", (1 << 62) - 1) + bytes(1 << 20), "unknown"),
+    "one opcode of 100 MB": (lambda: P4 + b"\x8e" + struct.pack("<Q", 100 << 20) + bytes(100 << 20) + b".", "pickle"),
+    "one line of 100 MB": (lambda: b"V" + b"x" * (100 << 20), "unknown"),
+    "100,000 opcodes": (lambda: P4 + b"N" * 100_000 + b".", "pickle"),
+    "a million opcodes": (lambda: P4 + b"N" * 1_000_000 + b".", "pickle"),
+    "a million values remembered": (lambda: P4 + b"N" + b"\x94" * 1_000_000 + b".", "pickle"),
+    "a million dicts": (lambda: P4 + b"}" * 1_000_000 + b".", "pickle"),
+    "a million tuples in tuples": (lambda: P4 + b")" + b"\x85" * 1_000_000 + b".", "pickle"),
+    "200,000 imports": (lambda: b"\x80\x02" + b"".join(b"cos\na%d\n" % n for n in range(200_000)) + b".", "pickle"),
+    "a bomb": (lambda: zlib.compress(BOMB), "pickle"),
+    "a zip of bombs": (lambda: zipped({f"{n}": BOMB for n in range(3)}, zipfile.ZIP_DEFLATED), "zip"),
+    "a zip of 60,000 members": (lambda: zipped(dict.fromkeys(map(str, range(60_000)), PLAIN)), "zip"),
+    "100,000 tensors": (lambda: safetensors(
+        b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % n for n in range(100_000)) + b"}"),
+        "unknown"),
+    "a header of wide characters": (lambda: safetensors('{"a":"😀'.encode() + b"x" * (7 << 20) + b'"}'), "unknown"),
+    "a header of short lists": (lambda: safetensors(b'{"a":[' + b"[]," * 160_000 + b"1]}"), "unknown"),
+    "2^60 keys": (lambda: gguf(counts=(0, 1 << 60)) + bytes(60 << 20), "unknown"),
+    "2^60 words": (lambda: gguf([("a", 9, struct.pack("<IQ", 8, 1 << 60))]) + bytes(60 << 20), "unknown"),
+    "a million nodes": (lambda: onnx(graph=field(1, b"") * 1_000_000), "unknown"),
+}
+CHILD = """
+import io, resource, sys
+sys.path.insert(0, sys.argv[1])
+from inspection import formats as inspection
+pages = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (pages + int(sys.argv[3]),) * 2)
+class Counted(io.FileIO):
+    total = 0
+    def read(self, size):
+        data = super().read(size)
+        Counted.total += len(data)
+        return data
+with Counted(sys.argv[2]) as file:
+    print(inspection.inspect(file, file.seek(0, 2)).format, Counted.total)
+"""
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_answered_in_bounded_memory_and_reads(tmp_path, name):
+    make, kind = HOSTILE[name]
+    (tmp_path / "file").write_bytes(make())
+    done = subprocess.run([sys.executable, "-c", CHILD, str(ROOT), str(tmp_path / "file"), str(LIMIT)],
+                          capture_output=True, text=True, timeout=120)
+    assert done.stderr == ""
+    found, read = done.stdout.split()
+    assert found == kind and int(read) <= 2 * reader.MAX_BYTES + (1 << 20)     # for pickles, and for the format
+
+
+# ---- what comes in
+
+
+def test_an_upload_tells_what_it_is_and_so_do_info_and_lists(app):
+    data, kind, details = SAMPLES["gguf"]
+    answers = [app.put("/models/p/a/1/m", data, status=201).json, app.get("/models/p/a/1/m/info").json,
+               app.get("/models/p").json["models"][0], json.loads(app.get("/models/p?format=ndjson").body)]
+    for answer in answers:
+        assert (answer["format"], answer["details"]) == (kind, details)
+    form = app.post("/models/upload?project_id=p&app_name=a&version=1&model_name=f",
+                    upload_files=[("file", "x.pkl", OS_SYSTEM)], status=201).json
+    assert (form["format"], form["details"]) == ("pickle", {"imports_found": ["posix.system"]})
+
+
+def test_a_list_can_be_filtered_by_what_the_bytes_are(app):
+    for name in ("safetensors", "gguf", "onnx"):
+        app.put(f"/models/p/a/1/{name}?framework=any", SAMPLES[name][0], status=201)
+    app.put("/models/p/a/1/second", SAMPLES["onnx"][0], status=201)
+    assert app.get("/models/p?model_format=onnx&format=txt").text.split() == ["p/a/1/onnx", "p/a/1/second"]
+    assert app.get("/models/p?model_format=onnx&framework=any").json["total_models"] == 1
+    assert app.get("/models/p?model_format=onnx&limit=1").json["total_models"] == 2
+    assert app.get("/models/p?model_format=none").json["models"] == []
+
+
+@pytest.mark.parametrize("patch", [{"format": "onnx"}, {"details": {}}, {"details": None}])
+def test_what_the_server_saw_cannot_be_changed(app, patch):
+    app.put("/models/p/a/1/m", OS_SYSTEM, status=201)
+    before = app.get("/models/p/a/1/m/info").json
+    app.patch("/models/p/a/1/m/info", json.dumps(patch).encode(), status=400)
+    after = app.patch("/models/p/a/1/m/info", b'{"description": "new"}').json
+    assert {**after, "description": None, "updated_at": 0} == {**before, "updated_at": 0}
+
+
+def test_fields_of_a_user_do_not_stand_for_what_the_server_saw(app):
+    answer = app.put("/models/p/a/1/m?format=onnx&details=x", OS_SYSTEM, status=201).json
+    assert (answer["format"], answer["metadata"]) == ("pickle", {"format": "onnx", "details": "x"})
+
+
+def test_a_model_of_an_older_server_says_null_and_stays_as_it_is(app, store):
+    with store.draft() as draft:    # as a server stored it that did not look
+        draft.write([OS_SYSTEM])
+        draft.publish(ModelKey("p", "a", "1", "m"), sha256(OS_SYSTEM), Details(), lambda current: None)
+    info = app.get("/models/p/a/1/m/info").json
+    assert (info["format"], info["details"]) == (None, None)
+    before = (store.root / "p/a/1/m/metadata.json").stat()
+    again = app.put("/models/p/a/1/m", OS_SYSTEM, status=200).json
+    assert again["unchanged"] and again["format"] is None
+    assert (store.root / "p/a/1/m/metadata.json").stat() == before
+    assert app.put("/models/p/a/1/m?stage=new", OS_SYSTEM, status=200).json["format"] == "pickle"
+    assert app.put("/models/p/a/1/m?stage=new", OS_SYSTEM, status=200).json["unchanged"]
+
+
+@pytest.mark.parametrize("document", [
+    {"format": "onnx", "details": {}}, {"size": 4, "sha256": "0" * 64, "format": 1, "details": {}},
+    {"size": 4, "sha256": "0" * 64, "format": "onnx", "details": []},
+    {"size": 5, "sha256": "0" * 64, "format": "onnx", "details": {}},
+])
+def test_metadata_that_tells_of_something_else_is_not_believed(app, store, document):
+    place = store.root / "p/a/1/m"
+    place.mkdir(parents=True)
+    (place / "model").write_bytes(b"data")
+    (place / "metadata.json").write_text(json.dumps(document))
+    info = app.get("/models/p/a/1/m/info").json
+    assert (info["format"], info["details"]) == (None, None)
+    assert app.get("/models/p?model_format=onnx").json["models"] == []
+
+
+def refused(app, store, data, status):
+    answer = app.put("/models/p/a/1/m", data, status=status)
+    assert app.get("/models/list").json["models"] == []
+    app.get("/models/p/a/1/m", status=404)
+    assert staged(store.root) == [] and [path.name for path in store.root.iterdir()] == [".staging"]
+    return answer.json["detail"]
+
+
+def test_only_the_allowed_formats_come_in(make_app, store):
+    app = make_app(allowed_formats=frozenset({"safetensors", "onnx"}))
+    said = refused(app, store, OS_SYSTEM, 415)
+    assert all(word in said for word in ("pickle", "onnx, safetensors", "MODEL_ALLOWED_FORMATS"))
+    said = refused(app, store, BROKEN["a tensor beyond the end"], 415)
+    assert "unknown" in said and "8 bytes" in said
+    app.put("/models/p/a/1/m", SAMPLES["onnx"][0], status=201)
+    app.put("/models/p/a/1/m", OS_SYSTEM, status=415)
+    assert app.get("/models/p/a/1/m").body == SAMPLES["onnx"][0]
+
+
+REFUSED = [     # bytes, whether `known` refuses too, what its answer names
+    (SAMPLES["pytorch"][0], False, ""), (SAMPLES["pytorch of old"][0], False, ""), (PLAIN, False, ""),
+    (OS_SYSTEM, True, "posix.system"), (TORCH, True, "posix.system"), (joblib(EVAL), True, "builtins.eval"),
+    (P4 + EVAL, True, "builtins.eval"), (P4 + b"\x82\x05.", True, "copyreg.extension.5"),
+    (P4 + text("os") + EVAL + text("x") + b"\x85R\x93.", True, "os.?"),
+    (SAMPLES["npy of objects"][0], True, "posix.system"), (SAMPLES["tar"][0], True, "cannot be looked into"),
+    (PLAIN + b"\0", True, "cannot be looked into"), (TORCH[:-30], True, "cannot be looked into"),
+    (P4 + b"N" * 1_000_000 + EVAL + b".", True, "cannot be looked into"),
+    (SAMPLES["safetensors"][0] + TORCH, True, "posix.system"), (SAMPLES["7z"][0], True, "cannot be looked into"),
+]
+
+
+@pytest.mark.parametrize(("data", "beyond", "named"), REFUSED, ids=range(len(REFUSED)))
+def test_a_pickle_is_refused_as_the_setting_says(make_app, store, data, beyond, named):
+    said = refused(make_app(pickle="deny"), store, data, 422)
+    assert "MODEL_PICKLE=deny" in said
+    known = make_app(pickle="known")
+    if beyond:
+        said = refused(known, store, data, 422)
+        assert named in said and "MODEL_PICKLE=known" in said
+        assert not any(name in said for name in REBUILDING)
+    known.put("/models/p/a/1/other" if beyond else "/models/p/a/1/m", PLAIN if beyond else data, status=201)
+    make_app().put("/models/p/a/1/m", data)     # allow
+
+
+@pytest.mark.parametrize("setting", ["allow", "known", "deny"])
+@pytest.mark.parametrize("name", ["safetensors", "gguf", "onnx", "hdf5", "npy", "zip", "gzip", "text", "nothing"])
+def test_what_holds_no_pickle_comes_in_with_every_setting(make_app, setting, name):
+    make_app(pickle=setting).put("/models/p/a/1/m", SAMPLES[name][0], status=201)
+
+
+def test_every_import_that_known_lets_through_is_documented():
+    section = (ROOT / "docs/formats.md").read_text(encoding="utf-8")
+    assert [name for name in KNOWN if f"{name.rpartition('.')[2]}" not in section] == []
+    assert "safe " not in section.lower() and "safe," not in section.lower() and "safe." not in section.lower()
+
+
+def test_a_refusal_by_its_bytes_crosses_the_socket(start, http):
+    server = start(MODEL_ALLOWED_FORMATS="safetensors, pytorch", MODEL_PICKLE="known")
+    url = f"{server.url}/models/p/a/1/m"
+    assert http.put(url, data=OS_SYSTEM).status_code == 415
+    answer = http.put(url, data=TORCH)
+    assert (answer.status_code, "posix.system" in answer.json()["detail"]) == (422, True)
+    assert http.put(url, data=TENSOR).status_code == 415
+    assert http.put(url, data=SAMPLES["pytorch"][0]).json()["details"]["imports_found"] == REBUILDING
+    assert staged(server.storage) == []
+    assert 'reason="PickleRefused"' in http.get(f"{server.url}/metrics").text

@@ -1,0 +1,314 @@
+"""The way out: ranges, conditions, headers, each table under WebTest and on the live server; bad readers."""
+
+import base64
+import os
+import re
+import socket
+import time
+from collections import namedtuple
+from urllib.parse import quote, unquote
+
+import pytest
+import requests
+from support.common import TestApp, sha256
+
+from model_server import create_app
+from server.responses import RangeNotSatisfiable, byte_range, matches, read_status
+from server.settings import Settings
+from storage import Storage
+
+DATA = b"0123456789" * 10
+SIZE = len(DATA)
+ETAG = f'"{sha256(DATA)}"'
+PATH = "/models/dl/app/1.0.0/m.pt"
+MODIFIED = 1704164645
+EARLIER, SAME, LATER = (f"Tue, 02 Jan 2024 03:04:0{s} GMT" for s in (4, 5, 6))
+MANY = "9" * 5000
+
+Answer = namedtuple("Answer", "status headers body")
+
+
+def under_webtest(app):
+    def fetch(path, method="GET", body=b"", **headers):
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        got = app.request(path, method=method, headers=sent, expect_errors=True, **({"body": body} if body else {}))
+        return Answer(got.status_int, got.headers, got.body)
+    return fetch
+
+
+def on_live(url):
+    session = requests.Session()
+
+    def fetch(path, method="GET", body=None, **headers):
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        got = session.request(method, url + path, headers=sent, data=body, timeout=20)
+        return Answer(got.status_code, got.headers, got.content)
+    return fetch
+
+
+@pytest.fixture(scope="module", params=["WebTest", "live"])
+def fetch(request, tmp_path_factory):
+    """fetch(path, method, **headers) with a model at PATH, modified at MODIFIED."""
+    if request.param == "live":
+        server = request.getfixturevalue("live_server")
+        root, got = server.storage, on_live(server.url)
+        assert got(PATH, "PUT", DATA).status in (200, 201)
+        os.utime(root / PATH.removeprefix("/models/") / "model", (MODIFIED, MODIFIED))
+        yield got
+        return
+    with Storage(tmp_path_factory.mktemp("downloads") / "models") as store:
+        got = under_webtest(TestApp(create_app(store, Settings()), lint=False))
+        assert got(PATH, "PUT", DATA).status == 201
+        os.utime(store.root / PATH.removeprefix("/models/") / "model", (MODIFIED, MODIFIED))
+        yield got
+
+
+# ---- ranges
+
+
+@pytest.mark.parametrize(("header", "status", "first", "stop"), [
+    ("bytes=0-0",                       206, 0, 1),
+    ("bytes=10-19",                     206, 10, 20),
+    ("bytes=99-99",                     206, 99, SIZE),
+    ("bytes=90-",                       206, 90, SIZE),
+    ("bytes=0-",                        206, 0, SIZE),
+    ("bytes=-5",                        206, SIZE - 5, SIZE),
+    ("bytes=-100",                      206, 0, SIZE),
+    ("bytes=0-999999",                  206, 0, SIZE),
+    ("bytes=-999999",                   206, 0, SIZE),     # RFC 9110 14.1.2: a suffix longer than the file is the file
+    (f"bytes=50-{MANY}",                206, 50, SIZE),
+    (f"bytes=-{MANY}",                  206, 0, SIZE),
+    (f"bytes={'0' * 5000}5-6",          206, 5, 7),
+    ("Bytes=0-0",                       206, 0, 1),        # RFC 9110 14.1: range unit names are case-insensitive
+    ("bytes=0-0,2-3",                   200, 0, SIZE),     # several may be answered with the whole
+    ("bytes=0-0, -1",                   200, 0, SIZE),
+    *((invalid, 200, 0, SIZE) for invalid in (
+        "bytes=9-3", "bytes=", "bytes=-", "bytes=a-b", "bytes=0x1-2", "bytes=1", "bytes 0-1", "0-1", "items=0-1",
+        "bytes=--5", "bytes=+1-2", "bytes=1_0-20", "bytes=0-0;", "bytes=1.0-2", "bytes=²-³", "bytes=-²",
+        "bytes=٣-٤".encode().decode("latin-1"), "bytes=\uff11-\uff12".encode().decode("latin-1"))),
+    ("bytes=100-",                      416, None, None),
+    ("bytes=100-100",                   416, None, None),
+    ("bytes=-0",                        416, None, None),
+    (f"bytes={MANY}-",                  416, None, None),
+    (f"bytes={MANY}-{MANY}",            416, None, None),
+], ids=lambda value: str(value)[:24])
+def test_a_range_answers_exactly_its_bytes(fetch, header, status, first, stop):
+    got = fetch(PATH, Range=header)
+    assert got.status == status
+    if status == 416:
+        assert got.headers["Content-Range"] == f"bytes */{SIZE}"
+        assert b'"detail"' in got.body
+        return
+    assert got.body == DATA[first:stop]
+    assert got.headers["Content-Length"] == str(stop - first)
+    assert got.headers.get("Content-Range") == (f"bytes {first}-{stop - 1}/{SIZE}" if status == 206 else None)
+    assert got.headers["ETag"] == ETAG
+
+
+@pytest.mark.parametrize(("header", "size", "expected"), [
+    ("bytes=0-", 1, (0, 1)),
+    ("bytes=-1", 0, None),          # satisfiable by RFC 9110 14.1.2, but no Content-Range could say so
+    ("bytes=٣-٤", 10, None),
+    ("bytes=1-²", 10, None),
+    ("", 10, None),
+])
+def test_the_pure_function_agrees(header, size, expected):
+    assert byte_range(header, size) == expected
+
+
+@pytest.mark.parametrize("header", ["bytes=0-", "bytes=0-0", "bytes=-0", f"bytes={MANY}-"])
+def test_nothing_of_an_empty_file_can_be_asked_for(header):
+    with pytest.raises(RangeNotSatisfiable):
+        byte_range(header, 0)
+
+
+# ---- conditions
+
+
+CONDITIONS = [
+    ({"If-Match": ETAG}, 200), ({"If-Match": "*"}, 200), ({"If-Match": f'"x", {ETAG}'}, 200),
+    ({"If-Match": f'"x",{ETAG},"y"'}, 200), ({"If-Match": '"x"'}, 412), ({"If-Match": '"x", "y"'}, 412),
+    ({"If-Match": f"W/{ETAG}"}, 412),                                           # RFC 9110 13.1.1: strong comparison
+    ({"If-None-Match": ETAG}, 304), ({"If-None-Match": "*"}, 304), ({"If-None-Match": f"W/{ETAG}"}, 304),
+    ({"If-None-Match": f'"x", W/"y", {ETAG}'}, 304), ({"If-None-Match": f'"a,b",{ETAG}'}, 304),
+    ({"If-None-Match": '"x"'}, 200), ({"If-None-Match": "nonsense"}, 200), ({"If-None-Match": '"' * 2000}, 200),
+    ({"If-Modified-Since": SAME}, 304), ({"If-Modified-Since": LATER}, 304), ({"If-Modified-Since": EARLIER}, 200),
+    ({"If-Modified-Since": "Tuesday, 02-Jan-24 03:04:05 GMT"}, 304),            # RFC 9110 5.6.7: the two obsolete forms
+    ({"If-Modified-Since": "Tue Jan  2 03:04:05 2024"}, 304),
+    ({"If-Unmodified-Since": SAME}, 200), ({"If-Unmodified-Since": LATER}, 200),
+    ({"If-Unmodified-Since": EARLIER}, 412),
+    # RFC 9110 13.2.2: If-Match before If-Unmodified-Since, then If-None-Match before If-Modified-Since, then the range
+    ({"If-Match": ETAG, "If-Unmodified-Since": EARLIER}, 200),
+    ({"If-Match": '"x"', "If-Unmodified-Since": LATER}, 412),
+    ({"If-Match": '"x"', "If-None-Match": ETAG}, 412),
+    ({"If-Match": ETAG, "If-None-Match": ETAG}, 304),
+    ({"If-Unmodified-Since": EARLIER, "If-None-Match": ETAG}, 412),
+    ({"If-Unmodified-Since": LATER, "If-Modified-Since": LATER}, 304),
+    ({"If-None-Match": '"x"', "If-Modified-Since": LATER}, 200),
+    ({"If-None-Match": ETAG, "If-Modified-Since": EARLIER}, 304),
+    ({"If-None-Match": ETAG, "Range": "bytes=0-0"}, 304),
+    ({"If-None-Match": ETAG, "Range": "bytes=100-"}, 304),
+    ({"If-Match": '"x"', "Range": "bytes=100-"}, 412),
+    ({"If-Match": ETAG, "Range": "bytes=0-0"}, 206),
+    ({"If-Modified-Since": EARLIER, "Range": "bytes=0-0"}, 206),
+    # RFC 9110 13.1.5: If-Range compares strongly, a date exactly
+    ({"If-Range": ETAG, "Range": "bytes=0-0"}, 206), ({"If-Range": SAME, "Range": "bytes=0-0"}, 206),
+    ({"If-Range": '"x"', "Range": "bytes=0-0"}, 200), ({"If-Range": f"W/{ETAG}", "Range": "bytes=0-0"}, 200),
+    ({"If-Range": LATER, "Range": "bytes=0-0"}, 200), ({"If-Range": EARLIER, "Range": "bytes=0-0"}, 200),
+    ({"If-Range": "nonsense", "Range": "bytes=0-0"}, 200), ({"If-Range": '"x"', "Range": "bytes=100-"}, 200),
+    ({"If-Range": ETAG, "Range": "bytes=100-"}, 416), ({"If-Range": ETAG}, 200),
+    *(({name: date}, 200) for name in ("If-Modified-Since", "If-Unmodified-Since") for date in (
+        "yesterday", "0", ",,,,", "²", MANY, "Tue, 32 Jan 2024 03:04:05 GMT", "Mon, 01 Jan 99999 00:00:00 GMT",
+        "Tue, 02 Jan 2024 25:61:61 GMT", "Tue, 02 Jan 2024 03:04:05 +99999999", f"Tue, {MANY} Jan 2024 03:04:05 GMT")),
+]
+
+
+@pytest.mark.parametrize(("headers", "status"), CONDITIONS,
+                         ids=lambda value: str(value).replace(sha256(DATA), "E")[:60])
+def test_conditions_are_judged_in_the_order_of_the_rfc(fetch, headers, status):
+    got = fetch(PATH, **headers)
+    assert got.status == status
+    assert fetch(PATH, "HEAD", **headers).status == (200 if status in (206, 416) else status)   # 14.2: GET alone
+    if status == 304:
+        assert got.body == b""
+        assert (got.headers["ETag"], got.headers["Cache-Control"]) == (ETAG, "no-cache")
+        assert "Content-Type" not in got.headers
+    if status == 412:
+        assert got.headers["Content-Type"] == "application/json"
+        assert sha256(DATA).encode() in got.body    # what it is now
+
+
+def test_the_pure_functions_take_weak_and_missing_tags():
+    assert matches('W/"a"', 'W/"a"', weak=True)
+    assert not matches('W/"a"', 'W/"a"', weak=False)
+    assert not matches('"a"', 'W/"a"', weak=False)
+    assert matches("*", '"a"', weak=False)
+    assert not matches("*", None, weak=True)
+    assert not matches('"a"', None, weak=True)
+    assert read_status({}.get, '"a"', None) == 200
+
+
+def test_a_missing_model_is_404_whatever_the_conditions(fetch):
+    for headers in ({"If-None-Match": "*"}, {"If-Match": "*"}, {"Range": "bytes=0-"}):
+        assert fetch("/models/dl/app/1.0.0/missing", **headers).status == 404
+
+
+# ---- what a download looks like
+
+
+def test_a_download_says_all_about_its_bytes(fetch):
+    encoded = base64.b64encode(bytes.fromhex(sha256(DATA))).decode()
+    expected = {
+        "Content-Type": "application/octet-stream", "Content-Length": str(SIZE), "Accept-Ranges": "bytes", "ETag": ETAG,
+        "Last-Modified": SAME, "Content-Disposition": 'attachment; filename="m.pt"', "X-Checksum-Sha256": sha256(DATA),
+        "Repr-Digest": f"sha-256=:{encoded}:", "Digest": f"SHA-256={encoded}", "Cache-Control": "no-cache",
+    }
+    whole, head, slashed = fetch(PATH), fetch(PATH, "HEAD"), fetch(PATH + "/")
+    part = fetch(PATH, Range="bytes=1-2")
+    for answer, body in ((whole, DATA), (head, b""), (slashed, DATA)):
+        assert (answer.status, answer.body) == (200, body)
+        assert {name: answer.headers.get(name) for name in expected} == expected
+        assert answer.headers["X-Request-Id"]
+    assert {name: part.headers.get(name) for name in expected} == {**expected, "Content-Length": "2"}
+
+
+@pytest.mark.parametrize(("name", "ascii_name"), [
+    ("model-1.pt", "model-1.pt"), ("my model.pt", "my model.pt"), ('a"b.pt', None), ("modèle.pt", None),
+    ("模型.pt", None),
+    ("100%.pt", None), ("a;b=c.pt", "a;b=c.pt"), ("it's.pt", "it's.pt"), ("😀.bin", None),
+])
+def test_the_file_comes_back_under_its_own_name(fetch, name, ascii_name):
+    form = (b'--b\r\nContent-Disposition: form-data; name="file"; filename="' + name.replace('"', "%22").encode()
+            + b'"\r\n\r\nx\r\n--b--\r\n')
+    where = f"project_id=dl&app_name=names&version=1&model_name=n{sha256(name.encode())[:20]}"
+    sent = fetch(f"/models/upload?{where}", "POST", form, Content_Type="multipart/form-data; boundary=b")
+    assert sent.status in (200, 201), sent.body
+    header = fetch(f"/models/dl/names/1/n{sha256(name.encode())[:20]}").headers["Content-Disposition"]
+    plain = re.match(r'attachment; filename="([^"\\]*)"', header)[1]     # TRAPS 24: curl -OJ reads nothing else
+    assert header.isascii()
+    if ascii_name:
+        assert plain == ascii_name
+    else:
+        extended = re.search(r"; filename\*=UTF-8''([A-Za-z0-9!#$&+.^_`|~%-]+)$", header)[1]
+        assert unquote(extended) == name
+        assert quote(name, safe="") == extended
+
+
+def test_a_pinned_digest_gets_these_bytes_or_412(fetch):
+    assert fetch(f"{PATH}?sha256={sha256(DATA)}").body == DATA
+    assert fetch(f"{PATH}?sha256={sha256(DATA).upper()}").body == DATA
+    for other in (sha256(b"other"), "nonsense", ""):
+        got = fetch(f"{PATH}?sha256={other}")
+        assert (got.status, sha256(DATA).encode() in got.body) == (412, True)
+        assert fetch(f"{PATH}?sha256={other}", "HEAD").body == b""
+    assert fetch(f"{PATH}?sha256={sha256(b'other')}", If_None_Match=ETAG).status == 412
+
+
+def test_the_checksum_file_is_as_sha256sum_wants_it(fetch):
+    got = fetch(PATH + ".sha256")
+    assert (got.status, got.body.decode()) == (200, f"{sha256(DATA)}  m.pt\n")
+    assert got.headers["Content-Type"].startswith("text/plain")
+    head = fetch(PATH + ".sha256", "HEAD")
+    assert (head.status, head.headers["Content-Length"], head.body) == (200, str(len(got.body)), b"")
+    assert fetch(PATH + ".sha256/").body == got.body
+    assert fetch("/models/dl/app/1.0.0/missing.sha256").status == 404
+    long = "/models/dl/app/1.0.0/" + "n" * 128      # its name with .sha256 is no name any more
+    assert fetch(long, "PUT", b"x").status in (200, 201)
+    assert fetch(long + ".sha256").body == f"{sha256(b'x')}  {'n' * 128}\n".encode()
+
+
+def test_a_real_model_of_that_name_comes_before_the_checksum(fetch):
+    base = "/models/dl/real/1/x"
+    for path, body in ((base, b"model"), (base + ".sha256", b"a real model")):
+        assert fetch(path, "PUT", body).status in (200, 201)
+    assert fetch(base + ".sha256").body == b"a real model"
+    assert fetch(base + ".sha256.sha256").body == f"{sha256(b'a real model')}  x.sha256\n".encode()
+
+
+def test_an_empty_model_is_a_model(fetch):
+    path = "/models/dl/empty/1/m"
+    assert fetch(path, "PUT", Content_Length="0").status in (200, 201)
+    got = fetch(path)
+    assert (got.status, got.body, got.headers["Content-Length"]) == (200, b"", "0")
+    assert got.headers["X-Checksum-Sha256"] == sha256(b"")
+    unsatisfied = fetch(path, Range="bytes=0-")
+    assert (unsatisfied.status, unsatisfied.headers["Content-Range"]) == (416, "bytes */0")
+    assert fetch(path, Range="bytes=-5").status == 200
+
+
+# ---- readers that misbehave
+
+
+def test_readers_that_read_nothing_stop_nobody_and_finish_what_was_deleted_meanwhile(start, http):
+    server, big = start(SERVER_THREADS="2"), DATA * 10_000 * 30
+    url = f"{server.url}/models/p/a/1/big"
+    assert http.put(url, data=big).status_code == 201
+    readers = [server.connect() for _ in range(8)]
+    for reader in readers:
+        reader.send("GET /models/p/a/1/big HTTP/1.1\r\nHost: x\r\n\r\n")
+    for reader in readers:
+        reader.sock.recv(1, socket.MSG_PEEK)     # the server is at it, and nothing is read
+    for _ in range(4):
+        assert http.get(f"{server.url}/health", timeout=10).status_code == 200
+    assert http.delete(url, timeout=10).status_code == 200
+    status, headers, body = readers[-1].response()
+    assert (status, headers["etag"], body == big) == (200, f'"{sha256(big)}"', True)
+    for reader in readers:
+        reader.close()
+
+
+def test_a_client_that_leaves_in_the_middle_frees_its_descriptors(start, http):
+    server = start()
+    assert http.put(f"{server.url}/models/p/a/1/big", data=DATA * 100_000).status_code == 201
+    before = server.descriptors()
+    readers = [server.connect() for _ in range(10)]
+    for reader in readers:
+        reader.send("GET /models/p/a/1/big HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert reader.head()[0] == 200
+    assert server.descriptors() >= before + 20     # a socket and a file each
+    for reader in readers:
+        reader.close()
+    deadline = time.monotonic() + 10
+    while server.descriptors() > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert server.descriptors() <= before

@@ -1,0 +1,133 @@
+"""Whose fault an error is: that of one model, or of one request, takes neither a server nor a list from the others."""
+
+import os
+import re
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from support.common import ROOT, TestApp
+
+from model_server import create_app
+from repository.model import NAME_FIELDS, ModelCorrupt, ModelUnreadable, StorageFailed, StorageFull, StorageLost
+from server.access import Forbidden, Unauthorized
+from server.application import STATUS_OF, error_response
+from server.responses import RangeNotSatisfiable
+from server.settings import Settings
+from storage import Storage
+
+PASSED_OVER = {int(status) for status in re.findall(r"http_(\d{3})", re.search(
+    r"^ +proxy_next_upstream (.*);", (ROOT / "deploy/nginx.conf").read_text(encoding="utf-8"), re.MULTILINE)[1])}
+NOBODY = 65534
+OF_SERVER = {       # the answers that are 5xx, and whether another server may do better
+    StorageLost: (503, True),
+    StorageFailed: (500, False),     # for this request; its root can be read
+    StorageFull: (507, False),       # and what there is can be read
+    ZeroDivisionError: (500, False),        # a fault of ours that this request has found
+}
+
+
+ARGUMENTS = {Unauthorized: ("x", "read", ()), Forbidden: ("x", "read", ()), RangeNotSatisfiable: (1,)}
+
+
+@pytest.mark.parametrize("kind", [*STATUS_OF, ZeroDivisionError])
+def test_only_a_lost_storage_is_answered_as_a_failing_server_would(kind):
+    status = error_response(kind(*ARGUMENTS.get(kind, ("x",)))).status
+    expected, to_blame = OF_SERVER.get(kind, (None, False))
+    assert status == expected if expected else 400 <= status < 500
+    assert (status in PASSED_OVER) == to_blame
+
+
+@pytest.mark.parametrize("kind", [ModelCorrupt, ModelUnreadable])
+def test_what_is_wrong_with_one_model_is_neither_cached_nor_asked_for_again(kind):
+    status = error_response(kind("x")).status
+    assert status not in {404, 405, 410, 414, 501}                  # RFC 9110 15.1: which a cache may keep
+    assert status not in {408, 425, 429} and status < 500           # after which curl, wget and urllib3 try again
+
+
+# ---- what this user may not read
+
+
+@pytest.fixture
+def nobody_s():
+    """(application, storage root) of a user who may not do everything, whoever runs the tests."""
+    root = Path(tempfile.mkdtemp()) / "models"
+    root.parent.chmod(0o755)
+    root.mkdir()
+    with Storage(root) as warm:     # so that all modules are imported
+        for path in ("/models/list", "/metrics"):
+            TestApp(create_app(warm, Settings()), lint=False).get(path)
+    shutil.rmtree(root)
+    root.mkdir()
+    os.chown(root, NOBODY if os.geteuid() == 0 else -1, -1)
+    was = os.geteuid()
+    try:
+        if was == 0:
+            os.seteuid(NOBODY)
+        with Storage(root) as store:
+            app = TestApp(create_app(store, Settings()), lint=False)
+            for name in "abc":
+                app.put(f"/models/p/a/1/{name}", name.encode(), status=201)
+            app.put("/models/q/a/1/m", b"m", status=201)
+            yield app, root
+    finally:
+        os.seteuid(was)
+        shutil.rmtree(root.parent)
+
+
+def names_in(app, path="/models/list"):
+    return ["/".join(model[name] for name in NAME_FIELDS) for model in app.get(path, status=200).json["models"]]
+
+
+EVERYTHING = ["p/a/1/a", "p/a/1/b", "p/a/1/c", "q/a/1/m"]
+WITHOUT_B = ["p/a/1/a", "p/a/1/c", "q/a/1/m"]
+
+
+@pytest.mark.parametrize(("unreadable", "listed", "download", "info"), [
+    ("p/a/1/b/model",           EVERYTHING,     409, 200),
+    ("p/a/1/b/metadata.json",   EVERYTHING,     200, 200),  # as if put there by hand: what is not known is null
+    ("p/a/1/b",                 WITHOUT_B,      409, 409),
+    ("p/a/1",                   ["q/a/1/m"],    409, 409),
+    ("p",                       ["q/a/1/m"],    409, 409),
+])
+def test_what_cannot_be_read_of_one_model_leaves_the_others_alone(nobody_s, unreadable, listed, download, info):
+    app, root = nobody_s
+    (root / unreadable).chmod(0)
+    time.sleep(2)       # after which the index looks at files again
+    for _ in range(2):
+        assert names_in(app) == listed
+        assert app.get("/models/p/a/1/b", status=download).body
+        assert app.get("/models/p/a/1/b/info", status=info).body
+        assert app.get("/models/q/a/1/m").body == b"m"
+        app.get("/metrics", status=200)
+        assert app.get("/health").json["status"] == "healthy"
+    for form in ("txt", "sha256sums", "ndjson"):
+        app.get(f"/models/list?format={form}", status=200)
+    app.post("/verify", status=202)
+    (root / unreadable).chmod(0o700)
+    time.sleep(2)
+    assert names_in(app) == EVERYTHING      # which no new mtime told
+    assert app.get("/models/p/a/1/b").body == b"b"
+    assert app.get("/models/p/a/1/b/info").json["sha256"]
+
+
+def test_the_lost_and_found_of_a_disk_hides_no_list(nobody_s):
+    app, root = nobody_s
+    (root / "lost+found").mkdir(mode=0)
+    assert names_in(app) == EVERYTHING
+    assert names_in(app, "/models/p?limit=2&q=b") == ["p/a/1/b"]
+    app.get("/metrics", status=200)
+    app.get("/models/lost+found", status=200)
+    (root / "lost+found").rmdir()
+
+
+def test_a_storage_that_is_lost_is_503_until_it_is_back(nobody_s):
+    app, root = nobody_s
+    root.chmod(0)
+    for method, path in (("GET", "/models/p/a/1/b"), ("GET", "/models/p/a/1/b/info"), ("PUT", "/models/p/a/2/b")):
+        got = app.request(path, method=method, body=b"b" if method == "PUT" else b"", status=503)
+        assert "nothing of the storage can be read" in got.json["detail"] and got.headers["Retry-After"]
+    root.chmod(0o700)
+    assert app.get("/models/p/a/1/b").body == b"b"

@@ -1,0 +1,370 @@
+"""Lists, their pages, filters and formats, what real tools make of them; and what holds for every answer there is."""
+
+import json
+import re
+import subprocess
+import time
+from types import SimpleNamespace
+from urllib.parse import quote
+
+import pytest
+import requests
+from support.common import TestApp, eventually, sha256
+from support.shelf import MODELS, names_of
+
+from model_server import create_app
+from repository.tree_index import SOME, Index, size_of
+from server.listing import PAGE_BYTES
+from server.settings import Settings
+from storage import Storage
+
+QUERIES = {     # what some of them are uploaded with
+    MODELS[1]: "framework=pytorch&description=Great%20ResNet%20mod%C3%A8le&stage=prod",
+    MODELS[2]: "framework=onnx&description=distilled&stage=test",
+    MODELS[8]: "framework=pytorch&stage=prod&owner=ann",
+}
+LEVELS = [("list",), ("p1",), ("p1", "a"), ("p1", "a", "1.0.0"), ("p1", "a", "1.0.0+b"), ("p2",), ("P", "a")]
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    """The application with MODELS in it, uploaded last to first."""
+    with Storage(tmp_path_factory.mktemp("lists") / "models") as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+        for names in reversed(MODELS):
+            app.put(f"/models/{'/'.join(names)}?{QUERIES.get(names, '')}", "/".join(names).encode(), status=201)
+        yield app
+
+
+
+
+def below(level):
+    return [m for m in MODELS if level == ("list",) or m[:len(level)] == level]
+
+
+@pytest.mark.parametrize("level", LEVELS, ids="/".join)
+def test_a_list_names_its_level_and_every_model_below_as_info_does(shelf, level):
+    got = shelf.get("/models/" + "/".join(level))
+    given = {} if level == ("list",) else dict(zip(("project_id", "app_name", "version"), level, strict=False))
+    assert got.json == {**given, "total_models": len(below(level)), "models": got.json["models"]}
+    assert [names_of(entry) for entry in got.json["models"]] == below(level)
+    for entry in got.json["models"]:
+        assert entry == shelf.get(f"/models/{'/'.join(names_of(entry))}/info").json
+    assert (got.headers["Content-Type"], got.headers["Cache-Control"]) == ("application/json", "no-cache")
+    assert shelf.get("/models/" + "/".join(level) + "/").json == got.json
+
+
+@pytest.mark.parametrize("path", ["none", "p1/none", "p1/a/none", "none/none/none", "p1/m", "p1/a/latest"])
+def test_an_unknown_name_is_an_empty_list(shelf, path):
+    got = shelf.get(f"/models/{path}", status=200).json
+    assert (got["total_models"], got["models"]) == (0, [])
+    assert shelf.get(f"/models/{path}?format=txt", status=200).body == b""
+
+
+@pytest.mark.parametrize("path", [
+    ".staging", "-p", "+p", "%20", "p%20q", "p%0A", "p%00", "caf%C3%A9", "%FF", "p%5Cq", "x" * 129, "p1/.a", "p1/a/-1",
+    "p1/a/1%09",
+    "list/a", "upload/a", "p*", "~p", "p:q",
+])
+def test_a_bad_name_is_400_and_the_answer_gives_the_rule(shelf, path):
+    detail = shelf.get(f"/models/{path}", status=400).json["detail"]
+    assert re.search("128|taken", detail)
+
+
+def test_an_encoded_slash_is_no_slash(live_server, http):
+    for path in ("p1%2Fa", "p1%2fa/1", "..%2f..", "p/a/1/m%2finfo"):
+        assert http.get(f"{live_server.url}/models/{path}").status_code == 400
+
+
+# ---- pages
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, len(MODELS), 1000])
+@pytest.mark.parametrize("level", [("list",), ("p1",), ("p1", "a"), ("p1", "a", "1.0.0")], ids="/".join)
+@pytest.mark.parametrize("by", ["link", "next"])
+def test_walking_the_pages_gives_every_model_once(shelf, level, limit, by):
+    path, parameters, found = "/models/" + "/".join(level), {"limit": str(limit)}, []
+    while True:
+        page = shelf.get(path, parameters)
+        assert len(page.json["models"]) <= limit
+        assert page.json["total_models"] == len(below(level))
+        found += [names_of(entry) for entry in page.json["models"]]
+        link = re.fullmatch(r'<http://[^/]+(/[^>]*)>; rel="next"', page.headers.get("Link", ""))
+        assert bool(link) == ("next" in page.json)
+        if not link:
+            break
+        path, parameters = (link[1], None) if by == "link" else (path, {"limit": limit, "after": page.json["next"]})
+    assert found == below(level)
+
+
+def test_a_version_with_more_models_than_are_read_at_once_is_whole_and_in_order(tmp_path):
+    names = sorted(f"m{number}" for number in range(2 * SOME + 30))
+    for name in names:
+        (tmp_path / "p/a/1" / name).mkdir(parents=True)
+        (tmp_path / "p/a/1" / name / "model").write_text(name)
+    with Storage(tmp_path) as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+
+        def listed(query=""):
+            got = app.get(f"/models/list?format=ndjson{query}")
+            return [json.loads(line)["model_name"] for line in got.text.splitlines()]
+
+        for after in ("m100", names[SOME - 1], names[SOME], "m1000", names[-1]):
+            assert listed(f"&limit=70&after=p/a/1/{after}") == [name for name in names if name > after][:70]
+        assert listed() == names
+        app.delete(f"/models/p/a/1/{names[SOME]}")
+        app.put("/models/p/a/1/m1000000", b"new", status=201)
+        names = sorted({*names, "m1000000"} - {names[SOME]})
+        assert listed() == names
+        (tmp_path / "p/a/1" / names[-1] / "metadata.json").write_text('{"framework": "edited"}')
+        eventually(lambda: listed("&framework=edited") == [names[-1]])
+        assert listed() == names
+
+
+def test_a_change_while_a_list_reads_shows_in_the_next_one(tmp_path):
+    (tmp_path / "p/a/1/m").mkdir(parents=True)
+    said = ["old"]
+
+    def children(*names):
+        return sorted(path.name for path in tmp_path.joinpath(*names).iterdir())
+
+    def find(key):
+        found = SimpleNamespace(line=said[-1].encode())
+        if len(said) == 1:      # after it was read, another request changes it, and a third one lists it
+            said.append("new")
+            index.forget(key)
+            assert listed() == [b"new"]
+        return found
+
+    def listed():
+        return [line for _, lines in index.lines(()) for line in lines.values()]
+
+    def changed(names):
+        return tmp_path.joinpath(*names).stat().st_mtime_ns
+
+    index = Index(children, changed, lambda names: (hash(said[-1]), 1), find)
+    assert listed() == [b"old"]
+    assert listed() == [b"new"]
+
+
+def test_what_the_index_has_no_room_for_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("index.KEPT_BYTES", 100_000)
+    sizes = {f"m{number:03}": 10 + number % 7 * 6000 for number in range(2 * SOME)}     # some too long to be kept
+    for place in ("p/a/1", "p/a/2", "q/a/1"):
+        for name, size in sizes.items():
+            (tmp_path / place / name).mkdir(parents=True)
+            (tmp_path / place / name / "model").write_text(name)
+            (tmp_path / place / name / "metadata.json").write_text(json.dumps({"description": "x" * size}))
+    (tmp_path / "r/a/1/m000").mkdir(parents=True)
+    (tmp_path / "r/a/1/m000/model").write_text("m000")
+    with Storage(tmp_path) as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+
+        def kept():
+            directories = store.index._directories.values()
+            assert all(directory.lines.keys() == directory.states.keys() for directory in directories)
+            assert sum(map(size_of, (directory.lines for directory in directories))) == store.index._kept
+            return store.index._kept
+
+        whole = app.get("/models/list").json
+        assert len(whole["models"]) == 3 * len(sizes) + 1
+        for _ in range(2):
+            assert 50_000 < kept() <= 100_000
+            assert app.get("/models/list").json == whole
+        for place in ("p/a/1", "p/a/2"):
+            app.delete(f"/models/{place}?recursive=true", status=200)
+        app.get("/models/list", status=200)
+        app.delete("/models/q?recursive=true", status=200)
+        assert [names_of(entry) for entry in app.get("/models/list").json["models"]] == [("r", "a", "1", "m000")]
+        assert 0 < kept() < 1000
+
+
+def test_a_page_too_large_to_be_held_is_read_again_while_it_is_sent(tmp_path):
+    names = [f"m{number:03}" for number in range(SOME + 1)]
+    for name in names:
+        (tmp_path / "p/a/1" / name).mkdir(parents=True)
+        (tmp_path / "p/a/1" / name / "model").write_text(name)
+        (tmp_path / "p/a/1" / name / "metadata.json").write_text(json.dumps({"description": "x" * PAGE_BYTES}))
+    with Storage(tmp_path) as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+        page = app.get("/models/p?limit=5&after=p/a/1/m001").json
+        assert [entry["model_name"] for entry in page["models"]] == names[2:7]
+        assert (page["total_models"], page["next"]) == (len(names), "p/a/1/m006")
+        assert page["models"] == [app.get(f"/models/p/a/1/{name}/info").json for name in names[2:7]]
+
+
+def test_a_link_keeps_the_filter_and_the_format(shelf):
+    page = shelf.get("/models/list?limit=1&framework=pytorch&format=txt")
+    assert page.text == "p1/a/1.0.0/m\n"
+    after = shelf.get(re.search("<http://[^/]+(/[^>]*)>", page.headers["Link"])[1])
+    assert after.text == "p1/b/10/x\n"
+    assert "Link" not in after.headers
+
+
+@pytest.mark.parametrize(("after", "expected"), [
+    ("p1/b/10/x", MODELS[9:]), ("p1/a/1.0.0/m-1", MODELS[2:]), ("zzz/a/1/m", []), ("A/a/1/m", MODELS),
+], ids=["a model", "none any more", "behind all", "before all"])
+def test_a_cursor_need_not_exist(shelf, after, expected):
+    assert [names_of(entry) for entry in shelf.get("/models/list", {"after": after}).json["models"]] == expected
+
+
+@pytest.mark.parametrize("query", [
+    *(f"limit={limit}" for limit in ("0", "-1", "1001", "x", "1.5", "%C2%B2", "9" * 5000, "+1", "1_0")),
+    *(f"after={after}" for after in ("x", "p/a/1", "p/a/1/m/x", "../a/1/m", "p/a/1/m%0A", "p//1/m", "%FF/a/1/m",
+    "/p/a/1/m")),
+    "format=xml", "format=", "limit=1&limit=2",
+])
+def test_a_bad_parameter_is_400(shelf, query):
+    assert shelf.get(f"/models/list?{query}", status=400).json["detail"]
+
+
+# ---- filters
+
+
+@pytest.mark.parametrize(("query", "expected"), [
+    ("framework=pytorch", [1, 8]), ("framework=onnx", [2]), ("framework=none", []), ("q=resnet", [1]),
+    ("q=MODÈLE", [1]),
+    ("q=1.0.0", [0, 1, 2, 3, 4, 5]), ("q=p2", [11, 12]), ("q=m-2", [2]), ("q=nothing", []), ("q=", range(len(MODELS))),
+    ("metadata.stage=prod", [1, 8]), ("metadata.stage=prod&metadata.owner=ann", [8]), ("metadata.stage=", []),
+    ("framework=pytorch&q=resnet&metadata.stage=prod", [1]), ("framework=onnx&metadata.stage=prod", []),
+])
+def test_filters_choose_and_combine(shelf, query, expected):
+    got = shelf.get(f"/models/list?{quote(query, safe='=&.')}").json
+    assert [names_of(entry) for entry in got["models"]] == [MODELS[i] for i in expected]
+    assert got["total_models"] == len(expected)
+
+
+# ---- formats
+
+
+@pytest.mark.parametrize("level", LEVELS, ids="/".join)
+def test_the_formats_tell_of_the_same_models(shelf, level):
+    path, expected = "/models/" + "/".join(level), below(level)
+    entries = shelf.get(path + "?format=json").json["models"]
+    assert entries == [json.loads(line) for line in shelf.get(path + "?format=ndjson").text.splitlines()]
+    assert shelf.get(path + "?format=txt").text == "".join("/".join(m) + "\n" for m in expected)
+    assert shelf.get(path + "?format=urls").text == "".join(entry["url"] + "\n" for entry in entries)
+    sums = [line.split("  ") for line in shelf.get(path + "?format=sha256sums").text.splitlines()]
+    depth = 0 if level == ("list",) else len(level)
+    assert sums == [[sha256("/".join(m).encode()), "/".join(m[depth:])] for m in expected]
+
+
+@pytest.mark.parametrize("form", ["json", "ndjson", "txt", "urls", "sha256sums"])
+def test_head_of_a_list_has_the_headers_of_its_get(shelf, form):
+    def headers(got):
+        own = ("content-length", "transfer-encoding", "x-request-id", "date")
+        return {name.lower(): value for name, value in got.headers.items() if name.lower() not in own}
+
+    path = f"/models/p1?format={form}"
+    assert shelf.head(path).body == b""
+    assert headers(shelf.head(path)) == headers(shelf.get(path))
+    assert shelf.get(path).headers["Cache-Control"] == "no-cache"
+
+
+def test_wget_and_sha256sum_take_a_version_home(live_server, http, project, tmp_path):
+    base = f"{live_server.url}/models/{project}"
+    files = {f"model-{i}+x.bin": f"bytes {i}".encode() * 1000 for i in range(3)}
+    for name, data in files.items():
+        assert http.put(f"{base}/app/1.0.0/{name}", data=data).status_code == 201
+
+    def shell(line):
+        return subprocess.run(["sh", "-ec", line], cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, timeout=30,
+                              capture_output=True, text=True)
+
+    one = shell(f"wget -qO- '{base}/app/1.0.0?format=urls' | wget -q -i - && "
+                f"wget -qO- '{base}/app/1.0.0?format=sha256sums' | sha256sum -c --strict")
+    assert (one.returncode, one.stdout.count(": OK")) == (0, 3), one
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+    tree = shell(f"mkdir tree && cd tree && wget -qO- '{base}?format=urls' | wget -q -x -nH --cut-dirs=2 -i - && "
+                 f"wget -qO- '{base}?format=sha256sums' | sha256sum -c --strict")
+    assert (tree.returncode, tree.stdout.count(": OK")) == (0, 3), tree
+    broken = shell(f"echo x >> 'model-0+x.bin'; wget -qO- '{base}/app/1.0.0?format=sha256sums' | sha256sum -c --strict")
+    assert broken.returncode == 1
+
+
+# ---- what holds for every answer
+
+
+MODEL = "/models/p1/a/1.0.0/m"
+LIST, FILE, TREE = "GET, HEAD, OPTIONS", "DELETE, GET, HEAD, OPTIONS, PUT", "DELETE, GET, HEAD, OPTIONS"
+
+
+@pytest.mark.parametrize(("path", "allow", "others"), [
+    ("/health", LIST, ("POST", "PUT", "DELETE", "PATCH", "BREW")),
+    ("/models/upload", "OPTIONS, POST", ("GET", "HEAD", "PUT", "DELETE")),
+    ("/models/list", LIST, ("DELETE", "POST", "PUT")),
+    ("/models/p1", TREE, ("PUT", "POST", "PATCH")), ("/models/p1/a", TREE, ("PUT",)),
+    ("/models/p1/a/1.0.0", TREE, ("PUT",)),
+    (MODEL, FILE, ("POST", "PATCH", "BREW")),
+    (MODEL + "/info", "GET, HEAD, OPTIONS, PATCH", ("PUT", "DELETE", "POST")),
+])
+def test_options_and_405_say_what_is_allowed(shelf, path, allow, others):
+    asked = shelf.options(path, status=204)
+    assert (", ".join(sorted(asked.headers["Allow"].split(", "))), asked.body) == (allow, b"")
+    for method in others:
+        refused = shelf.request(path, method=method, status=405)
+        assert (", ".join(sorted(refused.headers["Allow"].split(", ")))) == allow
+        assert method == "HEAD" or refused.json["detail"]
+
+
+@pytest.mark.parametrize("path", ["/", "/models", "/models/", "/nothing", "/health/x", "/healthy", "/models/p/a/1/m/x",
+                                  "/models/p/a/1/m/info/x", "/models//a/1/m", "/models/p1//", "/models/p1/a/1.0.0/m//",
+                                  "/Models/list", "/models/p1/a/1.0.0/none", "/models/p1/a/1.0.0/none/info"])
+def test_anything_else_is_404(shelf, path):
+    got = shelf.get(path, status=404)
+    assert (got.json["detail"] != "", got.headers["Content-Type"]) == (True, "application/json")
+    assert shelf.head(path, status=404).body == b""
+
+
+def line_of(server, request_id):
+    """The access-log line with this id, once it is written."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if found := [line for line in server.lines if f" {request_id} " in line]:
+            assert len(found) == 1
+            return found[0]
+        time.sleep(0.01)
+    raise AssertionError(f"no line with {request_id} in the log")
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [
+    ("GET", "/health", 200), ("HEAD", "/health", 200), ("GET", "/models/list", 200),
+    ("GET", "/models/list?format=txt", 200),
+    ("HEAD", "/models/list", 200), ("PUT", "/models/{}/a/1/m", 201), ("GET", "/models/{}/a/1/m", 200),
+    ("HEAD", "/models/{}/a/1/m", 200), ("GET", "/models/{}/a/1/m.sha256", 200), ("GET", "/models/{}/a/1/m/info", 200),
+    ("PATCH", "/models/{}/a/1/m/info", 400), ("GET", "/models/{}/a/1/none", 404), ("GET", "/nothing", 404),
+    ("GET", "/models/-bad", 400), ("DELETE", "/health", 405), ("OPTIONS", "/models/list", 204),
+    ("POST", "/models/upload", 400),
+    ("DELETE", "/models/{}/a", 409), ("DELETE", "/models/{}/a/1/m", 200),
+])
+def test_every_answer_has_the_request_id_of_its_log_line(live_server, http, method, path, status):
+    path = path.format(f"every_answer_{method}_{status}")
+    if path.startswith("/models/every_answer") and method != "PUT":
+        http.put(f"{live_server.url}/models/{path.split('/')[2]}/a/1/m", data=b"x")
+    got = http.request(method, live_server.url + path, data=b"x" if method in ("PUT", "POST", "PATCH") else None)
+    assert got.status_code == status
+    fields = line_of(live_server, got.headers["X-Request-Id"]).split()
+    assert fields[3:6] == [method, path.partition("?")[0], str(status)]
+
+
+@pytest.mark.parametrize("request_line", ["GARBAGE", "GET /x HTTP/9.9", "GET /models/a\tb HTTP/1.1",
+                                          "PUT /models/p/a/1/m HTTP/1.1\r\nContent-Length: x"])
+def test_even_a_broken_request_has_an_id_and_a_line(live_server, request_line):
+    with live_server.connect() as wire:
+        wire.send(request_line, "\r\nHost: x\r\n\r\n")
+        status, headers, body = wire.response()
+    assert 400 <= status <= 505
+    assert json.loads(body)["detail"]
+    assert f" {status} " in line_of(live_server, headers["x-request-id"])
+
+
+@pytest.mark.parametrize(("given", "echoed"), [
+    ("abc-123_X.y", True), ("x" * 64, True), ("x" * 5000, False), ("a b", False), ('a"b', False), ("é", False),
+    ("", False),
+    ("a;b", False), ("%0a", False),
+])
+def test_a_sane_request_id_is_kept_any_other_replaced(live_server, given, echoed):
+    got = requests.get(f"{live_server.url}/health", headers={"X-Request-Id": given.encode("latin-1")}, timeout=10)
+    assert (got.headers["X-Request-Id"] == given) == echoed
+    assert re.fullmatch("[A-Za-z0-9._-]+", got.headers["X-Request-Id"])
+    assert line_of(live_server, got.headers["X-Request-Id"])

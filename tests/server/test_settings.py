@@ -1,0 +1,178 @@
+"""Settings, and the life of the process: how it starts, what it says, how it stops."""
+
+import os
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import requests
+from support.live import LiveServer
+from support.needs import SANDBOX, need, read_only_but
+from support.process import run_to_its_end
+
+from server.settings import Settings
+
+DEFAULTS = {"storage_path": None, "host": "0.0.0.0", "port": 8000, "threads": 8, "max_size": None, "overwrite": True,
+            "allowed_formats": frozenset(), "pickle": "allow"}
+
+
+@pytest.mark.parametrize(("env", "changed"), [
+    ({}, {}),
+    ({"HOME": "/root", "SERVER_PORTS": "x"}, {}),
+    ({"MODEL_STORAGE_PATH": "/data"}, {"storage_path": Path("/data")}),
+    ({"SERVER_HOST": "127.0.0.1", "SERVER_PORT": "80"}, {"host": "127.0.0.1", "port": 80}),
+    ({"SERVER_PORT": "0"}, {"port": 0}), ({"SERVER_PORT": "65535"}, {"port": 65535}),
+    ({"SERVER_THREADS": "1"}, {"threads": 1}),
+    ({"MODEL_MAX_SIZE": "1000"}, {"max_size": 1000}), ({"MODEL_MAX_SIZE": "500M"}, {"max_size": 500 << 20}),
+    ({"MODEL_MAX_SIZE": "20G"}, {"max_size": 20 << 30}),
+    ({"MODEL_VERIFY_RATE": "2M"}, {"verify_rate": 2 << 20}), ({"MODEL_VERIFY_RATE": ""}, {"verify_rate": 100 << 20}),
+    ({"MODEL_OVERWRITE": "allow"}, {}), ({"MODEL_OVERWRITE": "deny"}, {"overwrite": False}),
+    ({"MODEL_TOKENS_FILE": "/run/secrets/tokens"}, {"tokens_file": Path("/run/secrets/tokens")}),
+    *(({"MODEL_ANONYMOUS": value}, {"anonymous": value}) for value in ("all", "read", "none")),
+    ({"MODEL_ANONYMOUS": "", "MODEL_TOKENS_FILE": ""}, {}),
+    ({"MODEL_ALLOWED_FORMATS": "safetensors"}, {"allowed_formats": frozenset({"safetensors"})}),
+    ({"MODEL_ALLOWED_FORMATS": "gguf, onnx,unknown"}, {"allowed_formats": frozenset({"gguf", "onnx", "unknown"})}),
+    ({"MODEL_PICKLE": "allow"}, {}), ({"MODEL_PICKLE": "known"}, {"pickle": "known"}),
+    ({"MODEL_PICKLE": "deny"}, {"pickle": "deny"}),
+    # what compose makes of ${SERVER_PORT} when nobody set it
+    (dict.fromkeys(("MODEL_STORAGE_PATH", "SERVER_HOST", "SERVER_PORT", "SERVER_THREADS", "MODEL_MAX_SIZE",
+                    "MODEL_ALLOWED_FORMATS", "MODEL_PICKLE"), ""), {}),
+])
+def test_settings_come_from_the_environment(env, changed):
+    assert Settings.from_env(env) == Settings(**{**DEFAULTS, **changed})
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    *(("SERVER_PORT", value) for value in ("http", "-1", "65536", "80.0", " 80", "0x50", "\uff18\uff10", "²",
+    "9" * 5000, "80\n")),
+    *(("SERVER_THREADS", value) for value in ("0", "-1", "many", "1e3", "9" * 5000)),
+    *(("MODEL_MAX_SIZE", value) for value in ("0", "-1", "M", "12X", "1.5G", "1 G", "\uff15G", "9" * 5000, "5G\n")),
+    *(("MODEL_VERIFY_RATE", value) for value in ("0", "fast", "1.5M")),
+    *(("MODEL_ALLOWED_FORMATS", value) for value in (",", "onnx,", "ONNX", "onnx;gguf", "safe", " ")),
+    *(("MODEL_PICKLE", value) for value in ("deny ", "no", "Known", "0")),
+    *(("MODEL_OVERWRITE", value) for value in ("yes", "ALLOW?", "0", "allow ")),
+    *(("MODEL_ANONYMOUS", value) for value in ("some", "READ", "0", "none ")),
+])
+def test_a_bad_value_is_named_with_what_it_should_be(name, value):
+    with pytest.raises(ValueError, match=f"^{name} .*(set|use)"):
+        Settings.from_env({name: value})
+
+
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("SERVER_PORT", "http"), ("SERVER_THREADS", "0"), ("MODEL_MAX_SIZE", "big"), ("MODEL_OVERWRITE", "maybe"),
+    ("MODEL_ALLOWED_FORMATS", "word"), ("MODEL_PICKLE", "never"),
+    ("SERVER_HOST", "192.0.2.1"),       # a good address, of another machine
+    ("SERVER_HOST", "a..b"),            # no name that anybody would look up
+])
+def test_a_bad_value_stops_the_server_with_one_clear_line(tmp_path, name, value):
+    ended = run_to_its_end(tmp_path, **{name: value})
+    assert ended.returncode > 0
+    assert ended.stdout.count("\n") == 1, ended.stdout
+    assert value in ended.stdout
+
+
+def test_a_port_that_is_taken_stops_it_with_one_clear_line_and_leaves_nothing(live_server, tmp_path):
+    ended = run_to_its_end(tmp_path, SERVER_PORT=str(live_server.port))
+    assert (ended.returncode > 0, ended.stdout.count("\n")) == (True, 1), ended.stdout
+    assert str(live_server.port) in ended.stdout
+    left = {path.name for path in (tmp_path / "models" / ".staging").iterdir()}
+    assert left <= {"locks", "start.lock", "replaced"}
+
+
+def test_a_storage_that_cannot_be_written_names_who_it_is_and_what_mends_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "models"
+    ended = run_to_its_end(tmp_path, MODEL_STORAGE_PATH=str(path))
+    assert (ended.returncode > 0, ended.stdout.count("\n")) == (True, 1), ended.stdout
+    for part in (str(path), f"uid {os.getuid()}", f"gid {os.getgid()}", f"chown -R {os.getuid()}:{os.getgid()} {path}"):
+        assert part in ended.stdout
+
+
+def test_the_start_line_says_where_and_how(start, tmp_path):
+    server = start(MODEL_MAX_SIZE="5M", MODEL_OVERWRITE="deny", storage=tmp_path / "deep" / "er")
+    line = next(line for line in server.lines if " serving " in line)
+    assert (f"serving {tmp_path}/deep/er at http://127.0.0.1:{server.port}, overwrite deny, limit {5 << 20}, "
+            "anonymous all\n") in line
+    assert (tmp_path / "deep" / "er").is_dir()
+    assert server.stop() == 0
+    assert server.lines[-1].endswith("stopped\n")
+
+
+@pytest.mark.skipif(Path("/app/models").exists(), reason="there is an /app/models here")
+def test_where_app_models_cannot_be_made_the_models_go_to_the_working_directory(start, tmp_path):
+    need("a mount namespace")
+    server = start(*read_only_but(tmp_path, SANDBOX.replace("exec", 'cd "$0"; exec')), MODEL_STORAGE_PATH="")
+    assert f" serving {tmp_path}/models at " in server.log()
+    assert "./models" in server.log()
+    assert not Path("/app/models").exists()
+
+
+def test_the_access_log_is_one_line_a_request_that_awk_can_cut(live_server, http, project):
+    url = f"{live_server.url}/models/{project}/a/1/m"
+    asked = [http.put(url, data=b"x" * 1234), http.get(url), http.get(url, headers={"Range": "bytes=0-9"}),
+             http.head(url), http.get(f"{live_server.url}/models/%20/%0Aforged%20line?q=1")]
+    for got, size in zip(asked, (1234, 1234, 10, 0, None), strict=True):
+        request_id, deadline = got.headers["X-Request-Id"], time.monotonic() + 10
+        while not (lines := [x for x in live_server.lines if f" {request_id} " in x]) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(lines) == 1
+        path = re.escape(got.request.path_url.partition("?")[0])
+        sent = str(len(got.content) if size is None else size)
+        assert re.fullmatch(rf"\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{{4}} INFO access {got.request.method} {path} "
+                            rf"{got.status_code} {sent} \d+\.\d {request_id} 127\.0\.0\.1\n", lines[0]), lines[0]
+
+
+# ---- how it ends
+
+
+def refused(port):
+    """Waits until nobody listens there."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), 5).close()
+        except ConnectionRefusedError:
+            return True
+        except ConnectionResetError:
+            pass
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_a_running_upload_finish_and_nobody_new_in(start, sign):
+    server, body = start(), os.urandom(3_000_000)
+    with server.connect() as idle, server.connect() as wire:
+        wire.send(f"PUT /models/p/a/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n", body[:1_500_000])
+        deadline = time.monotonic() + 10
+        while not list(server.storage.glob(".staging/*/*/model")) and time.monotonic() < deadline:
+            time.sleep(0.01)    # until it has begun
+        server.process.send_signal(sign)
+        assert refused(server.port)
+        assert idle.at_end()        # a connection without a request is closed
+        assert server.process.poll() is None
+        wire.send(body[1_500_000:])
+        status, _, _ = wire.response()
+        assert status == 201
+    assert (server.process.wait(15), server.stop()) == (0, 0)
+    assert "Traceback" not in server.log()
+    assert (server.storage / "p/a/1/m/model").read_bytes() == body
+    again = LiveServer(server.storage)
+    try:
+        assert requests.get(f"{again.url}/models/p/a/1/m", timeout=10).content == body
+    finally:
+        assert again.stop() == 0
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_server_ends_at_once_with_0(start, sign):
+    server = start()
+    assert requests.get(f"{server.url}/health", timeout=10).status_code == 200
+    assert server.stop(sign) == 0
+    assert "Traceback" not in server.log()
+    assert {path.name for path in (server.storage / ".staging").iterdir()} <= {"locks", "start.lock", "replaced"}

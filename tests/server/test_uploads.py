@@ -1,0 +1,397 @@
+"""Uploads by form and by PUT, under our own server and under WebTest: the same answers both ways."""
+
+import base64
+import http.client
+import json
+import subprocess
+from collections import namedtuple
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+import pytest
+from support.common import TestApp, sha256, staged
+from support.live import running
+from urllib3 import encode_multipart_formdata
+
+from model_server import create_app
+from repository.model import NAME_FIELDS
+from server.settings import Settings
+from storage import Storage
+
+Answer = namedtuple("Answer", "status headers json")
+DATA = b"\x80model\r\n--\r\n\0" * 1000
+B64 = base64.b64encode(bytes.fromhex(sha256(DATA))).decode()
+BAD64 = base64.b64encode(bytes.fromhex(sha256(b""))).decode()
+
+
+class Site:
+    """A server to send to, `root` its storage: send(method, target, body, **headers with _ for ->)."""
+
+    def __init__(self, app_or_server, root):
+        self.server, self.root = app_or_server, Path(root)
+
+    def put(self, target, data=DATA, **headers):
+        return self.send("PUT", target, data, **headers)
+
+    def post(self, fields, query="", **headers):
+        """`fields`: (name, value) or (name, (filename, content)), in this order."""
+        body, kind = encode_multipart_formdata(fields)
+        return self.send("POST", "/models/upload" + query, body, Content_Type=kind, **headers)
+
+    def files(self):
+        """Every path around and below the storage but the server's own, with what tells whether it was touched."""
+        paths = (p for p in self.root.parent.rglob("*") if ".staging" not in p.parts)
+        return {str(p): (p.stat().st_ino, p.stat().st_mtime_ns) for p in paths if p.is_file() or p.parent == self.root}
+
+
+class Live(Site):
+    def send(self, method, target, body=b"", **headers):
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=20)
+        try:
+            connection.request(method, target, body, {k.replace("_", "-"): v for k, v in headers.items()})
+            response = connection.getresponse()
+            return Answer(response.status, response.headers, json.loads(response.read() or "null"))
+        finally:
+            connection.close()
+
+
+class UnderWebTest(Site):
+    def send(self, method, target, body=b"", **headers):
+        headers = {k.replace("_", "-"): v for k, v in headers.items()}
+        response = self.server.request(target, method=method, body=body, headers=headers, expect_errors=True)
+        return Answer(response.status_int, response.headers, json.loads(response.body or "null"))
+
+
+@contextmanager
+def site_of(way, directory, overwrite=True):
+    """A site on a storage in this directory, under the server itself or under WebTest."""
+    if way == "live":
+        with running(directory / "models", MODEL_OVERWRITE="allow" if overwrite else "deny") as server:
+            yield Live(server, server.storage)
+    else:
+        with Storage(directory / "models") as store:
+            yield UnderWebTest(TestApp(create_app(store, Settings(overwrite=overwrite)), lint=False), store.root)
+
+
+@pytest.fixture(params=["live", "webtest"], scope="module")
+def site(request, tmp_path_factory):
+    with site_of(request.param, tmp_path_factory.mktemp("site")) as site:
+        yield site
+
+
+@pytest.fixture(params=["live", "webtest"])
+def denying(request, tmp_path):
+    with site_of(request.param, tmp_path, overwrite=False) as site:
+        yield site
+
+
+@pytest.fixture
+def names(project):
+    return {"project_id": project, "app_name": "app", "version": "1.0", "model_name": "m.pt"}
+
+
+@pytest.fixture
+def target(names):
+    return "/models/" + "/".join(names.values())
+
+
+FILE = ("file", ("orig.pt", DATA))
+
+
+def stores_nothing(site, send, status):
+    """The answer to `send()`, which must have this status, say why, and leave the storage as it is."""
+    before = site.files()
+    answer = send()
+    assert answer.status == status and answer.json["detail"]
+    assert site.files() == before and staged(site.root) == []
+    return answer
+
+
+# ---- what is answered
+
+def test_the_answer_tells_all_that_is_known(site, names, target):
+    fields = {**names, "description": "a tést", "framework": "torch", "stage": "prod", "note": ""}
+    answer = site.post([*fields.items(), FILE])
+    assert answer.status == 201
+    assert {**answer.json, **names} == answer.json
+    expected = {"size": len(DATA), "sha256": sha256(DATA), "path": f"{target[8:]}/model", "filename": "orig.pt",
+                "description": "a tést", "framework": "torch", "metadata": {"stage": "prod", "note": ""}}
+    assert {**answer.json, **expected} == answer.json
+    assert answer.json["message"] and answer.json["url"].endswith(target) and answer.json["url"].startswith("http://")
+    assert answer.headers["Location"] == answer.json["url"]
+    assert answer.headers["ETag"] == f'"{sha256(DATA)}"'
+    assert answer.headers["X-Request-Id"] and answer.headers["Content-Type"] == "application/json"
+    assert (site.root / answer.json["path"]).read_bytes() == DATA
+    info = site.send("GET", target + "/info").json
+    assert {**answer.json, **info} == answer.json and info["uploaded_at"]
+
+
+def test_created_is_201_replaced_is_200_and_the_same_again_is_unchanged(site, target):
+    assert site.put(target, b"one").status == 201
+    replaced = site.put(target, b"two")
+    assert (replaced.status, replaced.json.get("unchanged")) == (200, None)
+    before = site.files()
+    again = site.put(target, b"two")
+    assert (again.status, again.json["unchanged"]) == (200, True)
+    assert {k: v for k, v in again.json.items() if k not in ("message", "unchanged")} == {
+        k: v for k, v in replaced.json.items() if k != "message"}
+    assert site.files() == before       # nothing rewritten
+    assert site.put(target + "?stage=prod", b"two").json.get("unchanged") is None
+    assert site.send("GET", target + "/info").json["metadata"] == {"stage": "prod"}
+
+
+# ---- where the fields come from
+
+@pytest.mark.parametrize("size", [0, 1, len(DATA), 3_000_000])
+@pytest.mark.parametrize("way", ["fields before", "fields after", "fields around", "query", "both", "same twice"])
+def test_names_come_as_fields_or_query_before_or_after_the_file(site, names, way, size):
+    data = (DATA * (size // len(DATA) + 1))[:size]
+    file, fields = ("file", ("m", data)), list(names.items())
+    form, query = {
+        "fields before": ([*fields, file], {}),
+        "fields after":  ([file, *fields], {}),
+        "fields around": ([*fields[:2], file, *fields[2:]], {}),
+        "query":         ([file], names),
+        "both":          ([fields[0], file, fields[1]], dict(fields[2:])),
+        "same twice":    ([*fields, file, *fields], names),
+    }[way]
+    answer = site.post(form, f"?{urlencode(query)}" if query else "")
+    assert (answer.status, answer.json["size"], answer.json["sha256"]) == (201, size, sha256(data))
+    assert (site.root / answer.json["path"]).read_bytes() == data
+
+
+NAMED = {"project_id": "p-form", "app_name": "a", "version": "1", "model_name": "m"}
+CUSTOM = [(f"field{n}", str(n)) for n in range(65)]
+
+
+@pytest.mark.parametrize(("fields", "query", "why"), [
+    ([*NAMED.items(), FILE],                                    {"version": "2"},                   "version"),
+    ([*NAMED.items(), FILE, ("version", "2")],                  {},                                 "version"),
+    ([*NAMED.items(), FILE, ("stage", "a"), ("stage", "b")],    {},                                 "stage"),
+    ([*NAMED.items(), FILE],                                    [("stage", "a"), ("stage", "b")],   "stage"),
+    ([FILE],                                                    {},                                 "project_id"),
+    ([("project_id", "p-form"), FILE],                          {"app_name": "a"},                  "version"),
+    ([*NAMED.items(), FILE, FILE],                              {},                                 "file"),
+    ([*NAMED.items()],                                          {},                                 "file"),
+    ([*NAMED.items(), ("model", ("m", b"x"))],                  {},                                 "file"),
+    ([*NAMED.items(), FILE, *CUSTOM],                           {},                                 "64"),
+    ([*NAMED.items(), FILE, *CUSTOM[:40]],                      dict(CUSTOM[40:]),                  "64"),
+    ([*NAMED.items(), FILE],                                    dict(CUSTOM),                       "64"),
+    ([*NAMED.items(), FILE, ("note", "x" * 8193)],              {},                                 "note"),
+    ([*NAMED.items(), FILE, ("description", "x" * 8193)],       {},                                 "description"),
+    ([("framework", "x" * 8193), FILE],                         NAMED,                              "framework"),
+    ([FILE],                                                    NAMED | {"description": "x" * 8193}, "description"),
+    ([FILE],                                                    NAMED | {"note": "x" * 8193},       "note"),
+    ([*NAMED.items(), FILE, ("note", b"\xff\xfe")],             {},                                 "note"),
+    ([*NAMED.items(), FILE, ("file2", ("x", DATA))],            {},                                 "file2"),
+])
+def test_a_form_that_is_not_one_clear_upload_is_refused(site, fields, query, why):
+    answer = stores_nothing(site, lambda: site.post(fields, f"?{urlencode(query)}"), 400)
+    assert why in answer.json["detail"]
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "multipart/form-data", "application/json", "",
+                                  "multipart/mixed; boundary=x", "multipart/form-data; boundary=other"])
+def test_a_post_that_is_no_form_is_refused(site, kind):
+    stores_nothing(site, lambda: site.send("POST", "/models/upload?" + urlencode(NAMED), DATA, Content_Type=kind), 400)
+
+
+def test_64_custom_fields_are_kept_as_they_were_sent(site, names):
+    custom = {**dict(CUSTOM[:62]), "quote\"d": "a\r\nb\0", "ünïcode": "\u6a21\U0001f600"}
+    answer = site.post([*names.items(), FILE, *((k, (None, v)) for k, v in custom.items())])
+    assert (answer.status, answer.json["metadata"]) == (201, custom)
+
+
+# ---- PUT
+
+@pytest.mark.parametrize("kind", ["application/octet-stream", "application/x-www-form-urlencoded",
+                                  "multipart/form-data", "multipart/form-data; boundary=x", "text/plain"])
+def test_the_content_type_of_a_put_is_ignored(site, target, kind):
+    for data in (DATA, b"", b"--x\r\n\r\n--x--\r\n", b"a=b&c=d"):
+        answer = site.put(target, data, Content_Type=kind)
+        assert answer.status in (200, 201) and (site.root / answer.json["path"]).read_bytes() == data
+
+
+def test_requests_puts_a_file_and_chunks(live_server, http, names, target, tmp_path):
+    (tmp_path / "m").write_bytes(DATA * 100)
+    url, upload = live_server.url + target, live_server.url + "/models/upload"
+    with (tmp_path / "m").open("rb") as file:
+        assert http.put(url, data=file).json()["sha256"] == sha256(DATA * 100)
+    chunked = http.put(url, params={"stage": "prod"}, data=(DATA[n:] for n in range(100)))
+    assert (chunked.status_code, chunked.json()["metadata"]) == (200, {"stage": "prod"})
+    assert http.get(url).content == b"".join(DATA[n:] for n in range(100))
+    assert http.put(url, data=iter([])).json()["size"] == 0
+    form, kind = encode_multipart_formdata([*names.items(), ("stage", "prod"), FILE])
+    chunked = http.post(upload, data=iter([form[:99], form[99:]]), headers={"Content-Type": kind})
+    assert (chunked.status_code, chunked.json()["sha256"]) == (200, sha256(DATA))
+    posted = http.post(upload, files={"file": ('näme "1".pt', DATA)}, data={**names, "version": "2"})
+    assert (posted.status_code, posted.json()["filename"]) == (201, 'näme "1".pt')
+
+
+def test_curl_puts_a_file_a_pipe_and_a_form(live_server, names, target, tmp_path):
+    (tmp_path / 'my"m.pt').write_bytes(DATA * 100)
+    url = live_server.url + target
+
+    def curl(*arguments, **options):
+        run = subprocess.run(["curl", "-sf", *arguments], capture_output=True, check=True, cwd=tmp_path, **options)
+        return json.loads(run.stdout)
+
+    (tmp_path / "m.pt").write_bytes(DATA * 100)
+    assert curl("-T", "m.pt", url.removesuffix("m.pt"))["model_name"] == "m.pt"
+    assert curl("-T", "-", url, input=DATA)["sha256"] == sha256(DATA)
+    for version, escape in (("8", []), ("9", ["--form-escape"])):
+        fields = [x for k, v in {**names, "version": version}.items() for x in ("-F", f"{k}={v}")]
+        answer = curl(*escape, *fields, "-F", 'file=@"my\\"m.pt"', live_server.url + "/models/upload")
+        assert (answer["filename"], answer["sha256"]) == ('my"m.pt', sha256(DATA * 100))
+
+
+@pytest.mark.parametrize("header", [{"Content_Range": "bytes 5-9/10"}, {"Content_Range": "bytes 0-9/10"},
+                                    {"Content_Range": "nonsense"}])
+def test_a_part_of_a_model_is_not_stored_as_the_whole(site, target, header):
+    stores_nothing(site, lambda: site.put(target, b"01234", **header), 400)
+
+
+@pytest.mark.parametrize("query", ["project_id=other", "version=2.0", "stage=a&stage=b", "description=" + "x" * 8193,
+                                   "sha256=nonsense", "a=%ff", "&".join(f"f{n}={n}" for n in range(65))])
+def test_a_put_with_a_query_that_cannot_be_is_refused(site, target, query):
+    stores_nothing(site, lambda: site.put(f"{target}?{query}"), 400)
+
+
+# ---- digests
+
+@pytest.mark.parametrize("header", [
+    {"X_Checksum_Sha256": sha256(DATA)}, {"X_Checksum_Sha256": sha256(DATA).upper()},
+    {"Repr_Digest": f"sha-256=:{B64}:"}, {"Content_Digest": f"sha-256=:{B64}:"},
+    {"Repr_Digest": f"md5=:AAAA:, sha-256=:{B64}:, sha-512=:AAAA:"},
+    {"Repr_Digest": "sha-512=:AAAA:"}, {"X_Checksum_Sha256": sha256(DATA), "Content_Digest": f"sha-256=:{B64}:"},
+])
+def test_a_digest_that_fits_lets_the_upload_through(site, names, target, header):
+    assert site.put(target, **header).status == 201
+    header.pop("Content_Digest", None)      # of a form it would be that of the whole form (RFC 9530 2)
+    assert site.post([*names.items(), FILE, ("sha256", sha256(DATA))], **header).status == 200
+
+
+@pytest.mark.parametrize(("header", "query"), [
+    ({"X_Checksum_Sha256": sha256(b"")}, ""), ({"Repr_Digest": f"sha-256=:{BAD64}:"}, ""),
+    ({"Content_Digest": f"sha-256=:{BAD64}:"}, ""), ({}, "?sha256=" + sha256(b"")),
+])
+def test_a_digest_that_differs_stores_nothing_and_tells_both(site, target, header, query):
+    for send in (lambda: site.put(target + query, **header),
+                 lambda: site.post([*NAMED.items(), FILE, ("sha256", sha256(b""))])):
+        answer = stores_nothing(site, send, 400)
+        assert sha256(DATA) in answer.json["detail"] and sha256(b"") in answer.json["detail"]
+
+
+@pytest.mark.parametrize("header", [
+    {"X_Checksum_Sha256": "abc"}, {"X_Checksum_Sha256": sha256(DATA)[:-1]}, {"X_Checksum_Sha256": sha256(DATA) + "0"},
+    {"X_Checksum_Sha256": "g" * 64}, {"Repr_Digest": "sha-256=:AAAA:"}, {"Repr_Digest": "sha-256=:!:"},
+    {"Repr_Digest": "sha-256=::"}, {"Content_Digest": "sha-256=x"},
+    {"X_Checksum_Sha256": sha256(DATA), "Repr_Digest": f"sha-256=:{BAD64}:"},
+])
+def test_a_digest_that_is_none_or_two_that_differ_are_refused(site, target, header):
+    stores_nothing(site, lambda: site.put(target, **header), 400)
+
+
+# ---- conditions
+
+def test_deny_keeps_what_is_there(denying, names, target):
+    assert denying.put(target, b"first").status == 201
+    for send in (lambda: denying.put(target), lambda: denying.post([*names.items(), FILE]),
+                 lambda: denying.post([FILE], "?" + urlencode(names))):
+        stores_nothing(denying, send, 409)
+    assert (denying.root / target[8:] / "model").read_bytes() == b"first"
+
+
+OLD, OTHER = f'"{sha256(b"old")}"', f'"{sha256(b"other")}"'
+
+
+@pytest.mark.parametrize(("exists", "header", "status"), [
+    (False, {"If_None_Match": "*"},                 201),
+    (True,  {"If_None_Match": "*"},                 412),
+    (True,  {"If_None_Match": OLD},                 412),
+    (True,  {"If_None_Match": OTHER},               200),
+    (True,  {"If_Match": OLD},                      200),
+    (True,  {"If_Match": f"{OTHER}, {OLD}"},        200),
+    (True,  {"If_Match": "*"},                      200),
+    (True,  {"If_Match": OTHER},                    412),
+    (True,  {"If_Match": f"W/{OLD}"},               412),   # RFC 9110 13.1.1: strong comparison
+    (False, {"If_Match": OLD},                      412),
+    (False, {"If_Match": "*"},                      412),
+])
+def test_conditions_decide_whether_it_is_written(site, names, target, exists, header, status):
+    for send in (lambda: site.put(target, **header), lambda: site.post([FILE, *names.items()], **header)):
+        if exists:
+            site.put(target, b"old")
+        if status == 412:
+            stores_nothing(site, send, 412)
+        else:
+            assert send().status == status
+            site.send("DELETE", target)
+
+
+# ---- names
+
+GOOD = ["a", "Z", "0", "_", "_x", "a" * 128, "1.0.0-rc.1+build_5", "A.B-C+D_e", "a..b", "v1.", "nul", "model",
+        "metadata.json"]
+BAD = ["", ".", "..", ".hidden", ".staging", "-x", "+x", "a b", " a", "a ", "a\n", "\na", "a\r\n", "a\t", "a\0b", "a/b",
+       "/", "/etc", "../x", "a/../b", "..\\x", "a\\b", "\u00e9", "\uff41", "\u0661", "a" * 129, "a%", "%2e%2e", "%2f",
+       "a:b", "~", "a*", "a?b", "a#b", "a&b", "a;b", "$x", "a\x7f", "\u2024\u2024", "a\u200b", "\U0001f600"]
+EACH_WAY = pytest.mark.parametrize("way", ["path", "query", "form"])
+
+
+def upload_as(site, way, names):
+    if way == "path":
+        return site.put("/models/" + "/".join(quote(name, safe="") for name in names.values()), b"x")
+    if way == "query":
+        return site.post([("file", ("m", b"x"))], "?" + urlencode(names))
+    return site.post([*names.items(), ("file", ("m", b"x"))])
+
+
+@EACH_WAY
+@pytest.mark.parametrize("place", NAME_FIELDS)
+def test_good_names_are_good_at_every_place(site, names, way, place):
+    for good in GOOD:
+        answer = upload_as(site, way, {**names, place: good})
+        assert answer.status in (200, 201) and answer.json[place] == good, good
+
+
+@EACH_WAY
+@pytest.mark.parametrize("place", NAME_FIELDS)
+def test_bad_names_are_refused_at_every_place_and_nothing_appears(site, way, place):
+    before = site.files()
+    for bad in BAD:
+        answer = upload_as(site, way, {**NAMED, place: bad})
+        assert 400 <= answer.status < 500 and answer.json["detail"], bad
+        if way != "path" or (bad and "/" not in bad):
+            assert answer.status == 400 and "1 to 128" in answer.json["detail"], bad
+        assert staged(site.root) == [], bad
+    assert site.files() == before
+
+
+@EACH_WAY
+@pytest.mark.parametrize("reserved", ["list", "upload"])
+def test_projects_that_a_route_would_hide_are_refused(site, names, way, reserved):
+    stores_nothing(site, lambda: upload_as(site, way, {**names, "project_id": reserved}), 400)
+    for place in NAME_FIELDS[1:]:
+        assert upload_as(site, way, {**names, place: reserved}).status in (200, 201)
+
+
+@pytest.mark.parametrize("path", ["p/a/1/%2e%2e", "p/a/1/..", "p/a/../m", "/p/a/1/m", "p//1/m", "p/a/1/m/", "p/a/1/m/n",
+                                  "p/a/1", "../models/p/a/1/m", "p/a/1/.%09.", "p/a/1/m%0a", "p/a/1/%00"])
+def test_a_path_that_is_not_four_names_stores_nothing(site, path):
+    before = site.files()
+    assert 400 <= site.put("/models/" + path).status < 500
+    assert site.files() == before and staged(site.root) == []
+
+
+@pytest.mark.parametrize("path", ["p/a/1/a%2Fb", "p/a/1/%2f", "p/a/1%2f..%2f..%2fx/m", "p%2fa/1/m", "p/a%2F1/m/"])
+def test_an_encoded_slash_is_part_of_a_name_and_so_refused(live_server, path):
+    site = Live(live_server, live_server.storage)   # WSGI alone, and so WebTest, cannot tell it from a slash
+    stores_nothing(site, lambda: site.put("/models/" + path), 400)
+
+
+def test_a_percent_encoded_name_is_the_same_name(site, target):
+    assert site.put(target.replace("m.pt", "%6d%2Ept")).json["model_name"] == "m.pt"
+    assert site.put(target).json["unchanged"] is True
+    assert site.put(target + "?project_id=" + target.split("/")[2]).json["unchanged"] is True

@@ -1,0 +1,21 @@
+"""Tokens, and the headers and lines that carry them."""
+
+import base64
+
+from support.common import sha256
+
+ALL = "read,create,update,delete"
+
+
+def line(name, verbs, prefix):
+    """A line of the file of tokens; the token of a name is `token-of-<name>`."""
+    return f"{name}:{sha256(f'token-of-{name}'.encode())}:{verbs}:{prefix}\n"
+
+
+def bearer(name):
+    return {"Authorization": f"Bearer token-of-{name}"}
+
+
+def basic(credentials):
+    return "Basic " + base64.b64encode(credentials).decode()
+HASH = sha256(b"token")

@@ -1,0 +1,150 @@
+"""What a client can tell of a server: versions of models, the operations on them, and what is there afterwards."""
+
+import errno
+import http.client
+import json
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from support.common import sha256
+
+FORM = "multipart/form-data; boundary=cut"
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict
+    body: bytes
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+
+class Version(NamedTuple):
+    """A model as a client knows it."""
+
+    data: bytes
+    description: str
+    stage: str = "test"
+
+    def __repr__(self):
+        return f"<{len(self.data)} bytes {sha256(self.data)[:8]} {self.description!r}>"
+
+
+def send(server, method, target, body=None, timeout=30, **headers):
+    """The answer; raises OSError or HTTPException when there is none."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout)
+    try:
+        connection.request(method, target, body, {k.replace("_", "-"): v for k, v in headers.items()})
+        response = connection.getresponse()
+        return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+    finally:
+        connection.close()
+
+
+def attempt(server, *request, **headers):
+    """The answer, or None when the server went away before there was one."""
+    try:
+        return send(server, *request, **headers)
+    except (OSError, http.client.HTTPException):
+        return None
+
+
+def put(key, version):
+    """The request that makes `version` of the model at `key`, a path of four names, as a raw body."""
+    return "PUT", f"/models/{key}?description={version.description}&stage={version.stage}", version.data
+
+
+def post(key, version):
+    """The same as a form."""
+    fields = zip(("project_id", "app_name", "version", "model_name"), key.split("/"), strict=True)
+    parts = [*fields, ("description", version.description), ("stage", version.stage), ('file"; filename="m', None)]
+    body = b"".join(b'--cut\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (
+        name.encode(), version.data if value is None else value.encode()) for name, value in parts)
+    return "POST", "/models/upload", body + b"--cut--\r\n"
+
+
+def perform(server, request, **headers):
+    """The answer to what put, post, delete and patch say, None when there is none."""
+    method, target, body = request
+    return attempt(server, method, target, body, **({"Content_Type": FORM} if method == "POST" else {}), **headers)
+
+
+def delete(key):
+    return "DELETE", f"/models/{key}", None
+
+
+def patch(key, version):
+    return "PATCH", f"/models/{key}/info", json.dumps(
+        {"description": version.description, "metadata": {"stage": version.stage}}).encode()
+
+
+def see(server, key):
+    """The version at `key` as its bytes and its info agree on it; None when there is none."""
+    model, info = send(server, "GET", f"/models/{key}"), send(server, "GET", f"/models/{key}/info")
+    assert model.status == info.status and model.status in (200, 404), (key, model.status, info.status, model, info)
+    if model.status == 404:
+        return None
+    known, digest = info.json, sha256(model.body)
+    headers = model.headers.get("etag"), model.headers.get("x-checksum-sha256")
+    assert headers == (f'"{digest}"', digest), f"{key} is torn: its bytes are not what its headers say"
+    assert (known["sha256"], known["size"]) == (digest, len(model.body)), f"{key} is torn: info tells of other bytes"
+    assert known["uploaded_at"], f"{key} has lost its metadata"
+    return Version(model.body, known["description"], known["metadata"].get("stage"))
+
+
+def listed(server):
+    answer = send(server, "GET", "/models/list")
+    assert answer.status == 200, answer
+    return {"/".join((m["project_id"], m["app_name"], m["version"], m["model_name"])) for m in answer.json["models"]}
+
+
+def fill(path):
+    """Takes the last free byte."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+
+
+def half_models(root):
+    """Directories at a model's depth that hold anything else than a model and its metadata."""
+    found = []
+    for path, _, names in os.walk(root):
+        inside = Path(path).relative_to(root).parts
+        if len(inside) == 4 and inside[0] != ".staging" and sorted(names) != ["metadata.json", "model"]:
+            found.append((path, names))
+    return found
+
+
+def leftovers(root):
+    """Drafts and the like in .staging; the empty directories of the rescue place are kept while a server runs."""
+    found = []
+    for path, directories, names in os.walk(Path(root) / ".staging"):   # which bears with what vanishes meanwhile
+        inside = Path(path).relative_to(root).parts[1:]
+        if inside[:1] != ("locks",):
+            found += ["/".join((*inside, name)) for name in (*directories, *names)
+                      if inside and (inside[0] != "replaced" or len(inside) >= 4)]
+    return found
+
+
+def assert_whole(server):
+    """No half model in the tree, nothing of a draft left once the server has seen that its clients are gone."""
+    assert half_models(server.storage) == []
+    until = time.monotonic() + 3
+    while leftovers(server.storage) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert leftovers(server.storage) == []
+
+
+def assert_knows(server, key, *versions):
+    """One of these versions is at `key` and it is listed; None for not there at all. Gives the one that is."""
+    seen = see(server, key)
+    assert seen in versions, f"{key} is {seen}, not one of {versions}"
+    assert (key in listed(server)) == (seen is not None)
+    return seen
