@@ -5,61 +5,53 @@ This is the door: one handler for each route, the route table, main().
 
 import logging
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, TypeVar
 
-from inspection import formats as inspection
-from repository.model import (
-    NAME_FIELDS,
+from inspection.room import INSPECTION
+from repository import metadata
+from repository.errors import (
     InvalidName,
-    Model,
     ModelCorrupt,
     ModelExists,
-    ModelKey,
     ModelNotFound,
     NotEmpty,
-    Obstructed,
     StorageFull,
     StoreError,
     absent,
+)
+from repository.model import (
+    NAME_FIELDS,
+    Model,
+    ModelKey,
     check_name,
     counted,
     describe,
-    details_of,
     now,
-    parse_json,
-    patched,
     precedence,
     url_of,
     with_url,
 )
 from server import threads
-from server.access import Caller, Refused, new_token
-from server.application import Application, HttpError, Request, Route
+from server.access import Caller, Refused
+from server.application import Application, Room, Route
+from server.command_line import command
+from server.conditional import check_write, etag_of, read_status
+from server.errors import BadRequest, DigestMismatch, PreconditionFailed, TooLarge, UnsupportedMediaType
 from server.listing import list_response
 from server.logs import configure
 from server.metrics import Metrics
-from server.multipart import BadUpload, DigestMismatch, TooLarge, expected_sha256, merged
-from server.responses import (
-    PreconditionFailed,
-    Response,
-    check_write,
-    etag_of,
-    file_response,
-    json_response,
-    read_status,
-)
-from server.serial_queue import tune
+from server.process import open_storage, raise_descriptor_limit, tune
+from server.request import Request, expected_sha256, merged
+from server.responses import Response, file_response, json_response
 from server.settings import VERSION, Settings
 from server.uploads import Body, Upload
-from server.waitress_adapter import Server
+from server.waitress_adapter.server import Server
 from storage import Check, Storage
 
 T = TypeVar("T")
@@ -68,13 +60,8 @@ FORM_OVERHEAD = 8 * 1024    # how much longer than its file a form may be before
 MAX_DOCUMENT = 7 << 18      # bytes of a PATCH: a client that escapes all but ASCII sends 64 fields of 8 KiB in 1.6 MiB
 METRICS_AGE = 60.0          # seconds: what others changed on disk may be missing so long, a scrape costs no look at it
 HEALTH_AGE = 1.0            # seconds for which one write that worked tells that writing works
-CONNECTIONS = 4096          # open at once; each upload adds a descriptor, hence a quarter of those we may have
 ALIAS = "latest"
 DIGEST = ".sha256"          # behind a model's URL: that of its digest
-USAGE = """usage: python model_server.py                             serves; settings are environment variables
-       python model_server.py --version                   prints the version
-       python model_server.py token NAME VERBS PREFIX  makes a token; VERBS: read,create,update,delete or some of them,
-                                                       PREFIX: a project, project/app, or '*'"""
 
 
 # ---- handlers, in the order of the routes
@@ -107,15 +94,15 @@ def upload(request: Request, store: Storage, **names: str) -> Response:
     fields = merged(request.fields.items(), body.fields)
     missing = [name for name in NAME_FIELDS if name not in fields]
     if missing:
-        raise BadUpload(f"{', '.join(missing)} missing: give them as query parameters or as form fields")
+        raise BadRequest(f"{', '.join(missing)} missing: give them as query parameters or as form fields")
     expected = expected_sha256(request.header, fields)
     if expected and expected != digest:
         raise DigestMismatch(f"it arrived with sha256 {digest}, not {expected}: nothing was stored, send it again")
     key = ModelKey(*(fields[name] for name in NAME_FIELDS))
     request.caller.check("create", key.names)   # a form may tell the names after the file
-    details, settings = details_of(fields, body.filename), request.settings
-    seen = body.draft.examine(inspection.inspect)
-    inspection.check(seen, settings.allowed_formats, settings.pickle)
+    details = metadata.details_of(fields, body.filename)
+    examine = request.services.examine
+    seen = body.draft.examine(examine) if examine else None
     result = body.draft.publish(key, digest, details, may_write(request, store, key), seen)
     answer: dict[str, Any] = {"message": f"Model {'uploaded' if result.created else 'replaced'} successfully"}
     if result.unchanged:
@@ -176,12 +163,12 @@ def admit_upload(request: Request, store: Storage, **names: str) -> Body:
     known = tuple(fields[name] for name in takewhile(fields.__contains__, NAME_FIELDS))
     request.caller.check("create", known, partly=True)
     store.check_writable(*known)
-    details_of(fields, None)
+    metadata.details_of(fields, None)
     expected_sha256(request.header, fields)
     if request.header("Content-Range"):     # RFC 9110 14.5: storing a part as the whole would be the worst
-        raise BadUpload("a part of a model cannot be uploaded (Content-Range): send the whole")
+        raise BadRequest("a part of a model cannot be uploaded (Content-Range): send the whole")
     if (request.header("Content-Encoding") or "identity").lower() != "identity":
-        raise HttpError(415, "the model would be stored compressed: send it without Content-Encoding")
+        raise UnsupportedMediaType("the model would be stored compressed: send it without Content-Encoding")
     limit = request.settings.max_size
     if limit is not None and request.length > limit + (0 if names else FORM_OVERHEAD):
         raise TooLarge(f"{request.length} bytes are more than the {limit} that this server takes (MODEL_MAX_SIZE)")
@@ -285,13 +272,13 @@ def etag_of_info(model: Model) -> str:
 
 def amend(request: Request, store: Storage, **names: str) -> Response:
     try:
-        patch = parse_json(bytes(request.body.data))
+        patch = metadata.parse_json(bytes(request.body.data))
     except ValueError as error:
-        raise BadUpload(f"the body is not a JSON document: {error}") from error
+        raise BadRequest(f"the body is not a JSON document: {error}") from error
 
     def change(model: Model) -> Model:
         check_write(request.header, etag_of(model), etag_of_info(model))
-        details = patched(model.details, patch)
+        details = metadata.patched(model.details, patch)
         return model if details == model.details else replace(model, details=details, updated_at=now())
 
     model = store.amend(ModelKey(**names), change)
@@ -397,59 +384,15 @@ ROUTES = (
 )
 
 
+# Optional rooms, a line each: without that, its import and its folder all the rest works.
+ROOMS: tuple[Room, ...] = (
+    INSPECTION,
+)
+
+
 def create_app(store: Storage, settings: Settings, measured: Metrics | None = None) -> Application:
-    return Application(store, settings, ROUTES, measured or Metrics())
-
-
-def open_storage(path: Path | None) -> Storage:
-    """The storage at `path`, or where a container has it, or in ./models; raises SystemExit with what mends it."""
-    if path is None:
-        path = Path("/app/models")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            log.info("no container, no /app/models (%s): the models go to ./models", error.strerror)
-            path = Path("models")
-    try:
-        return Storage(path.absolute())
-    except (Obstructed, StorageFull) as error:
-        raise SystemExit(f"model_server: {error}") from error
-    except StoreError as error:
-        uid, gid = os.getuid(), os.getgid()
-        raise SystemExit(f"model_server: cannot write to {path} as uid {uid}, gid {gid} ({error.__cause__}). "
-                         f"Mend it with: chown -R {uid}:{gid} {path}") from error
-
-
-def raise_descriptor_limit() -> int:
-    """How many connections may be open, after asking for as many descriptors as that may need."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 4 * CONNECTIONS if hard == resource.RLIM_INFINITY else min(hard, 4 * CONNECTIONS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return min(CONNECTIONS, wanted // 4)
-
-
-def command(arguments: list[str]) -> int:
-    """What the command line asks for instead of serving; the exit status."""
-    if arguments == ["--version"]:
-        sys.stdout.write(f"ai-model-repository {VERSION}\n")
-        return 0
-    return token_command(arguments)
-
-
-def token_command(arguments: list[str]) -> int:
-    """The command `token NAME VERBS PREFIX`: the token goes to stderr, its line for the file of tokens to stdout."""
-    if len(arguments) != 4 or arguments[0] != "token":
-        sys.stderr.write(f"{USAGE}\n")
-        return 2
-    try:
-        token, line = new_token(*arguments[1:])
-    except ValueError as error:
-        sys.stderr.write(f"{USAGE}\n{error}\n")
-        return 2
-    sys.stderr.write(f"the token of {arguments[1]}, shown this once: {token}\n")
-    sys.stdout.write(f"{line}\n")
-    return 0
+    """The WSGI application; raises ValueError for settings that cannot be."""
+    return Application(store, settings, ROUTES, ROOMS, measured or Metrics())
 
 
 def main() -> None:

@@ -13,41 +13,30 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
+from typing import BinaryIO, NamedTuple, Self, TypeVar
 
 from repository import filesystem, metadata
-from repository.directories import Directory, Tree, mounted_at
-from repository.model import (
-    NAME_FIELDS,
-    RESERVED_PROJECTS,
-    Details,
-    Inspection,
+from repository.directories import Tree, mounted_at
+from repository.errors import (
     MetadataUnreadable,
-    Model,
-    ModelExists,
-    ModelKey,
     ModelNotFound,
-    ModelUnreadable,
     ReadOnly,
     StorageFailed,
     StorageFull,
     StoreError,
-    Verdict,
-    absent,
-    described,
-    now,
 )
-from repository.staging import REPLACED, STAGING, Staging
-from repository.tree_index import Batch, Index, Signature
+from repository.model import Details, Inspection, Model, ModelKey, now
+from repository.reading import ModelReader, OpenModel
+from repository.replacement import Replacement
+from repository.staging import Staging
+from repository.tree_index import Batch, Index
 
 log = logging.getLogger("model_server.storage")
 T = TypeVar("T")
-LOOKS = 50              # how often a reader looks again when a writer moved the directory under it
 Check = Callable[[Model | None], None]  # raises to refuse a change, given what is stored now
 
 
@@ -57,30 +46,21 @@ class Published(NamedTuple):
     unchanged: bool
 
 
-class OpenModel(NamedTuple):
-    """A model with its bytes open for reading; close it, or hand the file over."""
-
-    model: Model
-    file: BinaryIO
-
-
 class Storage:
     """The models below `root`. Opening it claims a staging directory of its own and mends what a crash left."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._tree = Tree(root, self._cannot_read)
+        self._tree = Tree(root)
         self._staging = Staging(self._tree)
-        self._recent = metadata.Recent()
-        # what a verification found and could not write
-        self.verdicts: dict[tuple[str, ...], Verdict] = {}
-        # models and directories that could not be read: nothing that the index compares tells when they can be
-        self._unreadable: set[tuple[str, ...]] = set()
+        self._replacement = Replacement(self._tree, self._staging)
+        self.verdicts: dict[tuple[str, ...], metadata.Verdict] = {}     # that could not be written
+        self._reader = ModelReader(self._tree, self._staging, self.verdicts)
         self.buffers = filesystem.Buffers()
         self._probed = -inf
         # a list asks for each model once, and would push out those in demand
         find = partial(self.find, keep=False)
-        self.index = Index(self._subdirectories, self._changed, self._sign, find)
+        self.index = Index(self._reader.subdirectories, self._reader.changed, self._reader.sign, find)
         # the mount is asked, not an attempt: who may not write there anyway would see that first
         if root.is_dir() and self.read_only:
             log.warning("%s is mounted read-only: models are served, not taken", root)
@@ -136,15 +116,15 @@ class Storage:
 
     def open(self, key: ModelKey) -> OpenModel:
         """Opens the bytes and the metadata of one version; raises ModelNotFound."""
-        return self._seek(key, self._open_in)
+        return self._reader.open(key)
 
     def info(self, key: ModelKey, keep: bool = True) -> Model:
         """What is known of one model; raises ModelNotFound. It may be kept in memory to answer faster again."""
-        return self._seek(key, partial(self._model_in, keep=keep))
+        return self._reader.info(key, keep)
 
     def knows(self, key: ModelKey) -> bool:
         """Whether info() of this model may be expected to read no file."""
-        return self._recent.get(key) is not None
+        return self._reader.knows(key)
 
     def peek(self, key: ModelKey) -> OpenModel:
         """The same as open() for who needs no bytes."""
@@ -161,23 +141,22 @@ class Storage:
         """The models below the given names, in order."""
         with filesystem.own_words():
             for found in self._tree.scan((), names):
-                if self._sign(found):
+                if self._reader.sign(found):
                     yield ModelKey(*found)
 
     def lines(self, names: tuple[str, ...], after: tuple[str, ...] = ()) -> Iterator[Batch]:
         """See Index.lines."""
-        for place in [place for place in self._unreadable if len(place) < len(NAME_FIELDS)]:
-            self._unreadable.discard(place)
-            self.index.forget(ModelKey(*place, *"____"[len(place):]))
+        for key in self._reader.look_again():
+            self.index.forget(key)
         with filesystem.own_words():
             yield from self.index.lines(names, after)
 
     def versions(self, project_id: str, app_name: str, model_name: str) -> Iterator[str]:
         """The versions that have this model, in no useful order."""
         with filesystem.own_words():
-            for version in self._subdirectories(project_id, app_name):
+            for version in self._reader.subdirectories(project_id, app_name):
                 place = (project_id, app_name, version)
-                if model_name in self._subdirectories(*place) and self._sign((*place, model_name)):
+                if model_name in self._reader.subdirectories(*place) and self._reader.sign((*place, model_name)):
                     yield version
 
     def free_bytes(self) -> int:
@@ -210,119 +189,7 @@ class Storage:
 
     def is_lost(self) -> bool:
         """Whether not even the root can be read, so that a fault is the server's and not that of one model."""
-        try:
-            with os.scandir(self.root) as entries:
-                next(entries, None)
-        except OSError:
-            return True
-        return False
-
-    def _seek(self, key: ModelKey, read: Callable[[Directory, ModelKey], T | None]) -> T:
-        """What `read` makes of the model's directory; None says that it was taken away meanwhile: look again."""
-        with filesystem.own_words():
-            for _ in range(LOOKS):
-                try:
-                    if found := self._look(key, read):
-                        return found
-                except FileNotFoundError:
-                    break
-                except OSError as error:
-                    if error.errno not in filesystem.OF_ONE or self.is_lost():
-                        raise
-                    log.error("%s cannot be read: %s", key, error)
-                    raise ModelUnreadable(
-                        f"{key} cannot be read on the server's disk ({error.strerror}): have its permissions or the "
-                        "disk mended, or delete it and upload it again") from error
-        raise absent(key.names)
-
-    def _look(self, key: ModelKey, read: Callable[[Directory, ModelKey], T | None]) -> T | None:
-        # Without RENAME_EXCHANGE the old version stands in the rescue place while it is replaced, see _set_aside.
-        for place in ((), (STAGING, REPLACED)) * 2:
-            try:
-                with self._tree.reach(*place, *key.names) as directory:
-                    return read(directory, key)
-            except OSError as error:
-                if error.errno not in filesystem.ABSENT:
-                    raise
-        raise FileNotFoundError
-
-    def _open_in(self, directory: Directory, key: ModelKey) -> OpenModel | None:
-        try:
-            file = filesystem.open_regular(filesystem.MODEL, directory.descriptor)
-        except FileNotFoundError:
-            return None
-        status = os.fstat(file.fileno())
-        model = self._model_in(directory, key)
-        if model is None or model.stamp != filesystem.stamp_of(status):
-            file.close()    # somebody changed it under our hands
-            return None
-        return OpenModel(model, file)
-
-    def _model_in(self, directory: Directory, key: ModelKey, keep: bool = True) -> Model | None:
-        # The model last: a directory on its way out loses it before its metadata, so a pair is never torn.
-        written = filesystem.stamp(filesystem.METADATA, directory.descriptor)
-        model = filesystem.stamp(filesystem.MODEL, directory.descriptor)
-        if model is None:
-            return None
-        known, state = self._recent.get(key), (written, model, self.verdicts.get(key.names))
-        if known and known[0] == state:
-            return known[1]
-        document = self._read_metadata(directory, key)
-        if filesystem.stamp(filesystem.MODEL, directory.descriptor) != model:
-            return None
-        found = described(key, document or {}, model, self.verdicts.get(key.names))
-        if document is None:    # it may have said that the model is corrupt, so its mark is believed
-            found = replace(found, readable=False, corrupt=found.corrupt or self._staging.is_marked(key))
-        if keep and key.names not in self._unreadable:
-            self._recent.keep(key, state, found, written[1] if written else 0)
-        return found
-
-    def _sign(self, names: tuple[str, ...]) -> Signature:
-        """Changes with either file of a model; None when there is no model, or none that we may look at."""
-        try:
-            with self._tree.reach(*names) as directory:
-                model = filesystem.stamp(filesystem.MODEL, directory.descriptor)
-                written = filesystem.stamp(filesystem.METADATA, directory.descriptor)
-        except PermissionError as error:
-            self._cannot_read(names[:-1], error)
-            return None
-        except OSError as error:
-            if error.errno in filesystem.ABSENT:
-                return None
-            raise
-        again = time.monotonic() if names in self._unreadable else 0    # always another one
-        return model and (hash((model, written, self.verdicts.get(names), again)), model[1])
-
-    def _cannot_read(self, names: tuple[str, ...], error: OSError) -> None:
-        """Remembers to look again, and tells of it once."""
-        if names not in self._unreadable:
-            self._unreadable.add(names)
-            log.warning("%s cannot be read: %s", "/".join(names), error)
-
-    def _changed(self, names: tuple[str, ...]) -> int:
-        """When a directory was changed last, in ns; -1 where there is none."""
-        try:
-            with self._tree.reach(*names) as directory:
-                return os.fstat(directory.descriptor).st_mtime_ns
-        except OSError as error:
-            if error.errno in filesystem.ABSENT:
-                return -1
-            raise
-
-    def _subdirectories(self, *names: str) -> list[str]:
-        found = self._tree.subdirectories(*names)
-        return found if names else [name for name in found if name not in RESERVED_PROJECTS]
-
-    def _read_metadata(self, directory: Directory, key: ModelKey) -> dict[str, Any] | None:
-        """{} where there is none, None where there is one that cannot be read."""
-        self._unreadable.discard(key.names)
-        try:
-            return metadata.read(directory.descriptor, key)
-        except OSError as error:
-            if error.errno not in filesystem.OF_ONE:
-                raise
-            self._cannot_read(key.names, error)
-            return None
+        return self._reader.is_lost()
 
     # ---- changing
 
@@ -380,59 +247,14 @@ class Storage:
         """One change of a model at a time, among all processes on this storage."""
         self.check_writable(*key.names)
         with self._staging.locked(key):
-            self._restore(key)
+            self._replacement.restore(key)
             yield
 
-    def _place(self, draft: str, key: ModelKey, replacing: bool) -> None:
-        """Puts a finished draft in place; what it replaces stands at `draft` afterwards."""
-        aside, name = False, key.model_name
-        with self._staging.session() as session:
-            for _ in range(LOOKS):
-                # a delete may prune the parents between our making them and our rename
-                with suppress(FileNotFoundError), self._tree.walk(*key.names[:3], create=True) as parent:
-                    if not session.rename_new(draft, parent, name):
-                        if not replacing:
-                            raise ModelExists(f"{key} is taken by something that appeared just now or is no model")
-                        if not session.exchange(draft, parent, name):
-                            self._set_aside(parent, key)
-                            aside = True
-                            continue
-                    parent.sync()
-                    if aside:
-                        with self._staging.at(REPLACED, *key.names[:3]) as replaced:
-                            replaced.rename(name, session, draft)
-                        self._tree.prune(STAGING, REPLACED, *key.names[:3])
-                    return
-        raise StorageFailed(f"the directories of {key} vanish as fast as they are made")
-
-    def _set_aside(self, parent: Directory, key: ModelKey) -> None:
-        """Without an atomic exchange a replacement is three renames, this one the first.
-
-        The old version is at a place named after its key in between, where readers look for it and where the next
-        start, or the next change of this model, finds it after a crash.
-        """
-        with self._staging.at(REPLACED, *key.names[:3], create=True) as replaced:
-            parent.rename(key.model_name, replaced, key.model_name)
-            replaced.sync()
-
-    def _restore(self, key: ModelKey) -> None:
-        """Brings back the old version that a replacement left aside, in a crash or by a fault."""
-        try:
-            self._staging.at(REPLACED, *key.names).close()
-        except FileNotFoundError:
-            return
-        place = key.names[:3]
-        with self._staging.at(REPLACED, *place) as replaced, self._tree.walk(*place, create=True) as parent:
-            if not replaced.rename_new(key.model_name, parent, key.model_name):
-                replaced.remove(key.model_name)     # the new version had arrived
-            parent.sync()
-        self._tree.prune(STAGING, REPLACED, *key.names[:3])
-
     def _restore_replaced(self) -> None:
-        for names in list(self._tree.scan((STAGING, REPLACED))):
-            with self._changing(ModelKey(*names)):
+        for key in self._replacement.left_aside():
+            with self._changing(key):
                 pass    # which restores it
-        self._tree.clear(STAGING, REPLACED)
+        self._replacement.clear()
 
     # ---- marks of corrupt models, see verification.py
 
@@ -493,9 +315,9 @@ class Draft:
                         parent.sync()   # it may be another's, not yet acknowledged
                     return Published(current, created=False, unchanged=True)
                 try:
-                    self._store._place(self._name, key, replacing=current is not None)
+                    self._store._replacement.place(self._name, key, replacing=current is not None)
                 except (OSError, StoreError):
-                    self._store._restore(key)   # which may be aside
+                    self._store._replacement.restore(key)   # which may be aside
                     raise
                 finally:
                     self._store.index.forget(key)

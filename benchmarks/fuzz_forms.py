@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of the form cutter (pip install atheris): python benchmarks/fuzz_forms.py -max_total_time=60
 
-Whatever comes, cut wherever: the events are those of the body in one piece, the only exception is BadUpload, and the
+Whatever comes, cut wherever: the events are those of the body in one piece, the only exception is BadRequest, and the
 contents are parts of what was sent.
 """
 
@@ -12,7 +12,8 @@ import atheris
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 with atheris.instrument_imports():
-    from server.multipart import BadUpload, FormCutter, Part, PartEnd
+    from server.errors import BadRequest
+    from server.multipart import FormCutter, Part, PartEnd
 
 SEED = (b'--cut\r\nContent-Disposition: form-data; name="version"\r\n\r\n1\r\n--cut\r\n'
         b'Content-Disposition: form-data; name="file"; filename*=UTF-8\'\'%e2%82%ac\r\n'
@@ -39,7 +40,7 @@ def cut(body: bytes, sizes: bytes) -> tuple[list[object], str]:
                 else:
                     assert len(event) > 0, "an empty block"
                     content += event
-    except BadUpload as error:
+    except BadRequest as error:
         return parts, str(error)
     return parts, "whole"
 

@@ -9,7 +9,8 @@ from inspection.archives import HEAD, Contents, contents, kind_of, open_member
 from inspection.headers import MAX_SHOWN, MAX_TEXT, gguf, npy, onnx, safetensors
 from inspection.pickles import JOBLIB, KNOWN
 from inspection.reader import UNPACKERS, Budget, BudgetExceeded, Malformed, Window, clip
-from repository.model import Inspection, StoreError
+from repository.model import Inspection
+from server.errors import HttpError
 
 FORMATS = ("safetensors", "gguf", "onnx", "pytorch", "pickle", "joblib", "keras", "hdf5", "tflite", "tensorrt",
            "npy", "npz", "zip", "tar", "gzip", "bzip2", "xz", "zlib", "zstd", "lz4", "7z", "rar", "unknown")
@@ -19,12 +20,16 @@ SIGNATURES = ((0, b"\x89HDF\r\n\x1a\n", "hdf5"), (4, b"TFL3", "tflite"), (0, b"p
               (0, b"ftrt", "tensorrt"))
 
 
-class FormatRefused(StoreError):
-    pass
+class FormatRefused(HttpError):
+    """MODEL_ALLOWED_FORMATS leaves the format out."""
+
+    status = 415
 
 
-class PickleRefused(StoreError):
-    pass
+class PickleRefused(HttpError):
+    """MODEL_PICKLE refuses what would be unpickled, or what may hold a pickle and cannot be looked into."""
+
+    status = 422
 
 
 def inspect(file: BinaryIO, size: int) -> Inspection:

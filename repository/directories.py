@@ -195,9 +195,10 @@ class Directory:
 class Tree:
     """The directories below `top`, by their names on the way down. Names have no slash in them: see models.NAME."""
 
-    def __init__(self, top: Path, unreadable: Callable[[tuple[str, ...], OSError], None]) -> None:
-        """`unreadable` hears of directories below the top that are passed over because they may not be read."""
-        self.top, self._unreadable = os.fspath(top), unreadable
+    def __init__(self, top: Path) -> None:
+        self.top = os.fspath(top)
+        # hears of directories below the top that are passed over because they may not be read
+        self.unreadable: Callable[[tuple[str, ...], OSError], None] = lambda names, error: None
         self._kept: Directory | None = None     # the top; closed when the last one that uses it is done with it
         self._kept_until = 0.0
 
@@ -253,7 +254,7 @@ class Tree:
                 found = [e.name for e in entries if NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
         except OSError as error:
             if isinstance(error, PermissionError) and names:    # like lost+found, where the top is that of a disk
-                self._unreadable(names, error)
+                self.unreadable(names, error)
             elif error.errno not in filesystem.ABSENT:
                 raise
             return []

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
-from repository.model import ModelExists, ReadOnly, Stamp, StorageFailed, StorageFull
+from repository.errors import ModelExists, ReadOnly, StorageFailed, StorageFull
+from repository.model import Stamp
 
 METADATA = "metadata.json"
 MODEL = "model"         # the file that goes first when a directory is removed

@@ -1,13 +1,133 @@
 """metadata.json: the bytes that are written, reading them back, and what was read lately."""
 
+import json
 import logging
 import re
 import threading
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, BinaryIO
 
 from repository import filesystem
-from repository.model import InvalidMetadata, Model, ModelKey, as_text, parse_json
+from repository.errors import InvalidMetadata
+from repository.model import NAME_FIELDS, Details, Inspection, Model, ModelKey, Stamp, as_text
+
+log = logging.getLogger("model_server.models")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_CUSTOM = 64         # custom metadata fields, as the contract says
+MAX_DEPTH = 64          # levels of a JSON document; somebody sends thousands to make us recurse
+MAX_FIELD = 8 * 1024    # bytes of any field as it is written, as the contract says
+Verdict = tuple[Stamp, str, bool]   # of a verification: the file that was read, when, whether it is corrupt
+KNOWN_FIELDS = (*NAME_FIELDS, "description", "framework", "sha256")
+
+
+def described(key: ModelKey, document: Mapping[str, Any], stamp: Stamp, verdict: Verdict | None) -> Model:
+    """The model of this file with what its metadata.json tells, of which nothing is trusted to be there.
+
+    `document` is {} where there is no metadata.json.
+    """
+    known = {name: value for name, value in document.items() if isinstance(value, str)}
+    sha256, custom, promised = known.get("sha256"), document.get("metadata"), dict[str, Any]()
+    if sha256 is not None and (not SHA256.fullmatch(sha256) or document.get("size") != stamp[1]):
+        log.warning("%s/metadata.json is broken: it tells of another file than the model beside it", key)
+        if SHA256.fullmatch(sha256) and type(document.get("size")) is int:
+            promised = {"size": document["size"], "sha256": sha256}
+        sha256 = None
+    verified_at, corrupt = known.get("verified_at"), document.get("corrupt") is True
+    if verdict and verdict[0] == stamp:
+        _, verified_at, corrupt = verdict
+    kind, told = known.get("format"), document.get("details")
+    return Model(
+        key, stamp[1], sha256,
+        Details(known.get("filename"), known.get("description"), known.get("framework"),
+                custom if isinstance(custom, dict) else {}),
+        known.get("uploaded_at"), known.get("updated_at"), mtime_ns=stamp[2], inode=stamp[0],
+        inspection=Inspection(kind, told) if sha256 and kind and isinstance(told, dict) else None,
+        verified_at=verified_at, corrupt=corrupt, promised=promised)
+
+
+def details_of(fields: Mapping[str, str], filename: str | None) -> Details:
+    """What the fields of an upload say beside the names; raises InvalidMetadata for too many or too long ones."""
+    custom = {name: value for name, value in fields.items() if name not in KNOWN_FIELDS}
+    details = Details(filename, fields.get("description"), fields.get("framework"), custom)
+    check_details(details)
+    return details
+
+
+def check_details(details: Details) -> None:
+    """Raises InvalidMetadata for too many fields, for too long ones, and for what JSON in UTF-8 cannot hold."""
+    if len(details.metadata) > MAX_CUSTOM:
+        raise InvalidMetadata(f"{len(details.metadata)} custom metadata fields: at most {MAX_CUSTOM} are kept")
+    ours = {"filename": details.filename, "description": details.description, "framework": details.framework}
+    sizes = [*((name, written_size(value)) for name, value in ours.items()),
+             *((name, written_size(name) + written_size(value)) for name, value in details.metadata.items())]
+    for name, size in sizes:
+        if size > MAX_FIELD:
+            raise InvalidMetadata(f"metadata field {name[:100]!r} is longer than {MAX_FIELD} bytes: it takes {size} "
+                                  "as JSON in UTF-8, the name of a custom field included")
+
+
+def written_size(value: Any) -> int:
+    """Bytes of a value in metadata.json, of a string those between the quotes; raises InvalidMetadata."""
+    try:
+        return len(as_text(value).encode()) - 2 * isinstance(value, str)
+    except (ValueError, RecursionError) as error:
+        raise InvalidMetadata(f"{repr(value)[:100]} cannot be written as JSON in UTF-8: {error}") from error
+
+
+def patched(details: Details, patch: Any) -> Details:
+    """The details after a JSON merge patch (RFC 7396); raises InvalidMetadata, for computed fields too."""
+    if not isinstance(patch, dict):
+        raise InvalidMetadata('send a JSON object, like {"description": "…", "metadata": {"stage": "prod"}}')
+    for name, value in patch.items():
+        if name not in ("description", "framework", "metadata"):
+            raise InvalidMetadata(f"{name[:100]!r} cannot be changed: only description, framework and metadata can")
+        if value is not None and not isinstance(value, dict if name == "metadata" else str):
+            raise InvalidMetadata(f"{name} must be {'an object' if name == 'metadata' else 'a string'} or null")
+    said = {"description": details.description, "framework": details.framework, "metadata": details.metadata}
+    after = merge(said, patch)
+    result = Details(details.filename, after.get("description"), after.get("framework"), after.get("metadata") or {})
+    check_details(result)
+    return result
+
+
+def parse_json(text: bytes) -> Any:
+    """A JSON document that can be written again as one, not nested too deep; raises ValueError.
+
+    json.loads takes NaN, 1e999 and half a surrogate pair, and what it can nest json.dumps cannot.
+    """
+    try:
+        document = json.loads(text)
+        levels = text.count(b"{") + text.count(b"[")    # at the most: to look is a quarter of what a list has to do
+        if levels > MAX_DEPTH and not is_shallow(document, MAX_DEPTH):
+            raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+        as_text(document).encode()
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    return document
+
+
+def is_shallow(value: Any, levels: int) -> bool:
+    """Whether it has at most so many levels, what is innermost included."""
+    level = [value]
+    for _ in range(levels):     # one after the other: a call for each value took longer than parsing it
+        inside = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = list(chain.from_iterable(inside))
+    return not level
+
+
+def merge(target: Any, patch: Any) -> Any:
+    """RFC 7396 2, to the letter."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = merge(result.get(name), value)
+    return result
+
 
 log = logging.getLogger("model_server.metadata")
 

@@ -21,7 +21,8 @@ from contextlib import contextmanager, suppress
 
 from repository import filesystem
 from repository.directories import DIRECTORY, Directory, Tree
-from repository.model import NAME, NAME_FIELDS, InvalidName, ModelKey, Obstructed
+from repository.errors import InvalidName, Obstructed
+from repository.model import NAME, NAME_FIELDS, ModelKey
 
 log = logging.getLogger("model_server.staging")
 STAGING = ".staging"    # a name may not begin with a dot, so no model can be called this

@@ -12,7 +12,10 @@ import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from repository.model import NAME, NAME_FIELDS, SHA256, InvalidName, check_name
+from repository import metadata
+from repository.errors import InvalidName
+from repository.model import NAME, NAME_FIELDS, check_name
+from server.errors import HttpError
 
 log = logging.getLogger("model_server.access")
 Names = tuple[str, ...]
@@ -25,10 +28,8 @@ MAX_SHOWN = 20              # of the tokens that the line at start tells of
 CREDENTIALS = re.compile("(bearer|basic) +([!-~]+)", re.IGNORECASE)    # RFC 9110 11.4
 
 
-class Refused(Exception):
+class Refused(HttpError):
     """The caller may not do `verb` to what has these `names`."""
-
-    headers: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, detail: str, verb: str, names: Names) -> None:
         super().__init__(detail)
@@ -38,12 +39,15 @@ class Refused(Exception):
 class Unauthorized(Refused):
     """It is not known who asks."""
 
+    status = 401
     # both: who has a token for Bearer sends it unasked, curl and wget answer to Basic alone
     headers = (("WWW-Authenticate", 'Bearer realm="models"'), ("WWW-Authenticate", 'Basic realm="models"'))
 
 
 class Forbidden(Refused):
     """It is known who asks, and they lack the right."""
+
+    status = 403
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def parse_line(line: str) -> tuple[str, Caller]:
     name, digest, verbs, prefix = fields
     if not NAME.fullmatch(name) or name == ANONYMOUS:
         raise ValueError(f"the name must be 1 to 128 of A-Z a-z 0-9 . _ + - and not {ANONYMOUS}")
-    if not SHA256.fullmatch(digest):
+    if not metadata.SHA256.fullmatch(digest):
         raise ValueError("the second field must be the SHA-256 of the token, 64 hex digits")
     if not set(verbs.split(",")) <= set(VERBS):
         raise ValueError(f"the verbs must be of {','.join(VERBS)}, with commas between them")

@@ -5,192 +5,45 @@ Which routes there are, and what their handlers do, is in model_server.py.
 
 import functools
 import itertools
-import json
 import logging
 import re
 import secrets
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import parse_qsl, quote
+from typing import Any, NamedTuple
 
-from inspection import formats as inspection
-from repository.model import (
-    InvalidMetadata,
+from repository.errors import (
     InvalidName,
-    MetadataUnreadable,
-    ModelCorrupt,
-    ModelExists,
-    ModelNotFound,
-    ModelUnreadable,
-    NotEmpty,
-    ReadOnly,
     StorageFailed,
-    StorageFull,
     StorageLost,
     StoreError,
     absent,
-    check_name,
 )
-from server.access import EVERYBODY, Forbidden, Names, Refused, Unauthorized, guard_of
+from repository.model import check_name
+from server.access import Refused, guard_of
+from server.errors import (
+    STATUS_OF,
+    BadRequest,
+    HttpError,
+    LengthRequired,
+    MethodNotAllowed,
+    NotFound,
+    OptionsAnswered,
+    ProtocolError,
+)
 from server.metrics import Metrics
-from server.multipart import BadUpload, DigestMismatch, TooLarge, merged
-from server.responses import PreconditionFailed, RangeNotSatisfiable, Response, json_response, send
-from server.serial_queue import Intake
+from server.request import Examine, Request, Services
+from server.responses import Response, json_response, send
 from server.settings import Settings
-from server.uploads import BLOCK, REQUEST, Body, ProtocolError, Upload
-from server.verifier import QueueFull, Verifier
+from server.uploads import BLOCK, REQUEST, Body, Intake, Upload
+from server.verifier import Verifier
 from storage import Storage
 
 log = logging.getLogger("model_server")
-access = logging.getLogger("access")
 audit = logging.getLogger("audit")
 RETRY_AFTER = 5             # seconds for a storage to come back, as deploy/nginx.conf says for a server
-MAX_QUERY = 200             # parameters; ours and the custom ones are under 80
-METHODS = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS")
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 DOUBLE_SLASH = re.compile("([A-Za-z][A-Za-z0-9+.-]*://[^/]*)?//")   # RFC 9112 3.2.2: a target may be a whole URL
-HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
-MAX_LOGGED_METHOD = 32      # characters; the longest one registered has 18
-MAX_LOGGED_PATH = 1024      # the longest path of ours has half as many, what somebody sends up to 64 KiB
-MAX_LOGGED_ADDRESS = 64     # an IPv6 address with its zone has under 60
-IN_PATHS = "/!$&'()*+,;=:@~"     # RFC 3986 3.3: what a path may have unescaped, beside letters, digits, - . and _
-
-
-class HttpError(Exception):
-    """An answer that is an error of the request alone, with its own headers."""
-
-    def __init__(self, status: int, detail: str, *headers: tuple[str, str]) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.headers = headers
-
-
-STATUS_OF: dict[type[Exception], int] = {
-    InvalidName: 400,
-    InvalidMetadata: 400,
-    BadUpload: 400,
-    DigestMismatch: 400,
-    Unauthorized: 401,
-    Forbidden: 403,
-    ReadOnly: 403,
-    ModelNotFound: 404,
-    ModelExists: 409,
-    MetadataUnreadable: 409,
-    NotEmpty: 409,
-    # What is wrong with one model is no 5xx: proxies take a server that answers with those out of service, for all
-    # models. 404 and 410 would be kept by caches, and read as "there is no such file"; curl, wget and the clients of
-    # the Hugging Face Hub ask again after 408, 429 and 5xx alone. RFC 9110 15.5.10: the user may resolve it.
-    ModelCorrupt: 409,
-    ModelUnreadable: 409,
-    PreconditionFailed: 412,
-    TooLarge: 413,
-    inspection.FormatRefused: 415,
-    RangeNotSatisfiable: 416,
-    inspection.PickleRefused: 422,
-    QueueFull: 429,
-    StorageFailed: 500,      # in this request: what others ask for may well be there
-    StorageLost: 503,        # the one status that tells a proxy to ask another server
-    StorageFull: 507,
-}
-
-
-# ---- requests and answers
-
-
-@dataclass(frozen=True)
-class Services:
-    """What the requests of one server share beside the store."""
-
-    settings: Settings
-    metrics: Metrics
-    verifier: Verifier
-    intake: Intake
-
-
-class Request:
-    """One request, from its WSGI environment; `names` are those in its path, `route` is the pattern of that."""
-
-    def __init__(self, environ: dict[str, Any], services: Services) -> None:
-        self.environ = environ
-        self.services = services
-        self.settings = services.settings
-        self.route, self.names = "none", dict[str, str]()   # until they are known
-        self.caller = EVERYBODY     # unless a guard says otherwise
-        self.method: str = environ["REQUEST_METHOD"]
-        # what is not UTF-8 turns into U+FFFD, which no name may have
-        self.path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
-        self.body = Body()
-        given = self.header("X-Request-Id") or ""
-        self.id = given if REQUEST_ID.fullmatch(given) else ""
-
-    def header(self, name: str) -> str | None:
-        return self.environ.get(variable_of(name))
-
-    @functools.cached_property
-    def query(self) -> dict[str, str]:
-        """The query's parameters; raises BadUpload when one comes with two values."""
-        try:
-            text = self.environ.get("QUERY_STRING", "").encode("latin-1").decode()
-            return merged(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY))
-        except ValueError as error:
-            raise BadUpload(f"the query cannot be read: {error}") from error
-
-    @functools.cached_property
-    def fields(self) -> dict[str, str]:
-        """The names in the path and the query's parameters; raises BadUpload when one comes with two values."""
-        return merged(self.names.items(), self.query.items())
-
-    @property
-    def length(self) -> int:
-        return int(self.environ.get("CONTENT_LENGTH") or 0)
-
-    @property
-    def host(self) -> str:
-        return self.header("Host") or f"{self.environ['SERVER_NAME']}:{self.environ['SERVER_PORT']}"
-
-    def check_host(self) -> None:
-        """Raises HttpError where the host, the client's or that of the proxy that is believed, cannot be in a URL."""
-        if not HOST.fullmatch(self.host):   # RFC 9112 3.2: an invalid one must be 400
-            raise HttpError(400, f"the Host {self.host[:100]!r} is none: send the host's name or address, and its port")
-
-    @property
-    def prefix(self) -> str:
-        """What comes before the paths of the routes, as a URL has it."""
-        return quote(self.environ.get("SCRIPT_NAME", ""), safe=IN_PATHS, encoding="latin-1")
-
-    @property
-    def base_url(self) -> str:
-        return f"{self.environ['wsgi.url_scheme']}://{self.host}{self.prefix}"
-
-    def log(self, status: int, sent: int) -> None:
-        """Tells the log and the metrics of the request when its answer is over."""
-        seconds, received = time.monotonic() - self.body.started, self.body.received
-        access.info("%s %s %d %d %.1f %s %s", as_field(self.method, MAX_LOGGED_METHOD),
-                    as_field(self.path, MAX_LOGGED_PATH), status, received or sent, seconds * 1000, self.id,
-                    as_field(self.environ.get("REMOTE_ADDR") or "-", MAX_LOGGED_ADDRESS))
-        method = self.method if self.method in METHODS else "other"     # a label may not have values without end
-        self.services.metrics.count(self.route, method, status, seconds, received, sent)
-
-    def audit(self, verb: str, names: Names, sha256: str | None, status: int) -> None:
-        """Tells of one model that was changed, or was not because the caller may not do that."""
-        audit.info("%s", json.dumps({"who": self.caller.name, "verb": verb, "model": "/".join(names) or None,
-                                     "sha256": sha256, "status": status, "request": self.id}))
-
-
-def as_field(text: str, most: int) -> str:
-    """One field of a log line, whatever somebody sent as it, of at most so many characters and a sign of the cut."""
-    quoted = quote(text[: most + 1], safe="/+,:")
-    return quoted if len(quoted) <= most else f"{quoted[:most]}..."
-
-
-@functools.cache    # the names are ours: there are few
-def variable_of(header: str) -> str:
-    """The name of a header's variable in a WSGI environment (PEP 3333)."""
-    variable = header.upper().replace("-", "_")
-    return variable if variable in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{variable}"
 
 
 def error_response(error: Exception) -> Response:
@@ -198,8 +51,6 @@ def error_response(error: Exception) -> Response:
     headers: tuple[tuple[str, str], ...] = getattr(error, "headers", ())
     status = next((STATUS_OF[c] for c in type(error).__mro__ if c in STATUS_OF), getattr(error, "status", 500))
     detail = str(error)
-    if isinstance(error, RangeNotSatisfiable):
-        headers = (("Content-Range", f"bytes */{error.size}"),)
     if isinstance(error, StorageLost):
         headers = (("Retry-After", str(RETRY_AFTER)),)
     if (isinstance(error, StorageFailed) and status != 409) or status == 500:
@@ -242,12 +93,23 @@ class Route:
         return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(self.path)))
 
 
+class Room(NamedTuple):
+    """An optional part of the server: its routes, and what it has to say of each upload before that is published.
+
+    `examiner` gives, for the settings, a function of an open file and its size in bytes. It tells what it saw, or
+    raises what refuses the upload. Raises ValueError for settings that cannot be.
+    """
+
+    routes: tuple[Route, ...] = ()
+    examiner: Callable[[Settings], Examine] | None = None
+
+
 def find_route(routes: Sequence[Route], request: Request) -> tuple[Route, dict[str, str]]:
     """The route of a request and the names in its path, which follow the grammar; raises HttpError 404, 405, 204."""
     raw = request.environ.get("REQUEST_URI", "").partition("?")[0]
     if DOUBLE_SLASH.match(raw):     # waitress takes them for one, other servers and a proxy's rules do not
-        raise HttpError(404, "the path begins with more than one slash: take one away")
-    if "%2f" in raw.lower():    # decoded it would be a slash, and the name another one (TRAPS 10)
+        raise NotFound("the path begins with more than one slash: take one away")
+    if "%2f" in raw.lower():    # decoded it would be a slash, and the name another one
         raise InvalidName("a name in the path has an encoded slash, which no name may have")
     method = "GET" if request.method == "HEAD" else request.method
     path = request.path[:-1] if method == "GET" and request.path.endswith("/") else request.path
@@ -255,7 +117,7 @@ def find_route(routes: Sequence[Route], request: Request) -> tuple[Route, dict[s
     fitting = [route for route in routes if route.depth == depth and route.pattern.fullmatch(path)]
     fitting = [route for route in fitting if route.path == path] or fitting     # /models/list is no project
     if not fitting:
-        raise HttpError(404, f"there is nothing at {request.path[:200]}: see the README for the routes")
+        raise NotFound(f"there is nothing at {request.path[:200]}: see the README for the routes")
     for route in fitting:
         if route.method == method and (found := route.pattern.fullmatch(path)):
             for name, value in found.groupdict().items():
@@ -264,8 +126,8 @@ def find_route(routes: Sequence[Route], request: Request) -> tuple[Route, dict[s
     methods = {route.method for route in fitting}
     allow = ("Allow", ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))))
     if method == "OPTIONS":
-        raise HttpError(204, "", allow)
-    raise HttpError(405, f"{request.method[:50]} is not for this path: use {allow[1]}", allow)
+        raise OptionsAnswered("", allow)
+    raise MethodNotAllowed(f"{request.method[:50]} is not for this path: use {allow[1]}", allow)
 
 
 def read_body(environ: dict[str, Any], body: Body) -> None:
@@ -278,17 +140,27 @@ def read_body(environ: dict[str, Any], body: Body) -> None:
         if isinstance(body, Upload):
             body.wait_for_room()
     if announced and left > 0:
-        body.refuse(BadUpload(f"the body ends {left} bytes before its Content-Length: send it again"))
+        body.refuse(BadRequest(f"the body ends {left} bytes before its Content-Length: send it again"))
+
+
+def examiner_of(rooms: Sequence[Room], settings: Settings) -> Examine | None:
+    """What looks at the bytes of an upload; raises ValueError where a setting asks for that and no room does it."""
+    examiners = [room.examiner(settings) for room in rooms if room.examiner]
+    if not examiners and (settings.allowed_formats or settings.pickle != "allow"):
+        raise ValueError("MODEL_ALLOWED_FORMATS and MODEL_PICKLE need the package inspection, which is not here")
+    return examiners[0] if examiners else None
 
 
 class Application:
     """The WSGI application. `admit` says, by its head alone, what becomes of a request's body."""
 
-    def __init__(self, store: Storage, settings: Settings, routes: Sequence[Route], metrics: Metrics) -> None:
+    def __init__(self, store: Storage, settings: Settings, routes: Sequence[Route], rooms: Sequence[Room],
+                 metrics: Metrics) -> None:
         self.store = store
-        self.routes = routes
+        self.routes = (*routes, *(route for room in rooms for route in room.routes))
         self.guard = guard_of(settings.tokens_file, settings.anonymous)
-        self.services = Services(settings, metrics, Verifier(store, settings.verify_rate, metrics), Intake())
+        verifier = Verifier(store, settings.verify_rate, metrics)
+        self.services = Services(settings, metrics, verifier, Intake(), examiner_of(rooms, settings))
         self._process, self._numbers = secrets.token_hex(6), itertools.count(1)
 
     def begin(self, environ: dict[str, Any]) -> tuple[Request, Route]:
@@ -368,7 +240,7 @@ class Application:
         if request.body is not arrived:
             request.body = self.body_of(request, route)
             if isinstance(request.body, Upload) and not {"CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"} & environ.keys():
-                raise HttpError(411, "the request has no body and does not say that it is empty: send a Content-Length")
+                raise LengthRequired("the request has no body and does not say that it is empty: send a Content-Length")
             read_body(environ, request.body)
         if request.body.refusal:
             raise request.body.refusal

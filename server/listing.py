@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 from repository.model import HERE, NAME_FIELDS, ModelKey, with_url
 from repository.tree_index import Batch, Names
-from server.multipart import BadUpload
+from server.errors import BadRequest
 from server.responses import Response
 from storage import Storage
 
@@ -22,12 +22,12 @@ Entry = tuple[Names, str, bytes | None]     # of a page: the version, the last n
 
 def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Names], query: Mapping[str, str],
                   base_url: str) -> Response:
-    """The models below `names` that are at these places, in order and all of them below, streamed; raises BadUpload."""
+    """The models below `names` that are at these places, in order, streamed; raises BadRequest."""
     form, below = query.get("format", "json"), tuple(names.values())
     if form not in LINES_OF and form != "json":
-        raise BadUpload(f"format {form[:50]!r} is not known: use json, {', '.join(LINES_OF)}")
+        raise BadRequest(f"format {form[:50]!r} is not known: use json, {', '.join(LINES_OF)}")
     if query.get("corrupt", "true") not in ("true", "false"):
-        raise BadUpload(f"corrupt {query['corrupt'][:50]!r} is neither true nor false")
+        raise BadRequest(f"corrupt {query['corrupt'][:50]!r} is neither true nor false")
     found = wanted(store, places, query, cursor_of(query))
     headers: list[tuple[str, str]] = []
     more: dict[str, Any] = {}
@@ -78,14 +78,14 @@ def lines_of(store: Storage, page: deque[Entry]) -> Iterator[Batch]:
 def cursor_of(query: Mapping[str, str]) -> tuple[str, ...]:
     cursor = query.get("after", "")
     if cursor and cursor.count("/") != 3:
-        raise BadUpload("after is not a cursor: take it from `next` of the page before")
+        raise BadRequest("after is not a cursor: take it from `next` of the page before")
     return ModelKey(*cursor.split("/")).names if cursor else ()
 
 
 def limit_of(query: Mapping[str, str]) -> int:
     text = query["limit"]
     if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MAX_PAGE):
-        raise BadUpload(f"limit {text[:50]!r} is not a whole number from 1 to {MAX_PAGE}")
+        raise BadRequest(f"limit {text[:50]!r} is not a whole number from 1 to {MAX_PAGE}")
     return int(text)
 
 

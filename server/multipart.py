@@ -1,8 +1,7 @@
 """What a client sends beside the bytes: forms, cut as they arrive, fields, claimed digests. No files, no sockets."""
 
-import base64
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.errors import MultipartInvariantViolationDefect
 from email.message import Message
@@ -10,7 +9,8 @@ from email.parser import HeaderParser
 from email.utils import collapse_rfc2231_value
 from typing import TypeVar
 
-from repository.model import MAX_FIELD, SHA256
+from repository import metadata
+from server.errors import BadRequest
 
 T = TypeVar("T")
 MAX_CONTENT_TYPE = 1024         # characters; a browser sends under 100, and the parser's time grows with the square
@@ -31,18 +31,6 @@ LINE_BEGUN = re.compile(rb"-|(--)?[ \t]{0,%d}\r?" % MAX_PADDING)
 BOUNDARY = re.compile(r"[ -~]{0,%d}[!-~]" % (MAX_BOUNDARY - 1))  # noqa: UP031  like its neighbours
 
 
-class BadUpload(Exception):
-    """What was sent cannot be taken: the request is wrong."""
-
-
-class TooLarge(BadUpload):
-    pass
-
-
-class DigestMismatch(BadUpload):
-    pass
-
-
 @dataclass(frozen=True)
 class Part:
     """Where a part begins: its name, and the name of its file if it has one."""
@@ -56,7 +44,7 @@ class PartEnd:
 
 
 class FormCutter:
-    """Cuts multipart/form-data (RFC 7578, RFC 2046 5.1) while it arrives: bytes in, events out. Raises BadUpload.
+    """Cuts multipart/form-data (RFC 7578, RFC 2046 5.1) while it arrives: bytes in, events out. Raises BadRequest.
 
     Part headers go through the standard library's e-mail parser, contents never do: they come out as they came in.
     A line that only begins like a boundary is content.
@@ -101,13 +89,13 @@ class FormCutter:
             self._state, position = "epilogue" if closing else "headers", after
 
     def finish(self) -> Iterator[Part | memoryview | PartEnd]:
-        """What there is still of the body at its end; raises BadUpload when the closing boundary is missing."""
+        """What there is still of the body at its end; raises BadRequest when the closing boundary is missing."""
         yield from self._cut(b"")
         if self._state == "content" and re.fullmatch(self._delimiter_line(rb"--[ \t]*\r?"), self._rest):
             self._state = "epilogue"    # RFC 2046 5.1.1: the CRLF after the closing boundary may be missing
             yield PartEnd()
         if self._state != "epilogue":
-            raise BadUpload("the form ends without its closing boundary: the upload was cut short, send it again")
+            raise BadRequest("the form ends without its closing boundary: the upload was cut short, send it again")
 
     def _delimiter_line(self, end: bytes) -> bytes:
         return re.escape(self._delimiter) + end
@@ -129,10 +117,10 @@ class FormCutter:
         # position is at the CRLF that ends the boundary's line, so that no headers at all end in CRLF CRLF too
         end = data.find(b"\r\n\r\n", position)
         if (end if end >= 0 else len(data)) - position > MAX_PART_HEADERS:
-            raise BadUpload(f"the headers of a part are longer than {MAX_PART_HEADERS} bytes")
+            raise BadRequest(f"the headers of a part are longer than {MAX_PART_HEADERS} bytes")
         self._parts += end >= 0
         if self._parts > MAX_PARTS:
-            raise BadUpload(f"the form has more than {MAX_PARTS} parts")
+            raise BadRequest(f"the form has more than {MAX_PARTS} parts")
         return end
 
     def _part(self, block: bytes) -> Part:
@@ -140,22 +128,22 @@ class FormCutter:
         self._parameters += parameters
         self._escapes += block.count(b"%")
         if parameters > MAX_PARAMETERS or lines > MAX_HEADER_LINES or self._parameters > MAX_ALL_PARAMETERS:
-            raise BadUpload(f"the headers of a part have {parameters} parameters in {lines + 1} lines, after "
+            raise BadRequest(f"the headers of a part have {parameters} parameters in {lines + 1} lines, after "
                             f"{self._parameters - parameters} of other parts, which is too much: send "
                             'Content-Disposition: form-data; name="…"; filename="…" alone')
         if self._escapes > MAX_ALL_ESCAPES:
-            raise BadUpload(f"the headers of the form have more than {MAX_ALL_ESCAPES} percent signs: "
+            raise BadRequest(f"the headers of the form have more than {MAX_ALL_ESCAPES} percent signs: "
                             "send names as UTF-8")
         return parse_part(block)
 
     def _skip(self, length: int) -> None:
         self._skipped += length
         if self._skipped > MAX_PREAMBLE:
-            raise BadUpload("no part begins where the form should: the boundary of the Content-Type is not in the body")
+            raise BadRequest("no part begins where the form should: the boundary in Content-Type is not in the body")
 
 
 class UploadForm:
-    """The form of an upload while it arrives: bytes in, those of its file out, the rest kept. Raises BadUpload."""
+    """The form of an upload while it arrives: bytes in, those of its file out, the rest kept. Raises BadRequest."""
 
     def __init__(self, content_type: str) -> None:
         self._cutter = FormCutter(content_type)
@@ -172,7 +160,7 @@ class UploadForm:
         """What there is still of the file; to be called when all has come."""
         yield from self._file_in(self._cutter.finish())
         if not self._file_seen:
-            raise BadUpload("the form has no part named 'file': send the model with -F 'file=@model.pt'")
+            raise BadRequest("the form has no part named 'file': send the model with -F 'file=@model.pt'")
 
     def _file_in(self, events: Iterator[Part | memoryview | PartEnd]) -> Iterator[memoryview]:
         for event in events:
@@ -183,57 +171,57 @@ class UploadForm:
                 yield event
             elif isinstance(event, memoryview):
                 self._text += event
-                if len(self._text) > MAX_FIELD:
-                    raise BadUpload(f"field {self._part.name[:100]!r} is longer than {MAX_FIELD} bytes; "
+                if len(self._text) > metadata.MAX_FIELD:
+                    raise BadRequest(f"field {self._part.name[:100]!r} is longer than {metadata.MAX_FIELD} bytes; "
                                     "the model itself comes in the part named 'file'")
             elif not in_file:
                 try:
                     self.fields.append((self._part.name, self._text.decode()))
                 except UnicodeDecodeError as error:
-                    raise BadUpload(f"field {self._part.name[:100]!r} is not UTF-8") from error
+                    raise BadRequest(f"field {self._part.name[:100]!r} is not UTF-8") from error
 
     def _begin(self, part: Part) -> None:
         if part.name == "file":
             if self._file_seen:
-                raise BadUpload("the form has two parts named 'file': one upload is one model")
+                raise BadRequest("the form has two parts named 'file': one upload is one model")
             self._file_seen, self.filename = True, part.filename or None
         self._part, self._text = part, b""
 
 
 def from_headers(text: str, ask: Callable[[Message], T]) -> T:
-    """What `ask` reads in header lines, by the e-mail parser; raises BadUpload for all it chokes on."""
+    """What `ask` reads in header lines, by the e-mail parser; raises BadRequest for all it chokes on."""
     try:
         return ask(HeaderParser().parsestr(text))
     except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RecursionError) as error:
-        raise BadUpload(f"headers that cannot be read: {error}") from error
+        raise BadRequest(f"headers that cannot be read: {error}") from error
 
 
 def boundary_of(content_type: str) -> bytes:
-    """The boundary of a multipart/form-data Content-Type; raises BadUpload."""
+    """The boundary of a multipart/form-data Content-Type; raises BadRequest."""
     if len(content_type) > MAX_CONTENT_TYPE:
-        raise BadUpload(f"the Content-Type has {len(content_type)} characters, of which this server takes "
+        raise BadRequest(f"the Content-Type has {len(content_type)} characters, of which this server takes "
                         f"{MAX_CONTENT_TYPE}: send multipart/form-data and a boundary alone")
     kind, boundary = from_headers(f"Content-Type: {content_type}", lambda h: (h.get_content_type(), h.get_boundary()))
     if kind != "multipart/form-data" or not BOUNDARY.fullmatch(boundary or ""):
-        raise BadUpload("send the form as multipart/form-data with a boundary, like curl -F 'file=@model.pt' does")
+        raise BadRequest("send the form as multipart/form-data with a boundary, like curl -F 'file=@model.pt' does")
     return str(boundary).encode()
 
 
 def parameters_of(headers: Message, header: str) -> dict[str, str]:
-    """The parameters of a header by their names in lower case, of two with one name the first; raises BadUpload."""
+    """The parameters of a header by their names in lower case, of two with one name the first; raises BadRequest."""
     found: dict[str, str] = {}
     for name, value in headers.get_params([], header)[1:]:
         charset = value[0] or "" if isinstance(value, tuple) else ""
         if charset.lower() not in CHARSETS:
-            raise BadUpload(f"a part has a name in {charset[:50]!r}: send it as UTF-8")
+            raise BadRequest(f"a part has a name in {charset[:50]!r}: send it as UTF-8")
         found.setdefault(name.lower(), collapse_rfc2231_value(value))
     return found
 
 
 def parse_part(block: bytes) -> Part:
-    """The headers of one part, without their last CRLF; raises BadUpload."""
+    """The headers of one part, without their last CRLF; raises BadRequest."""
     if re.search(rb"[\r\n\0]", block.replace(b"\r\n", b"")):
-        raise BadUpload("a part has a bare CR, LF or NUL in its headers")
+        raise BadRequest("a part has a bare CR, LF or NUL in its headers")
     try:
         text = block.decode()
     except UnicodeDecodeError:
@@ -247,42 +235,16 @@ def parse_part(block: bytes) -> Part:
         [defect for defect in headers.defects if not isinstance(defect, MultipartInvariantViolationDefect)],
     ))
     if defects:
-        raise BadUpload(f"the headers of a part are broken: {type(defects[0]).__name__}")
+        raise BadRequest(f"the headers of a part are broken: {type(defects[0]).__name__}")
     if kind != "form-data" or not (name := said.get("name")):
-        raise BadUpload('a part lacks its Content-Disposition: form-data; name="…"')
+        raise BadRequest('a part lacks its Content-Disposition: form-data; name="…"')
     if encoding not in ("binary", "8bit", "7bit"):     # RFC 7578 4.7: not to be used; storing it encoded would be worse
-        raise BadUpload(f"a part comes with Content-Transfer-Encoding {encoding[:50]!r}: send the bytes as they are")
+        raise BadRequest(f"a part comes with Content-Transfer-Encoding {encoding[:50]!r}: send the bytes as they are")
     filename = said.get("filename", typed.get("name"))  # the name in the Content-Type is how RFC 1341 had it
     return Part(name.replace("%22", '"'), None if filename is None else clean_filename(filename.strip()))
 
 
 def clean_filename(filename: str) -> str:
-    """The last part of the path a browser may send; curl and browsers write a quote as %22 (TRAPS 27)."""
+    """The last part of the path a browser may send; curl and browsers write a quote as %22."""
     name = re.split(r"[/\\]", filename.replace("%22", '"'))[-1]
     return "".join(c for c in name if c.isprintable())[:MAX_FILENAME]
-
-
-def merged(*pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Fields of several sources in one; raises BadUpload when one has two values."""
-    fields: dict[str, str] = {}
-    for name, value in (pair for several in pairs for pair in several):
-        if fields.setdefault(name, value) != value:
-            raise BadUpload(f"{name[:100]!r} is given twice, with different values: give it once")
-    return fields
-
-
-def expected_sha256(header: Callable[[str], str | None], fields: dict[str, str]) -> str | None:
-    """The digest a client vouches for, in hex, from its headers and the field sha256; raises BadUpload."""
-    claims = {claim.strip().lower() for claim in (header("X-Checksum-Sha256"), fields.get("sha256")) if claim}
-    for name in ("Repr-Digest", "Content-Digest"):     # RFC 9530 2 and 3; other algorithms may be ignored
-        for encoded in re.findall(r"(?:^|,)\s*sha-256=([^,;\s]*)", header(name) or ""):
-            try:
-                claims.add(base64.b64decode(encoded[1:-1], validate=True).hex() if encoded[:1] == ":" else encoded)
-            except ValueError:
-                claims.add(encoded)
-    for claim in claims:
-        if not SHA256.fullmatch(claim):
-            raise BadUpload(f"{claim[:100]!r} is not a SHA-256: 64 hex digits, or sha-256=:<base64>: in Repr-Digest")
-    if len(claims) > 1:
-        raise BadUpload(f"the request claims different digests: {', '.join(sorted(claims))}")
-    return claims.pop() if claims else None

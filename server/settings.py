@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from inspection.formats import FORMATS
-
 VERSION = "1.0.0"     # of the server: CHANGELOG.md and the Dockerfile have it too, and a test compares them
 SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)", re.IGNORECASE)
 PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
@@ -30,7 +28,7 @@ class Settings:
     tokens_file: Path | None = None
     anonymous: str | None = None    # all, read or none; None: none where there is a tokens file, else all
     allowed_formats: frozenset[str] = frozenset()   # empty: any
-    pickle: str = "allow"       # or known, deny: see inspection.check
+    pickle: str = "allow"       # or known, deny: see inspection.room
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> "Settings":
@@ -52,7 +50,7 @@ class Settings:
             overwrite=one_of(env, "MODEL_OVERWRITE", "allow", "deny") == "allow",
             tokens_file=Path(tokens) if tokens else None,
             anonymous=anonymous,
-            allowed_formats=formats_of(env.get("MODEL_ALLOWED_FORMATS", "")),
+            allowed_formats=words_of(env.get("MODEL_ALLOWED_FORMATS", "")),
             pickle=one_of(env, "MODEL_PICKLE", "allow", "known", "deny"),
         )
 
@@ -65,11 +63,9 @@ def one_of(env: Mapping[str, str], name: str, *values: str) -> str:
     return value
 
 
-def formats_of(text: str) -> frozenset[str]:
-    names = frozenset(name.strip() for name in text.split(",")) if text else frozenset()
-    if unknown := sorted(names - set(FORMATS)):
-        raise ValueError(f"MODEL_ALLOWED_FORMATS has {unknown[0]!r}: use {', '.join(FORMATS)}")
-    return names
+def words_of(text: str) -> frozenset[str]:
+    """The words between commas; which of them there are is for the room to say that knows them."""
+    return frozenset(word.strip() for word in text.split(",")) if text else frozenset()
 
 
 def whole_number(env: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:

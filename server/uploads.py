@@ -1,14 +1,81 @@
-"""A request's body on its way to a draft, written and hashed while it arrives, and refused as early as can be."""
+"""A body on its way to a draft: written and hashed while it arrives, refused as early as can be."""
 
 import hashlib
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from repository.model import MAX_FIELD, StoreError
-from server.multipart import MAX_PART_HEADERS, BadUpload, TooLarge, UploadForm
-from server.serial_queue import Intake, Lane
+from repository import metadata
+from repository.errors import StoreError
+from server.errors import BadRequest, TooLarge
+from server.multipart import MAX_PART_HEADERS, UploadForm
+from server.process import trim
 from storage import Draft, Storage
+
+WORKERS = 8     # four uploads write, hash and wait for the disk at once; more gain nothing on one disk
+TRIMMED = 512 << 20     # bytes received between two trims, which take 1 to 4 ms of a worker
+
+
+class Intake:
+    """What all uploads of one server share: the workers, and the count of bytes that wait for them."""
+
+    def __init__(self) -> None:
+        self.workers = ThreadPoolExecutor(WORKERS, "intake")
+        self.changed = threading.Condition()
+        self.backlog = 0
+        self.in_flight = 0      # uploads begun and not closed
+        self._untrimmed = 0
+
+    def take(self, size: int) -> None:
+        """Counts bytes that have come; to be called with `changed` held."""
+        self.backlog += size
+        self._untrimmed += size
+        if self._untrimmed > TRIMMED:
+            self._untrimmed = 0
+            self.workers.submit(trim)
+
+
+class Lane:
+    """Does its work in batches, in order, on shared workers: a thread each would be two for each slow upload.
+
+    It belongs to what is given to put(), and does not refer to it while it has nothing to do: the owner goes with the
+    last who needs it, and not when the collector of cycles comes by.
+    """
+
+    def __init__(self, intake: Intake, work: Callable[[Any, list[memoryview]], None]) -> None:
+        self._intake, self._work = intake, work
+        self._waiting: list[memoryview] = []
+        self._busy = self._again = False
+
+    def put(self, owner: Any, *blocks: memoryview) -> None:
+        with self._intake.changed:
+            self._waiting += blocks
+            self._again = True      # without blocks too: it is to look whether the upload was closed or refused
+            if self._busy:
+                return
+            self._busy = True
+        self._intake.workers.submit(self._run, owner)
+
+    def _run(self, owner: Any) -> None:
+        with self._intake.changed:
+            batch, self._waiting, self._again = self._waiting, [], False
+        try:
+            self._work(owner, batch)
+        except Exception as error:  # noqa: BLE001  kept, and raised where the upload is finished
+            owner.refuse(error)
+        with self._intake.changed:
+            self._busy = again = self._again
+            self._intake.changed.notify_all()
+        if again:   # at the end of the queue: one fast upload must not starve the others
+            self._intake.workers.submit(self._run, owner)
+
+    def join(self) -> None:
+        with self._intake.changed:
+            self._intake.changed.wait_for(lambda: not self._busy)
+
 
 OWN_BACKLOG = 8 << 20           # bytes of one upload received and not yet written and hashed: some ms of a disk
 HANDOVER = 2 << 20              # bytes given to the workers at once: less costs switches, more leaves the caches
@@ -18,15 +85,6 @@ STEP = 128 << 10                # of a form, in which each byte may cost: some 2
 CHUNKED_STEP = 64 << 10         # of a chunked body, in which each costs twice as much
 REQUEST = "model_server.request"    # in an environment: what was made of it to decide which thread answers
 SMALL = 16 << 10                # bytes of a block below which it is copied to its neighbours: 1 byte alone takes 200
-
-
-class ProtocolError(Exception):
-    """Not HTTP as we take it; `status` is the answer's."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.headers = (("Retry-After", "1"),) if status == 429 else ()
 
 
 class Body:
@@ -49,7 +107,7 @@ class Body:
         if self.refusal is None:
             try:
                 self._take(data)
-            except (BadUpload, StoreError) as error:
+            except (BadRequest, StoreError) as error:
                 self.refuse(error)
 
     def refuse(self, error: Exception) -> None:
@@ -127,7 +185,7 @@ class Upload(Body):
     @property
     def held(self) -> int:
         # blocks of the model have a budget of their own; of what ends a form nothing is kept
-        return min(self._beside, self._fields_held + MAX_FIELD + MAX_PART_HEADERS)
+        return min(self._beside, self._fields_held + metadata.MAX_FIELD + MAX_PART_HEADERS)
 
     def _keep(self, block: memoryview) -> None:
         self._size += len(block)

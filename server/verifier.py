@@ -19,22 +19,13 @@ from operator import attrgetter
 from typing import Any, BinaryIO, NamedTuple
 
 from repository import filesystem
-from repository.model import (
-    NAME_FIELDS,
-    InvalidMetadata,
-    Model,
-    ModelKey,
-    ModelNotFound,
-    ReadOnly,
-    StorageFailed,
-    StorageFull,
-    StoreError,
-    counted,
-    now,
-)
+from repository.errors import InvalidMetadata, ModelNotFound, ReadOnly, StorageFailed, StorageFull, StoreError
+from repository.model import NAME_FIELDS, Model, ModelKey, counted, now
+from repository.reading import OpenModel
 from server import threads
+from server.errors import QueueFull
 from server.metrics import Metrics
-from storage import OpenModel, Storage
+from storage import Storage
 
 log = logging.getLogger("model_server.verification")
 BLOCK = 1 << 20     # bytes of one read: at the default rate a hundred a second
@@ -45,10 +36,6 @@ MAX_COUNTED = 10_000    # marks that are counted at all, each some 20 µs of a l
 TOTAL_AGE = 60.0    # seconds: what others changed on disk may be missing in the totals so long, they cost no look at it
 CATCH_UP = 0.1      # seconds of a sleep or a disk that took longer, after which it may go faster for a moment
 LINGER = 1.0        # seconds that the end of the server waits for a read or a result under way
-
-
-class QueueFull(Exception):
-    pass
 
 
 class Stopped(Exception):

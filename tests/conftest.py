@@ -12,7 +12,7 @@ from model_server import create_app
 from server.settings import Settings
 from storage import Storage
 
-pytest_plugins = ["support.needs"]
+pytest_plugins = ["support.needs", "support.proxy"]
 
 
 @pytest.fixture

@@ -256,7 +256,7 @@ def test_what_pickle_itself_writes_is_read_to_its_end(protocol):
             strings.append(argument)
     found, complete = imports(data)
     assert complete
-    assert "models.ModelKey" in found
+    assert "repository.model.ModelKey" in found
     if protocol < 4:    # later ones take names from the memo, which the count above does not follow
         assert set(found) == by_genops
 

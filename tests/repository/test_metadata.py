@@ -10,7 +10,6 @@ from support.common import TestApp, eventually
 
 from model_server import MAX_DOCUMENT, create_app
 from repository import metadata
-from repository.model import MAX_CUSTOM, MAX_FIELD
 from server.settings import Settings
 from storage import Storage
 
@@ -63,10 +62,10 @@ NESTED = "[" + ",".join(["[[[[0]]]]"] * 580) + "]"    # 8 KB, and 300 with an in
 
 @pytest.mark.parametrize("fields", [
     {f"k{number}": json.loads("[" * 40 + NESTED + "]" * 40) for number in range(20)},
-    {f"k{number}": "\1" * 1350 for number in range(MAX_CUSTOM)},
-    {f"{number:03}" + "\1" * 680: "\2" * 680 for number in range(MAX_CUSTOM)},
-    {f"k{number}": "я" * 4090 for number in range(MAX_CUSTOM)},
-    {f"k{number}": "\N{PILE OF POO}" * 2040 for number in range(MAX_CUSTOM)},
+    {f"k{number}": "\1" * 1350 for number in range(metadata.MAX_CUSTOM)},
+    {f"{number:03}" + "\1" * 680: "\2" * 680 for number in range(metadata.MAX_CUSTOM)},
+    {f"k{number}": "я" * 4090 for number in range(metadata.MAX_CUSTOM)},
+    {f"k{number}": "\N{PILE OF POO}" * 2040 for number in range(metadata.MAX_CUSTOM)},
 ], ids=["nested lists", "control characters", "in names too", "Cyrillic", "beyond the BMP"])
 def test_metadata_at_its_limits_is_kept_whole_through_changes_a_verification_and_a_restart(model, store, fields):
     given = json.dumps({"metadata": {"stage": None, **fields}}).encode()
@@ -81,17 +80,17 @@ def test_metadata_at_its_limits_is_kept_whole_through_changes_a_verification_and
     seen = json.loads(info_of(store))
     assert (seen["corrupt"], seen["metadata"], seen["sha256"]) == (True, fields, told["sha256"])
     assert model.get("/models/p").json["models"] == [seen]
-    assert file_of(store).stat().st_size < 2 * MAX_CUSTOM * MAX_FIELD
+    assert file_of(store).stat().st_size < 2 * metadata.MAX_CUSTOM * metadata.MAX_FIELD
 
 
 @pytest.mark.parametrize(("name", "fits", "too_long"), [
-    ("description", "x" * MAX_FIELD, "x" * (MAX_FIELD + 1)),
-    ("framework", "é" * (MAX_FIELD // 2), "é" * (MAX_FIELD // 2) + "x"),
-    ("k", "x" * (MAX_FIELD - 1), "x" * MAX_FIELD),
-    ("k" * 1000, "x" * (MAX_FIELD - 1000), "x" * (MAX_FIELD - 999)),
-    ("k" * (MAX_FIELD - 1), "x", "xx"),
-    ("kkkk", '"' * (MAX_FIELD // 2 - 2), '"' * (MAX_FIELD // 2 - 1)),
-    ("k\1" "k", "\1" * ((MAX_FIELD - 8) // 6), "\1" * ((MAX_FIELD - 8) // 6 + 1)),
+    ("description", "x" * metadata.MAX_FIELD, "x" * (metadata.MAX_FIELD + 1)),
+    ("framework", "é" * (metadata.MAX_FIELD // 2), "é" * (metadata.MAX_FIELD // 2) + "x"),
+    ("k", "x" * (metadata.MAX_FIELD - 1), "x" * metadata.MAX_FIELD),
+    ("k" * 1000, "x" * (metadata.MAX_FIELD - 1000), "x" * (metadata.MAX_FIELD - 999)),
+    ("k" * (metadata.MAX_FIELD - 1), "x", "xx"),
+    ("kkkk", '"' * (metadata.MAX_FIELD // 2 - 2), '"' * (metadata.MAX_FIELD // 2 - 1)),
+    ("k\1" "k", "\1" * ((metadata.MAX_FIELD - 8) // 6), "\1" * ((metadata.MAX_FIELD - 8) // 6 + 1)),
 ], ids=lambda text: f"{text[:3]!r} {len(text)}")
 def test_a_field_has_one_limit_whichever_way_it_comes(app, name, fits, too_long):
     def form(value):
@@ -199,7 +198,7 @@ def test_a_metadata_file_that_is_not_there_hides_nothing_and_a_change_makes_one(
 def test_metadata_that_cannot_be_written_leaves_what_is_there(model, store):
     before = file_of(store).read_bytes()
     for body in (b'{"metadata": {"k": 1e400}}', b'{"metadata": {"k": "\\ud800"}}', b'{"metadata": {"k": NaN}}',
-                 json.dumps({"metadata": {f"k{number}": 1 for number in range(MAX_CUSTOM)}}).encode()):
+                 json.dumps({"metadata": {f"k{number}": 1 for number in range(metadata.MAX_CUSTOM)}}).encode()):
         model.patch(INFO, body, status=400)
     assert file_of(store).read_bytes() == before
 

@@ -15,7 +15,8 @@ import pytest
 from support.common import ROOT, TestApp, sha256, staged
 
 from model_server import create_app
-from repository.model import Details, ModelExists, ModelKey, ModelNotFound, StorageFailed, StoreError
+from repository.errors import ModelExists, ModelNotFound, StorageFailed, StoreError
+from repository.model import Details, ModelKey
 from server.settings import Settings
 from storage import Storage
 

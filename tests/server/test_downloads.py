@@ -13,7 +13,8 @@ import requests
 from support.common import TestApp, sha256
 
 from model_server import create_app
-from server.responses import RangeNotSatisfiable, byte_range, matches, read_status
+from server.conditional import byte_range, matches, read_status
+from server.errors import RangeNotSatisfiable
 from server.settings import Settings
 from storage import Storage
 
@@ -224,7 +225,7 @@ def test_the_file_comes_back_under_its_own_name(fetch, name, ascii_name):
     sent = fetch(f"/models/upload?{where}", "POST", form, Content_Type="multipart/form-data; boundary=b")
     assert sent.status in (200, 201), sent.body
     header = fetch(f"/models/dl/names/1/n{sha256(name.encode())[:20]}").headers["Content-Disposition"]
-    plain = re.match(r'attachment; filename="([^"\\]*)"', header)[1]     # TRAPS 24: curl -OJ reads nothing else
+    plain = re.match(r'attachment; filename="([^"\\]*)"', header)[1]     # curl -OJ reads nothing else
     assert header.isascii()
     if ascii_name:
         assert plain == ascii_name

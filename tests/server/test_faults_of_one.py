@@ -11,10 +11,11 @@ import pytest
 from support.common import ROOT, TestApp
 
 from model_server import create_app
-from repository.model import NAME_FIELDS, ModelCorrupt, ModelUnreadable, StorageFailed, StorageFull, StorageLost
+from repository.errors import ModelCorrupt, ModelUnreadable, StorageFailed, StorageFull, StorageLost
+from repository.model import NAME_FIELDS
 from server.access import Forbidden, Unauthorized
 from server.application import STATUS_OF, error_response
-from server.responses import RangeNotSatisfiable
+from server.errors import RangeNotSatisfiable
 from server.settings import Settings
 from storage import Storage
 

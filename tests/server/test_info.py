@@ -74,7 +74,7 @@ def test_only_short_metadata_is_kept_in_memory_to_answer_at_once(model, store):
     long = model.get(INFO).json
     assert model.get(INFO).json == long and len(long["metadata"]) == 64
     assert not store.knows(key)     # and so a thread reads it, not the one that serves all
-    assert store._recent._bytes < 200_000
+    assert store._reader._recent._bytes < 200_000
     model.patch(INFO, b'{"metadata": null}', status=200)
     assert model.get(INFO).json["metadata"] == {}
     for number in range(200):       # of which some 130 have room
@@ -83,8 +83,8 @@ def test_only_short_metadata_is_kept_in_memory_to_answer_at_once(model, store):
         (place / "model").write_bytes(b"data")
         (place / "metadata.json").write_text(json.dumps({"description": "x" * 16_000}))
         assert model.get(f"/models/p/b/{number}/m/info").json["description"]
-    assert store._recent._bytes < metadata.RECENT_BYTES + (1 << 20)
-    assert 0 < len(store._recent._kept) < 140
+    assert store._reader._recent._bytes < metadata.RECENT_BYTES + (1 << 20)
+    assert 0 < len(store._reader._recent._kept) < 140
 
 
 # ---- PATCH

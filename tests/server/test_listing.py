@@ -148,7 +148,7 @@ def test_a_change_while_a_list_reads_shows_in_the_next_one(tmp_path):
 
 
 def test_what_the_index_has_no_room_for_is_read_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("index.KEPT_BYTES", 100_000)
+    monkeypatch.setattr("repository.tree_index.KEPT_BYTES", 100_000)
     sizes = {f"m{number:03}": 10 + number % 7 * 6000 for number in range(2 * SOME)}     # some too long to be kept
     for place in ("p/a/1", "p/a/2", "q/a/1"):
         for name, size in sizes.items():

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from server.multipart import BadUpload, FormCutter, Part, PartEnd, UploadForm
+from server.errors import BadRequest
+from server.multipart import FormCutter, Part, PartEnd, UploadForm
 
 B = "B-1"
 D = b"\r\n--B-1"     # what ends a part, if nothing but padding and CRLF follows
@@ -141,7 +142,7 @@ def test_random_bytes_are_parts_or_a_bad_upload(noise, cuts):
     for body in (noise, form(noise), b"--B-1" + noise + form(b"")):
         try:
             cut(body, *sorted(min(at, len(body)) for at in cuts))
-        except BadUpload:
+        except BadRequest:
             continue
 
 
@@ -184,14 +185,14 @@ def test_preambles_epilogues_and_missing_line_ends_are_fine(body, parts):
 ])
 def test_what_is_no_whole_form_is_a_bad_upload(body):
     for step in (len(body) or 1, 1 if len(body) < 1000 else 997):
-        with pytest.raises(BadUpload):
+        with pytest.raises(BadRequest):
             cut(body, *range(step, len(body), step))
 
 
 def test_headers_without_an_end_are_refused_before_they_fill_the_memory():
     cutter = FormCutter(f"multipart/form-data; boundary={B}")
     list(cutter.feed(b"--B-1\r\n" + FILE))
-    with pytest.raises(BadUpload, match="headers"):
+    with pytest.raises(BadRequest, match="headers"):
         for _ in range(64):
             list(cutter.feed(b"y" * 1024))
 
@@ -219,7 +220,7 @@ def test_boundaries_as_clients_write_them(content_type, boundary):
     "multipart/form-data; boundary*=idna''%ff",
 ])
 def test_a_content_type_without_a_usable_boundary_is_a_bad_upload(content_type):
-    with pytest.raises(BadUpload):
+    with pytest.raises(BadRequest):
         FormCutter(content_type)
 
 
@@ -302,11 +303,11 @@ def test_field_names_as_clients_write_them(headers, name):
     FILE + b"\r\nno colon\r\nContent-Transfer-Encoding: base64", b"\0" * 100, b"no colon", b"\r\n" + FILE,
 ])
 def test_a_part_that_cannot_be_taken_as_it_is_is_a_bad_upload(headers):
-    with pytest.raises(BadUpload):
+    with pytest.raises(BadRequest):
         part_with(headers)
 
 
-HOSTILE = [     # what makes the standard library's parser raise other things than its own errors (TRAPS 14)
+HOSTILE = [     # what makes the standard library's parser raise other things than its own errors
     b"name*=utf-8'", b"name*=''", b"name*=nope''%ff", b"name*=utf-16''%00", b"name*=idna''%ff", b"name*=rot13''x",
     b"name*=punycode''%ff-%ff", b"name*=hex''zz", b"name*=base64''!", b"name*=zlib''x", b"name*=undefined''x",
     b"name*=a%00b''x", b"name*=\xc2\xb2''x", b"name*\xc2\xb2=x", b"name*0*=x; name*1=y", b"name*1*=x",
@@ -325,7 +326,7 @@ def test_hostile_headers_are_a_part_or_a_bad_upload(rest):
     for headers in (b"Content-Disposition: form-data; " + rest, b"Content-Disposition: " + rest, rest):
         try:
             part = part_with(headers)
-        except BadUpload:
+        except BadRequest:
             continue
         assert isinstance(part.name, str) and part.name
         assert part.filename is None or not re.search(r"[/\\\0-\x1f]", part.filename)
@@ -342,7 +343,7 @@ tokens = st.sampled_from([
 def test_random_headers_are_a_part_or_a_bad_upload(noise, disposed):
     try:
         cut(form(b"x", headers=(b"Content-Disposition: form-data; name" if disposed else b"") + noise))
-    except BadUpload:
+    except BadRequest:
         return
 
 
@@ -352,7 +353,7 @@ def test_random_content_types_are_a_cutter_or_a_bad_upload(noise):
     for content_type in (noise, "multipart/form-data;" + noise, "multipart/form-data; boundary=" + noise):
         try:
             FormCutter(content_type)
-        except BadUpload:
+        except BadRequest:
             continue
 
 
@@ -380,7 +381,7 @@ def cost(body, content_type=f"multipart/form-data; boundary={B}", step=1 << 20):
                 for _ in upload.feed(piece):
                     pass
             list(upload.finish())
-        except BadUpload as error:
+        except BadRequest as error:
             refusal = str(error)
         best = min(best, time.process_time() - begun)
     return best, refusal

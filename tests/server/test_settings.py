@@ -51,7 +51,6 @@ def test_settings_come_from_the_environment(env, changed):
     *(("SERVER_THREADS", value) for value in ("0", "-1", "many", "1e3", "9" * 5000)),
     *(("MODEL_MAX_SIZE", value) for value in ("0", "-1", "M", "12X", "1.5G", "1 G", "\uff15G", "9" * 5000, "5G\n")),
     *(("MODEL_VERIFY_RATE", value) for value in ("0", "fast", "1.5M")),
-    *(("MODEL_ALLOWED_FORMATS", value) for value in (",", "onnx,", "ONNX", "onnx;gguf", "safe", " ")),
     *(("MODEL_PICKLE", value) for value in ("deny ", "no", "Known", "0")),
     *(("MODEL_OVERWRITE", value) for value in ("yes", "ALLOW?", "0", "allow ")),
     *(("MODEL_ANONYMOUS", value) for value in ("some", "READ", "0", "none ")),
@@ -59,8 +58,6 @@ def test_settings_come_from_the_environment(env, changed):
 def test_a_bad_value_is_named_with_what_it_should_be(name, value):
     with pytest.raises(ValueError, match=f"^{name} .*(set|use)"):
         Settings.from_env({name: value})
-
-
 
 
 @pytest.mark.parametrize(("name", "value"), [

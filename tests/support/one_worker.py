@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from model_server import main
-from server.serial_queue import WORKERS
+from server.uploads import WORKERS
 
 assert WORKERS > 1
 WORKERS = 1

@@ -1,4 +1,4 @@
-"""A prefix of a command line: runs it where nothing but one directory can be written (TRAPS 29).
+"""A prefix of a command line: runs it where nothing but one directory can be written.
 
     unshare -m python sandbox.py DIRECTORY COMMAND...       needs root; the mounts are gone with the process
 """

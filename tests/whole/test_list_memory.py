@@ -10,18 +10,18 @@ import pytest
 from support.common import eventually, sha256
 from support.live import Wire, running
 
-from repository.model import MAX_CUSTOM
+from repository import metadata
 
 MIB = 1 << 20
 MODELS = 60
 BUDGET = 64     # MiB that a list may cost over what the index keeps
 # Of an earlier version, whose limit was on the bytes before they were escaped; and the most that is taken today.
 CUSTOM = {
-    "of an earlier version": {f"k{number}": "\1" * 8192 for number in range(MAX_CUSTOM)},
-    "of this version": {f"k{number}": "\1" * 1360 for number in range(MAX_CUSTOM)},
+    "of an earlier version": {f"k{number}": "\1" * 8192 for number in range(metadata.MAX_CUSTOM)},
+    "of this version": {f"k{number}": "\1" * 1360 for number in range(metadata.MAX_CUSTOM)},
     "of nested objects": {f"k{number}": json.loads("[" + ",".join(['{"":{"":{"":{}}}}'] * 290) + "]")
-                          for number in range(MAX_CUSTOM)},
-    "that grows in ASCII": {f"k{number}": "я" * 4090 for number in range(MAX_CUSTOM)},
+                          for number in range(metadata.MAX_CUSTOM)},
+    "that grows in ASCII": {f"k{number}": "я" * 4090 for number in range(metadata.MAX_CUSTOM)},
 }
 
 

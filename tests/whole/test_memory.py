@@ -17,7 +17,9 @@ from model_server import create_app
 from server.settings import Settings
 from server.turns import MEMORY, SHARE
 from server.uploads import Body, Upload
-from server.waitress_adapter import Server, StreamingChannel, StreamingParser
+from server.waitress_adapter.channel import StreamingChannel
+from server.waitress_adapter.parser import StreamingParser
+from server.waitress_adapter.server import Server
 
 MIB = 1 << 20
 HALF_A_PATCH = b"PATCH /models/p/a/1/m/info HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + bytes(999_000)

@@ -1,0 +1,108 @@
+"""Validators, preconditions and ranges (RFC 9110): pure functions of header values and sizes."""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from repository.model import Model
+from server.errors import PreconditionFailed, RangeNotSatisfiable
+
+Header = Callable[[str], str | None]    # a request's header by name
+ENTITY_TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')     # RFC 9110 8.8.3
+BYTE_RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.IGNORECASE)     # RFC 9110 14.1.2, one range of it
+MAX_DIGITS = 18     # of a position: 10**18 bytes is beyond every file, int() of 5,000 digits raises
+
+
+# ---- validators
+
+
+def etag_of(model: Model) -> str:
+    """Strong and of the bytes where their digest is known; else weak, of what the file system tells."""
+    if model.sha256 and not model.corrupt:
+        return f'"{model.sha256}"'
+    return f'W/"{model.size:x}-{model.mtime_ns:x}-{model.inode:x}"'
+
+
+def last_modified(model: Model) -> datetime:
+    return datetime.fromtimestamp(model.mtime_ns // 1_000_000_000, UTC)
+
+
+def matches(header: str, etag: str | None, weak: bool) -> bool:
+    """Whether a list of entity tags, or *, names this one (None: there is none). RFC 9110 8.8.3.2, 13.1."""
+    if header.strip() == "*":
+        return etag is not None
+    if etag is None or (not weak and etag.startswith("W/")):
+        return False
+    opaque = etag.removeprefix("W/")
+    return any(tag == opaque and (weak or not prefix) for prefix, tag in ENTITY_TAG.findall(header))
+
+
+def date_of(header: str) -> datetime | None:
+    """An HTTP date; None for what is none (RFC 9110 13.1.3: it is ignored then)."""
+    try:
+        date = parsedate_to_datetime(header)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
+
+def check_write(header: Header, *etags: str) -> None:
+    """Raises PreconditionFailed when a change of what has these entity tags (none: it is missing) is not wanted."""
+    wanted, unwanted = header("If-Match"), header("If-None-Match")
+    current = etags or (None,)
+    if wanted is not None and not any(matches(wanted, etag, weak=False) for etag in current):
+        have = " or ".join(etags) or "nothing"
+        raise PreconditionFailed(f"If-Match asks for {wanted[:200]} and there is {have}: look again, then decide")
+    if unwanted is not None and any(matches(unwanted, etag, weak=True) for etag in current):
+        raise PreconditionFailed("it exists already, and If-None-Match forbids to replace it")
+
+
+def read_status(header: Header, etag: str, modified: datetime | None) -> int:
+    """200, 304 or 412 for a GET or HEAD, in the order of RFC 9110 13.2.2; dates count where there is one to compare."""
+    wanted, unwanted = header("If-Match"), header("If-None-Match")
+    if wanted is not None:
+        if not matches(wanted, etag, weak=False):
+            return 412
+    elif modified and (limit := date_of(header("If-Unmodified-Since") or "")) and modified > limit:
+        return 412
+    if unwanted is not None:
+        return 304 if matches(unwanted, etag, weak=True) else 200
+    if modified and (since := date_of(header("If-Modified-Since") or "")) and modified <= since:
+        return 304
+    return 200
+
+
+# ---- ranges
+
+
+def byte_range(header: str, size: int) -> tuple[int, int] | None:
+    """The half-open range a Range header asks of `size` bytes; None to send it all. Raises RangeNotSatisfiable.
+
+    RFC 9110 14.1.2: an over-long end is cut at the end, an over-long suffix means everything, bad syntax is ignored;
+    14.2: several ranges may be ignored too.
+    """
+    found = BYTE_RANGE.fullmatch(header.strip())
+    if not found or found[1] == found[2] == "":
+        return None
+    first, last = (int(digits[-MAX_DIGITS:]) if not digits[:-MAX_DIGITS].strip("0") else 10**MAX_DIGITS
+                   for digits in (found[1] or "0", found[2] or "0"))
+    if not found[1]:
+        if last == 0:
+            raise RangeNotSatisfiable(size)
+        return (max(0, size - last), size) if size else None
+    if found[2] and last < first:
+        return None
+    if first >= size:
+        raise RangeNotSatisfiable(size)
+    return first, min(last + 1, size) if found[2] else size
+
+
+def range_holds(header: Header, etag: str, modified: datetime) -> bool:
+    """Whether If-Range, if there is one, names what is there now. RFC 9110 13.1.5: strongly, a date to the second."""
+    condition = header("If-Range")
+    if condition is None:
+        return True
+    if condition.lstrip().startswith(('"', "W/")):
+        return matches(condition, etag, weak=False)
+    return date_of(condition) == modified

@@ -1,0 +1,158 @@
+"""A request, what it says, and its line in the log."""
+
+import base64
+import functools
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+from urllib.parse import parse_qsl, quote
+
+from repository import metadata
+from repository.model import Inspection
+from server.access import EVERYBODY, Names
+from server.errors import BadRequest
+from server.metrics import Metrics
+from server.settings import Settings
+from server.uploads import Body, Intake
+from server.verifier import Verifier
+
+audit = logging.getLogger("audit")
+access = logging.getLogger("access")
+MAX_QUERY = 200             # parameters; ours and the custom ones are under 80
+METHODS = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
+MAX_LOGGED_METHOD = 32      # characters; the longest one registered has 18
+MAX_LOGGED_PATH = 1024      # the longest path of ours has half as many, what somebody sends up to 64 KiB
+MAX_LOGGED_ADDRESS = 64     # an IPv6 address with its zone has under 60
+IN_PATHS = "/!$&'()*+,;=:@~"     # RFC 3986 3.3: what a path may have unescaped, beside letters, digits, - . and _
+
+
+# ---- requests and answers
+
+
+Examine = Callable[[BinaryIO, int], Inspection]     # of an open file and its size; raises what refuses it
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the requests of one server share beside the store."""
+
+    settings: Settings
+    metrics: Metrics
+    verifier: Verifier
+    intake: Intake
+    examine: Examine | None     # what is in the bytes of an upload, where there is a room that looks
+
+
+class Request:
+    """One request, from its WSGI environment; `names` are those in its path, `route` is the pattern of that."""
+
+    def __init__(self, environ: dict[str, Any], services: Services) -> None:
+        self.environ = environ
+        self.services = services
+        self.settings = services.settings
+        self.route, self.names = "none", dict[str, str]()   # until they are known
+        self.caller = EVERYBODY     # unless a guard says otherwise
+        self.method: str = environ["REQUEST_METHOD"]
+        # what is not UTF-8 turns into U+FFFD, which no name may have
+        self.path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
+        self.body = Body()
+        given = self.header("X-Request-Id") or ""
+        self.id = given if REQUEST_ID.fullmatch(given) else ""
+
+    def header(self, name: str) -> str | None:
+        return self.environ.get(variable_of(name))
+
+    @functools.cached_property
+    def query(self) -> dict[str, str]:
+        """The query's parameters; raises BadRequest when one comes with two values."""
+        try:
+            text = self.environ.get("QUERY_STRING", "").encode("latin-1").decode()
+            return merged(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY))
+        except ValueError as error:
+            raise BadRequest(f"the query cannot be read: {error}") from error
+
+    @functools.cached_property
+    def fields(self) -> dict[str, str]:
+        """The names in the path and the query's parameters; raises BadRequest when one comes with two values."""
+        return merged(self.names.items(), self.query.items())
+
+    @property
+    def length(self) -> int:
+        return int(self.environ.get("CONTENT_LENGTH") or 0)
+
+    @property
+    def host(self) -> str:
+        return self.header("Host") or f"{self.environ['SERVER_NAME']}:{self.environ['SERVER_PORT']}"
+
+    def check_host(self) -> None:
+        """Raises HttpError where the host, the client's or that of the proxy that is believed, cannot be in a URL."""
+        if not HOST.fullmatch(self.host):   # RFC 9112 3.2: an invalid one must be 400
+            raise BadRequest(f"the Host {self.host[:100]!r} is none: send the host's name or address, and its port")
+
+    @property
+    def prefix(self) -> str:
+        """What comes before the paths of the routes, as a URL has it."""
+        return quote(self.environ.get("SCRIPT_NAME", ""), safe=IN_PATHS, encoding="latin-1")
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.environ['wsgi.url_scheme']}://{self.host}{self.prefix}"
+
+    def log(self, status: int, sent: int) -> None:
+        """Tells the log and the metrics of the request when its answer is over."""
+        seconds, received = time.monotonic() - self.body.started, self.body.received
+        access.info("%s %s %d %d %.1f %s %s", as_field(self.method, MAX_LOGGED_METHOD),
+                    as_field(self.path, MAX_LOGGED_PATH), status, received or sent, seconds * 1000, self.id,
+                    as_field(self.environ.get("REMOTE_ADDR") or "-", MAX_LOGGED_ADDRESS))
+        method = self.method if self.method in METHODS else "other"     # a label may not have values without end
+        self.services.metrics.count(self.route, method, status, seconds, received, sent)
+
+    def audit(self, verb: str, names: Names, sha256: str | None, status: int) -> None:
+        """Tells of one model that was changed, or was not because the caller may not do that."""
+        audit.info("%s", json.dumps({"who": self.caller.name, "verb": verb, "model": "/".join(names) or None,
+                                     "sha256": sha256, "status": status, "request": self.id}))
+
+
+def as_field(text: str, most: int) -> str:
+    """One field of a log line, whatever somebody sent as it, of at most so many characters and a sign of the cut."""
+    quoted = quote(text[: most + 1], safe="/+,:")
+    return quoted if len(quoted) <= most else f"{quoted[:most]}..."
+
+
+@functools.cache    # the names are ours: there are few
+def variable_of(header: str) -> str:
+    """The name of a header's variable in a WSGI environment (PEP 3333)."""
+    variable = header.upper().replace("-", "_")
+    return variable if variable in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{variable}"
+
+
+def merged(*pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Fields of several sources in one; raises BadRequest when one has two values."""
+    fields: dict[str, str] = {}
+    for name, value in (pair for several in pairs for pair in several):
+        if fields.setdefault(name, value) != value:
+            raise BadRequest(f"{name[:100]!r} is given twice, with different values: give it once")
+    return fields
+
+
+def expected_sha256(header: Callable[[str], str | None], fields: dict[str, str]) -> str | None:
+    """The digest a client vouches for, in hex, from its headers and the field sha256; raises BadRequest."""
+    claims = {claim.strip().lower() for claim in (header("X-Checksum-Sha256"), fields.get("sha256")) if claim}
+    for name in ("Repr-Digest", "Content-Digest"):     # RFC 9530 2 and 3; other algorithms may be ignored
+        for encoded in re.findall(r"(?:^|,)\s*sha-256=([^,;\s]*)", header(name) or ""):
+            try:
+                claims.add(base64.b64decode(encoded[1:-1], validate=True).hex() if encoded[:1] == ":" else encoded)
+            except ValueError:
+                claims.add(encoded)
+    for claim in claims:
+        if not metadata.SHA256.fullmatch(claim):
+            raise BadRequest(f"{claim[:100]!r} is not a SHA-256: 64 hex digits, or sha-256=:<base64>: in Repr-Digest")
+    if len(claims) > 1:
+        raise BadRequest(f"the request claims different digests: {', '.join(sorted(claims))}")
+    return claims.pop() if claims else None

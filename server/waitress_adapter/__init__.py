@@ -1,0 +1,1 @@
+"""The seam to waitress: everything that knows its insides."""

@@ -1,0 +1,260 @@
+"""One connection: reads while the disk keeps up, cleans up after a client that leaves."""
+
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from typing import Any, cast
+
+from waitress import wasyncore
+from waitress.channel import HTTPChannel
+
+from server.turns import Memory, Turns
+from server.uploads import BLOCK
+from server.waitress_adapter.parser import HEAD_BLOCK, Overloaded, StreamingParser
+from server.waitress_adapter.task import FileBuffer, FileSlice, Paused, StreamingTask
+
+TURN = 2 << 20                  # bytes of a file sent to one client before the next one's: under a ms
+TURN_SECONDS = 0.005            # for the body of one client, before the next one's
+AHEAD = 512 * 1024              # bytes of a list made and not yet taken by its reader, when making it pauses
+CLOSE_BEHIND = 128 * 1024       # unsent bytes with which it goes on: a thread is woken for each 400 KB
+LINGER = 5.0                    # seconds to read what a refused client still sends, so that it sees the answer
+
+
+class StreamingChannel(HTTPChannel):
+    """One connection: reads while the disk keeps up, cleans up after a client that leaves, lingers after a refusal."""
+
+    error_task_class = StreamingTask
+    parser_class = StreamingParser
+    request: StreamingParser | None = None
+    requests: list[StreamingParser]
+    sent_continue = False
+    rest = b""          # what has come behind the request that is answered just now
+    has_turn = False
+    lingers = close_when_flushed = will_close = False
+    at_once = False     # its next request is for the network thread to answer
+    paused = False      # its answer waits until the client has taken more of it
+    last_activity: float
+    current_outbuf_count: int
+    turn = 0    # bytes of files it may send before the others have theirs
+    linger_until = 0.0
+
+    def __init__(self, application: Any, turns: Turns, memory: Memory, *args: Any, **kwargs: Any) -> None:
+        self.application, self.turns, self.memory = application, turns, memory
+        super().__init__(*args, **kwargs)
+        self.requests_lock = threading.RLock()  # give_up() may be called with it held
+
+    def task_class(self, channel: "StreamingChannel", request: StreamingParser) -> StreamingTask:
+        request.task = request.task or StreamingTask(channel, request)
+        return cast(StreamingTask, request.task)
+
+    def pause_if_behind(self) -> None:
+        """Raises Paused where the client has to take something first."""
+        with self.outbuf_lock:
+            self.paused = self.connected and self.total_outbufs_len > AHEAD
+            if self.paused:
+                raise Paused
+
+    def go_on(self) -> None:
+        """Gives a paused answer to a thread again when the client has taken enough."""
+        with self.outbuf_lock:
+            if not self.paused or self.total_outbufs_len > CLOSE_BEHIND:
+                return
+            self.paused = False
+        self.server.add_task(self)
+
+    def readable(self) -> bool:
+        if self.paused and time.time() - self.last_activity > self.adj.channel_timeout:
+            self.handle_close()     # waitress closes silent connections without a request, and when they can be sent to
+            return False
+        if self.linger_until:
+            return True
+        if self.request is not None:
+            self.will_close = self.will_close or self.request.overdue()
+            if self.request.congested():
+                self.last_activity = time.time()    # it is our disk that is silent, not the client
+                return False
+        ready = bool(super().readable())
+        if ready and self.rest:
+            if self.turns.ask(self):
+                self.server.pull_trigger()  # nobody may send anything: the turns come after the next event
+            return False
+        return ready
+
+    def handle_read(self) -> None:
+        if self.linger_until:
+            if self.recv(BLOCK) and time.monotonic() > self.linger_until:
+                self.handle_close()
+        elif not super().readable():
+            return  # it was given up since it asked: what comes now is of that request, and must not be taken for one
+        elif self.rest:
+            self.read_rest(time.monotonic() + TURN_SECONDS)
+        elif self.request is None or self.request.body is None:
+            self.read(HEAD_BLOCK)
+        elif self.has_turn:
+            self.read_body(time.monotonic() + TURN_SECONDS)
+        else:
+            self.turns.ask(self)
+
+    def take_turn(self) -> None:
+        self.has_turn = True
+        if self.connected and not self.linger_until:
+            wasyncore.read(self)    # handle_read, and the end of the connection for what that raises
+        self.has_turn = False
+
+    def read(self, size: int) -> bool:
+        """Takes at most so many bytes; whether there may be more."""
+        try:
+            data = self.recv(size)
+        except BlockingIOError:
+            return False
+        except OSError:     # the line is broken
+            self.handle_close()
+            return False
+        if data:
+            self.last_activity = time.time()
+            self.received(data)
+        return len(data) == size
+
+    def read_rest(self, until: float) -> None:
+        while self.rest and super().readable() and time.monotonic() < until:
+            rest, self.rest = self.rest, b""
+            self.received(rest)
+
+    def read_body(self, until: float) -> None:
+        left = BLOCK
+        while left > 0 and self.request is not None and not self.request.congested():
+            size = self.request.appetite
+            if not self.read(size) or time.monotonic() > until:
+                break
+            left -= size
+
+    def received(self, data: bytes) -> bool:
+        """Takes what is of one request; what is behind that has to wait until it is answered and the answer is sent."""
+        with self.requests_lock:
+            if self.will_close or self.close_when_flushed:
+                return False
+            if self.request is None:
+                data = data.lstrip(b"\r\n")     # RFC 9112 2.2: empty lines before a request are to be ignored
+                self.request = StreamingParser(self.adj) if data else None
+            while data and self.request is not None:
+                data = data[self.receive_some(self.request, data):]
+            self.rest = data
+        self.memory.count(self)
+        if self.at_once:
+            self.at_once = False
+            self.service()
+        return True
+
+    def receive_some(self, request: StreamingParser, data: bytes) -> int:
+        """How many of these bytes it has taken, of the head or of the body of this request."""
+        begun = request.headers_finished
+        taken: int = request.received(data)
+        if request.headers_finished and not begun:
+            request.begin_body(self)
+        if request.expect_continue and request.headers_finished and not self.sent_continue:
+            self.send_continue()
+        self.memory.count(self)
+        self.memory.make_room()     # before it is complete, and has to be kept
+        if self.request is not request or not self.connected:
+            return len(data)        # it was given up, or its client has gone
+        if request.completed:
+            self.request = None
+            self.sent_continue = False
+            if not request.empty:
+                self.hand_over(request)
+        return taken
+
+    def hand_over(self, request: StreamingParser) -> None:
+        self.requests.append(request)
+        self.server.add_task(self)
+
+    @property
+    def held(self) -> int:
+        requests = (*self.requests, self.request)   # as they are now: this is asked from any thread
+        return len(self.rest) + sum(request.held for request in requests if request is not None)
+
+    @property
+    def fixed(self) -> bool:
+        return bool(self.requests)
+
+    def give_up(self) -> None:
+        with self.requests_lock:    # a thread may be about to send 100 Continue
+            request, self.request, self.rest = self.request, None, b""
+            if request is None:
+                self.will_close = True  # its client does not read the answer
+            else:
+                request.close()
+                refused = StreamingParser(self.adj)
+                refused.error = Overloaded("too many requests are half received: send it again, in one go")
+                self.hand_over(refused)
+        self.memory.count(self)
+
+    def service(self) -> None:
+        with suppress(Paused):
+            super().service()
+        self.memory.count(self)
+
+    def wants_no_thread(self) -> bool:
+        """Whether its one request is answered faster than a thread is woken; of many in a row others had to wait."""
+        request, *more = self.requests
+        task = self.task_class(self, request)
+        if more or request.error or request.body_rcv or task.blocks is not None:
+            return False
+        return bool(self.application.answers_at_once(task.get_environment()))
+
+    def handle_write(self) -> None:
+        # RFC 9112 9.6: closing with unread bytes would reset the connection and take the answer with it
+        if self.lingers and self.close_when_flushed and not self.total_outbufs_len and not self.linger_until:
+            self.close_when_flushed = False
+            self.linger_until = time.monotonic() + LINGER
+            with suppress(OSError):     # it is gone, which the next read tells
+                self.socket.shutdown(socket.SHUT_WR)
+            return
+        super().handle_write()
+        self.go_on()
+
+    def write_soon(self, data: bytes | FileBuffer) -> int:
+        with self.outbuf_lock:
+            if self.current_outbuf_count > AHEAD:   # a new buffer: each keeps what was sent of it until all was sent
+                self.current_outbuf_count = self.adj.outbuf_high_watermark
+            if isinstance(data, bytes) and self.connected and not self.total_outbufs_len:
+                with suppress(OSError):     # what is left runs into it again
+                    data = data[self.send(data, do_close=False):]
+                    self.last_activity = time.time()
+            return int(super().write_soon(data))
+
+    def _flush_some(self, do_close: bool = True) -> bool:
+        self.turn = TURN
+        return bool(super()._flush_some(do_close))
+
+    def send(self, data: bytes | FileSlice, do_close: bool = True) -> int:
+        if not isinstance(data, FileSlice):
+            return int(super().send(data, do_close))
+        try:
+            sent = os.sendfile(self.socket.fileno(), data.descriptor, data.offset, min(data.length, self.turn))
+        except BlockingIOError:
+            return 0
+        except ConnectionError:
+            if do_close:
+                self.handle_close()
+            return 0
+        if sent == 0 < self.turn:
+            raise OSError("a file became shorter while it was sent")    # waitress closes the connection
+        self.turn -= sent
+        return sent
+
+    def handle_close(self) -> None:
+        if self.request is not None:
+            self.request.close()    # nobody else closes a request that is half received
+        self.rest = b""
+        super().handle_close()
+        self.memory.count(self)
+        with self.outbuf_lock:
+            paused, self.paused = self.paused, False
+        if paused:      # else a thread is at it, and closes it
+            self.requests[0].close()
+
+    def busy(self) -> bool:
+        return bool(self.request is not None or self.requests or self.rest or self.total_outbufs_len)

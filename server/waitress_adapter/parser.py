@@ -1,0 +1,164 @@
+"""Reading a request: its head by position, its body handed on block by block as it arrives."""
+
+import time
+from typing import Any
+
+from waitress.parser import HTTPRequestParser, ParsingError
+from waitress.receiver import FixedStreamReceiver
+from waitress.utilities import BadRequest, RequestHeaderFieldsTooLarge
+
+from server.chunked import BadChunk, ChunkedDecoder
+from server.heads import BAD_TARGET, HOST, TRANSFER_ENCODING, plain_head
+from server.turns import FIELD
+from server.uploads import CHUNKED_STEP, REQUEST, Body
+from server.waitress_adapter.task import STREAM
+
+MAX_HEADERS = 64 * 1024         # of a request; the usual limit is 8 KiB
+MAX_FIELDS = 200                # of a head; browsers and proxies send some 20
+HEAD_BLOCK = 16 << 10           # bytes of one recv before a request is known: what is behind it waits in memory
+
+
+class Overloaded(BadRequest):
+    code, reason = 429, "Too Many Requests"     # not 503, for which a proxy would leave the server alone
+
+
+class ChunkedReceiver:
+    """A chunked body on its way, with the words that waitress has for a receiver."""
+
+    completed = False
+    error: BadRequest | None = None
+
+    def __init__(self, body: Body) -> None:
+        self._body, self._decoder = body, ChunkedDecoder()
+
+    def received(self, data: bytes) -> int:
+        try:
+            pieces, taken = self._decoder.feed(data)
+        except BadChunk as error:
+            self.error = BadRequest(str(error))
+            return len(data)
+        if pieces:  # in one: a block costs a lock, and a chunk may have one byte
+            self._body.append(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        self.completed = self._decoder.done
+        return taken
+
+    def __len__(self) -> int:
+        return len(self._body)
+
+    def getfile(self) -> Body:
+        return self._body
+
+    getbuf = getfile
+
+
+class StreamingParser(HTTPRequestParser):
+    """Hands a request's body to what the application makes of its head, block by block."""
+
+    command, path, request_uri, query, fragment, url_scheme = "-", "/", "", "", "", "http"  # until they are known
+    refused = completed = False
+    body_rcv: Any = None
+    task: Any = None    # StreamingTask     # that answers it, once it has come
+
+    def __init__(self, adj: Any) -> None:
+        super().__init__(adj)
+        self._begun = time.monotonic()
+        self._head = bytearray()    # as long as there is no end of it
+        self._held = 0
+        self.environ: dict[str, Any] = {}   # once it is known
+
+    def received(self, data: bytes) -> int:
+        """How many of these bytes belong to it: those of the head, or then those of the body."""
+        if self.headers_finished:
+            return int(super().received(data))
+        before = len(self._head)
+        self._head += data
+        end = self._head.find(b"\r\n\r\n", max(0, before - 3))
+        if (len(self._head) if end < 0 else end) >= MAX_HEADERS:
+            return self._too_large(f"the head of the request is longer than {MAX_HEADERS} bytes", data)
+        if end < 0:
+            return len(data)
+        head, self._head = bytes(self._head[:end + 4]), bytearray()
+        fields = head.count(b"\r\n", 0, end)
+        if fields > MAX_FIELDS:
+            return self._too_large(f"the request has more than {MAX_FIELDS} header fields", data)
+        self._held = 2 * len(head) + FIELD * fields
+        super().received(head)
+        return end + 4 - before
+
+    def _too_large(self, detail: str, data: bytes) -> int:
+        self._head = bytearray()
+        self.error = RequestHeaderFieldsTooLarge(detail)
+        self.completed = self.headers_finished = True
+        return len(data)
+
+    def parse_header(self, header_plus: bytes) -> None:
+        try:
+            super().parse_header(plain_head(header_plus))
+        except ValueError as error:     # a Content-Length of 5,000 digits
+            raise ParsingError(f"the request's head cannot be read: {error}") from error
+        encodings = len(TRANSFER_ENCODING.findall(header_plus))     # waitress has taken the header away
+        hosts = len(HOST.findall(header_plus))                      # and joined these
+        for wrong, detail in (
+            # RFC 9112 6.1 and 6.3: most are how a second request is smuggled in
+            (encodings > 1, "Transfer-Encoding comes twice"),
+            (encodings and "CONTENT_LENGTH" in self.headers, "Transfer-Encoding excludes Content-Length"),
+            ("TRANSFER_ENCODING" in self.headers, "Transfer-Encoding is not known to HTTP/1.0"),
+            (self.version not in ("1.0", "1.1"), "this server speaks HTTP/1.0 and HTTP/1.1"),
+            (BAD_TARGET.search(self.request_uri), "the request target has a control character or a # in it"),
+            # RFC 9112 3.2: two readers would take it for requests to two servers
+            (hosts > 1, "Host comes twice"),
+            (hosts == 0 and self.version == "1.1", "HTTP/1.1 wants a Host header"),
+        ):
+            if wrong:
+                raise ParsingError(detail)
+
+    def begin_body(self, channel: Any) -> None:
+        """To be called once the head is here."""
+        if self.completed or self.body_rcv is None:
+            self.expect_continue = False    # or the connection waits for a body that never comes
+            return
+        environ = channel.task_class(channel, self).get_environment()
+        body = environ["wsgi.input"] = channel.application.admit(environ)
+        body.wake = channel.server.pull_trigger
+        self.body_rcv = ChunkedReceiver(body) if self.chunked else FixedStreamReceiver(self.content_length, body)
+        if body.refusal and (self.expect_continue or "X_FORWARDED_EXPECT" in self.headers):
+            # RFC 9110 10.1.1: a final status, and the body is not asked for; nginx passes Expect on under this name
+            self.expect_continue, self.completed, self.refused = False, True, True
+
+    @property
+    def body(self) -> Body | None:
+        """What admit() made of it; None before, and without a body."""
+        receiver = self.body_rcv    # once: a thread that counts what is held may look while it is closed
+        body = receiver.getbuf() if receiver is not None else None
+        return body if isinstance(body, Body) else None
+
+    @property
+    def appetite(self) -> int:
+        """How many bytes are to be read at once."""
+        body = self.body
+        if body is None:
+            return HEAD_BLOCK
+        return CHUNKED_STEP if self.chunked else min(body.step, int(self.body_rcv.remain))
+
+    @property
+    def held(self) -> int:
+        body = self.body
+        return self._held + len(self._head) + (body.held if body is not None else 0)
+
+    def overdue(self) -> bool:
+        """Whether its head has come in drops for as long as a silent connection is kept."""
+        return not self.headers_finished and time.monotonic() - self._begun > self.adj.channel_timeout
+
+    def congested(self) -> bool:
+        body = self.body
+        return body is not None and body.congested()
+
+    def close(self) -> None:
+        """Gives back what it holds at once: the collector of cycles may not come by for long."""
+        super().close()
+        self._held, self._head, self.body_rcv = 0, bytearray(), None
+        self.environ.pop(REQUEST, None)     # which refers to the environment
+        self.environ.pop(STREAM, None)      # and this to the task, which refers to us
+        task, self.task = self.task, None
+        if task:
+            task.close()
