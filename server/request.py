@@ -1,6 +1,5 @@
 """A request, what it says, and its line in the log."""
 
-import base64
 import functools
 import json
 import logging
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, quote
 
-from repository import metadata
 from repository.model import Inspection
 from server.access import EVERYBODY, Names
 from server.errors import BadRequest
@@ -139,20 +137,3 @@ def merged(*pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
         if fields.setdefault(name, value) != value:
             raise BadRequest(f"{name[:100]!r} is given twice, with different values: give it once")
     return fields
-
-
-def expected_sha256(header: Callable[[str], str | None], fields: dict[str, str]) -> str | None:
-    """The digest a client vouches for, in hex, from its headers and the field sha256; raises BadRequest."""
-    claims = {claim.strip().lower() for claim in (header("X-Checksum-Sha256"), fields.get("sha256")) if claim}
-    for name in ("Repr-Digest", "Content-Digest"):     # RFC 9530 2 and 3; other algorithms may be ignored
-        for encoded in re.findall(r"(?:^|,)\s*sha-256=([^,;\s]*)", header(name) or ""):
-            try:
-                claims.add(base64.b64decode(encoded[1:-1], validate=True).hex() if encoded[:1] == ":" else encoded)
-            except ValueError:
-                claims.add(encoded)
-    for claim in claims:
-        if not metadata.SHA256.fullmatch(claim):
-            raise BadRequest(f"{claim[:100]!r} is not a SHA-256: 64 hex digits, or sha-256=:<base64>: in Repr-Digest")
-    if len(claims) > 1:
-        raise BadRequest(f"the request claims different digests: {', '.join(sorted(claims))}")
-    return claims.pop() if claims else None
