@@ -180,9 +180,9 @@ class Upload(Body):
         for block in self._form.feed(bytes(data)):
             self._keep(block)
         self._beside += len(data) - (self._size - before)
-        for name, value in self._form.fields[self._fields_counted:]:
+        for part, text in self._form.parts[self._fields_counted:]:
             self._fields_counted += 1
-            self._fields_held += sys.getsizeof(name) + sys.getsizeof(value)
+            self._fields_held += sys.getsizeof(part.name) + sys.getsizeof(text)
 
     @property
     def held(self) -> int:

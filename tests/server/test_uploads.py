@@ -88,6 +88,10 @@ CUSTOM = [(f"field{n}", str(n)) for n in range(65)]
     ([FILE],                                                    NAMED | {"note": "x" * 8193},       "note"),
     ([*NAMED.items(), FILE, ("note", b"\xff\xfe")],             {},                                 "note"),
     ([*NAMED.items(), FILE, ("file2", ("x", DATA))],            {},                                 "file2"),
+    ([*NAMED.items(), FILE, ("file2", ("x", b"small"))],        {},                                 "file2"),
+    ([*NAMED.items(), ("file2", ("x", b"small")), FILE],        {},                                 "file2"),
+    ([*NAMED.items(), FILE, ("file2", ("", b"small"))],         {},                                 "file2"),
+    ([*NAMED.items(), FILE, ("stage", ("stage", "prod"))],      {},                                 "stage"),
 ])
 def test_a_form_that_is_not_one_clear_upload_is_refused(site, fields, query, why):
     answer = stores_nothing(site, lambda: site.post(fields, f"?{urlencode(query)}"), 400)
@@ -104,6 +108,11 @@ def test_64_custom_fields_are_kept_as_they_were_sent(site, names):
     custom = {**dict(CUSTOM[:62]), "quote\"d": "a\r\nb\0", "ünïcode": "\u6a21\U0001f600"}
     answer = site.post([*names.items(), FILE, *((k, (None, v)) for k, v in custom.items())])
     assert (answer.status, answer.json["metadata"]) == (201, custom)
+
+
+def test_a_file_that_was_not_chosen_in_a_browser_is_no_field(site, names):
+    answer = site.post([*names.items(), FILE, ("second", ("", b""))])
+    assert (answer.status, answer.json["metadata"]) == (201, {})
 
 
 # ---- PUT
