@@ -33,10 +33,10 @@ from repository.model import (
     counted,
     describe,
     now,
-    precedence,
     url_of,
     with_url,
 )
+from repository.versions import precedence
 from server import threads
 from server.access import Caller, Refused
 from server.application import Application, Room, Route
