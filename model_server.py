@@ -239,7 +239,8 @@ def download(request: Request, store: Storage, **names: str) -> Response:
     if pinned is not None and pinned.lower() != opened.model.sha256:
         opened.file.close()
         raise PreconditionFailed(f"the model is not {pinned[:100]} but {opened.model.sha256}")
-    response = file_response(request.method, request.header, opened)
+    direct = opened.model.key.version == request.names["version"]
+    response = file_response(request.method, request.header, opened, dated=direct)
     response.headers += headers
     return response
 

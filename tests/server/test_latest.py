@@ -1,5 +1,6 @@
 """The alias `latest`: which version it is, where it is read, and that nothing is ever written through it."""
 
+import os
 import random
 import re
 
@@ -89,6 +90,18 @@ def test_latest_is_the_highest_version_and_says_so(app, versions, newest):
     etag = app.get(path).headers["ETag"]
     assert app.get(path, headers={"If-None-Match": etag}, status=304).headers["X-Model-Version"] == newest
     assert "X-Model-Version" not in app.get(own).headers
+
+
+def test_what_the_alias_answers_has_no_date(app, store):
+    for name in ("m", "n", "n.sha256"):
+        app.put(f"/models/p/a/1.0.0/{name}", b"one", status=201)
+        os.utime(store.root / "p/a/1.0.0" / name / "model", (1, 1))
+    date = app.get(PATH.format("1.0.0")).headers["Last-Modified"]
+    for path in (PATH.format("latest"), "/models/p/a/latest/n.sha256"):
+        got = app.get(path, headers={"If-Modified-Since": date}, status=200)
+        assert "Last-Modified" not in got.headers
+        assert "Last-Modified" not in app.head(path).headers
+        app.get(path, headers={"If-Range": date, "Range": "bytes=0-0"}, status=200)
 
 
 def test_a_version_really_called_latest_wins(app):
