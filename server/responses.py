@@ -20,6 +20,9 @@ from server.conditional import Header, byte_range, etag_of, last_modified, range
 from server.errors import PreconditionFailed
 from server.multipart import clean_filename
 
+# Loaders take archives only under these types, KServe's for one. By the name and not by the bytes: a .pt is a zip, too.
+ARCHIVES = {".zip": "application/zip", ".tar": "application/x-tar", ".tar.gz": "application/gzip",
+            ".tgz": "application/gzip"}
 SEND_BLOCK = 256 * 1024     # one read of a file where the server below cannot send files itself
 
 
@@ -56,11 +59,16 @@ def content_disposition(filename: str) -> str:
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
 
 
+def type_of(model_name: str) -> str:
+    name = model_name.lower()
+    return next((kind for suffix, kind in ARCHIVES.items() if name.endswith(suffix)), "application/octet-stream")
+
+
 def file_headers(model: Model) -> list[tuple[str, str]]:
     # cleaned again: metadata.json may have been put there by hand
     filename = clean_filename(model.details.filename or "") or model.key.model_name
     headers = [
-        ("Content-Type", "application/octet-stream"),
+        ("Content-Type", type_of(model.key.model_name)),
         ("Accept-Ranges", "bytes"),
         ("ETag", etag_of(model)),
         ("Cache-Control", "no-cache"),      # a name may get other bytes: ask, the ETag makes it cheap

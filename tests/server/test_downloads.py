@@ -323,6 +323,19 @@ def test_the_file_comes_back_under_its_own_name(fetch, name, ascii_name):
         assert quote(name, safe="") == extended
 
 
+@pytest.mark.parametrize(("name", "kind"), [
+    ("m.zip", "application/zip"), ("m.tar", "application/x-tar"), ("m.tar.gz", "application/gzip"),
+    ("m.tgz", "application/gzip"), ("M.ZIP", "application/zip"),
+    *((name, "application/octet-stream") for name in ("m.pt", "m.gz", "m.zip.pt", "zip", "m.keras", "m.npz", "mtar")),
+])
+def test_archives_have_the_type_that_their_name_tells(fetch, name, kind):
+    path = f"/models/dl/types/1/{name}"
+    assert fetch(path, "PUT", b"PK\3\4").status in (200, 201)     # a .pt is a zip, too
+    for answer in (fetch(path), fetch(path, "HEAD"), fetch(path, Range="bytes=0-0"),
+                   fetch(path.replace("/1/", "/latest/"))):
+        assert answer.headers["Content-Type"] == kind
+
+
 def test_a_pinned_digest_gets_these_bytes_or_412(fetch):
     assert fetch(f"{PATH}?sha256={sha256(DATA)}").body == DATA
     assert fetch(f"{PATH}?sha256={sha256(DATA).upper()}").body == DATA
