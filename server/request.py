@@ -15,7 +15,7 @@ from server.access import EVERYBODY, Names
 from server.errors import BadRequest
 from server.metrics import Metrics
 from server.settings import Settings
-from server.uploads import Body, Intake
+from server.uploads import Body, Intake, Upload
 from server.verifier import Verifier
 
 audit = logging.getLogger("audit")
@@ -105,8 +105,10 @@ class Request:
     def log(self, status: int, sent: int) -> None:
         """Tells the log and the metrics of the request when its answer is over."""
         seconds, received = time.monotonic() - self.body.started, self.body.received
+        uploads = isinstance(self.body, Upload) or self.method == "PUT"     # of which some are empty
         access.info("%s %s %d %d %.1f %s %s", as_field(self.method, MAX_LOGGED_METHOD),
-                    as_field(self.path, MAX_LOGGED_PATH), status, received or sent, seconds * 1000, self.id,
+                    as_field(self.path, MAX_LOGGED_PATH), status, received if uploads else received or sent,
+                    seconds * 1000, self.id,
                     as_field(self.environ.get("REMOTE_ADDR") or "-", MAX_LOGGED_ADDRESS))
         method = self.method if self.method in METHODS else "other"     # a label may not have values without end
         self.services.metrics.count(self.route, method, status, seconds, received, sent)
