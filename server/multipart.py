@@ -165,6 +165,11 @@ class UploadForm:
         return [(part.name, decoded(text, part.charset or self._cutter.charset or "utf-8",
                                     f"field {part.name[:100]!r}")) for part, text in self.parts]
 
+    @property
+    def pending(self) -> int:
+        """Bytes of the field that is on its way."""
+        return len(self._text)
+
     def feed(self, data: bytes) -> Iterator[memoryview]:
         return self._file_in(self._cutter.feed(data))
 
@@ -194,6 +199,8 @@ class UploadForm:
         elif part.filename:
             raise BadRequest(f"the form has a file {part.filename[:100]!r} in the part {part.name[:100]!r}: one upload "
                              "is one model, in the part named 'file'; send fields without a file name")
+        elif part.name == "metadata" and any(seen.name == part.name for seen, _ in self.parts):
+            raise BadRequest("the form has two parts named 'metadata': give it once")   # each may be long
         self._part, self._text = part, bytearray()
 
     def _keep(self, text: memoryview) -> None:
@@ -201,8 +208,9 @@ class UploadForm:
             raise BadRequest(f"the form has a file in the part {self._part.name[:100]!r}: one upload is one model, in "
                              "the part named 'file'")
         self._text += text
-        if len(self._text) > metadata.MAX_FIELD:
-            raise BadRequest(f"field {self._part.name[:100]!r} is longer than {metadata.MAX_FIELD} bytes; the model "
+        most = metadata.MAX_CUSTOM_TEXT if self._part.name == "metadata" else metadata.MAX_FIELD
+        if len(self._text) > most:
+            raise BadRequest(f"field {self._part.name[:100]!r} is longer than {most} bytes; the model "
                              "itself comes in the part named 'file'")
 
     def _end(self, part: Part, text: bytes) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from repository import metadata
 from repository.errors import StoreError
 from server.digests import Hashes
 from server.errors import BadRequest, TooLarge
@@ -187,7 +186,8 @@ class Upload(Body):
     @property
     def held(self) -> int:
         # blocks of the model have a budget of their own; of what ends a form nothing is kept
-        return min(self._beside, self._fields_held + metadata.MAX_FIELD + MAX_PART_HEADERS)
+        text = self._form.pending if self._form else 0
+        return min(self._beside, self._fields_held + text + MAX_PART_HEADERS)
 
     def _keep(self, block: memoryview) -> None:
         self._size += len(block)

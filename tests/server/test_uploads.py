@@ -110,6 +110,46 @@ def test_64_custom_fields_are_kept_as_they_were_sent(site, names):
     assert (answer.status, answer.json["metadata"]) == (201, custom)
 
 
+@pytest.mark.parametrize(("fields", "metadata"), [
+    ({"metadata": '{"stage": "prod", "accuracy": 0.93}'},       {"stage": "prod", "accuracy": 0.93}),
+    ({"metadata": '{"a": [1, {"b": true}], "c": {"d": 1}}'},    {"a": [1, {"b": True}], "c": {"d": 1}}),
+    ({"metadata": '{"n": 1, "x": 1.0, "s": "1", "t": true}'},   {"n": 1, "x": 1.0, "s": "1", "t": True}),
+    ({"metadata": "{}"},                                        {}),
+    ({"metadata": '{"gone": null}'},                            {}),        # as in a PATCH
+    ({"stage": "prod", "metadata": '{"accuracy": 0.93}'},       {"stage": "prod", "accuracy": 0.93}),
+    ({"stage": "prod", "metadata": '{"stage": "prod"}'},        {"stage": "prod"}),
+    ({"metadata": json.dumps({f"k{n}": "x" * 8000 for n in range(64)})}, {f"k{n}": "x" * 8000 for n in range(64)}),
+    ({"metadata": '{"metadata": {"k": 1}, "description": 2}'},  {"metadata": {"k": 1}, "description": 2}),
+])
+def test_custom_metadata_comes_as_one_object_with_its_types(site, names, target, fields, metadata):
+    answer = site.post([*names.items(), *fields.items(), FILE])
+    assert answer.status == 201 and json.dumps(answer.json["metadata"]) == json.dumps(metadata)
+    if len(str(fields)) < 8000:     # of a URL
+        assert site.put(target + "?" + urlencode(fields)).status == 200
+        info = site.send("GET", target + "/info").json["metadata"]
+        assert json.dumps(info, sort_keys=True) == json.dumps(metadata, sort_keys=True)
+
+
+@pytest.mark.parametrize(("value", "says"), [
+    *((value, "JSON object") for value in ("", "prod", '"prod"', "[1]", "null", "1", '{"a": 1', '{"a": NaN}',
+                                           '{"a": 1e999}', '{"a": "\\ud800"}')),
+    ('{"a":' * 65 + "1" + "}" * 65, "deeper"), ('{"a":' * 5000 + "1" + "}" * 5000, "nested"),
+    (json.dumps({f"k{n}": n for n in range(65)}), "64"), (json.dumps({"note": "x" * 8192}), "note"),
+    ('{"stage": "test"}', "stage"),
+])
+def test_a_field_metadata_that_is_no_object_of_fields_is_refused(site, value, says):
+    form = [*NAMED.items(), ("stage", "prod"), ("metadata", value), FILE]
+    assert says in stores_nothing(site, lambda: site.post(form), 400).json["detail"]
+    if len(value) < 8000:
+        query = urlencode(NAMED | {"stage": "prod", "metadata": value})
+        stores_nothing(site, lambda: site.post([FILE], "?" + query), 400)
+
+
+def test_only_one_field_metadata_is_kept_in_memory(site):
+    long = ("metadata", json.dumps({f"k{n}": "x" * 8000 for n in range(64)}))
+    assert "metadata" in stores_nothing(site, lambda: site.post([*NAMED.items(), long, long, FILE]), 400).json["detail"]
+
+
 def test_a_file_that_was_not_chosen_in_a_browser_is_no_field(site, names):
     answer = site.post([*names.items(), FILE, ("second", ("", b""))])
     assert (answer.status, answer.json["metadata"]) == (201, {})
