@@ -18,7 +18,9 @@ APT, PIP = "apt-get install", "pip install --no-deps"
 HOW_TO_GET = {
     "aria2c": (APT, "aria2"),
     "busybox": (APT, "busybox"),
+    "lftp": (APT, "lftp"),
     "nginx": (APT, "nginx-light"),
+    "node": (APT, "nodejs"),
     "openssl": (APT, "openssl"),
     "rsync": (APT, "rsync"),
     "strace": (APT, "strace"),
