@@ -61,7 +61,7 @@ def test_the_parts_fit_together():
     open_to_all = {route.path for route in ROUTES if route.method == "GET" and route.verb is None}
     assert SERVER["readinessProbe"]["httpGet"]["path"] in open_to_all
     port = {"name": "SERVER_PORT", "value": str(SERVER["ports"][0]["containerPort"])}
-    assert port in SERVER["env"] and f"/{port['value']} " in SERVER["livenessProbe"]["exec"]["command"][-1]
+    assert port in SERVER["env"] and f"/{port['value']};" in SERVER["livenessProbe"]["exec"]["command"][-1]
 
 
 def test_the_grace_that_a_pod_gets_is_longer_than_that_of_running_requests():
