@@ -58,7 +58,8 @@ from storage import Check, Storage
 
 T = TypeVar("T")
 log = logging.getLogger("model_server")
-FORM_OVERHEAD = 8 * 1024    # how much longer than its file a form may be before its length alone refuses it
+# How much longer than its file a form may be before its length alone refuses it: by its fields, and by their headers.
+FORM_OVERHEAD = metadata.MAX_CUSTOM_TEXT + (64 << 10)
 MAX_DOCUMENT = 7 << 18      # bytes of a PATCH: a client that escapes all but ASCII sends 64 fields of 8 KiB in 1.6 MiB
 METRICS_AGE = 60.0          # seconds: what others changed on disk may be missing so long, a scrape costs no look at it
 HEALTH_AGE = 1.0            # seconds for which one write that worked tells that writing works

@@ -150,6 +150,15 @@ def test_a_model_of_just_the_limit_is_taken_in_a_form_too(strict):
                 assert wire.response()[0] == status
 
 
+def test_the_fields_of_a_form_do_not_count_for_the_limit_of_its_model(strict):
+    fields = "".join(f'--B\r\nContent-Disposition: form-data; name=f{n}\r\n\r\n{"v" * 8000}\r\n' for n in range(64))
+    body = (fields + "--B\r\nContent-Disposition: form-data; name=file; filename=m\r\n\r\n").encode()
+    with strict.connect() as wire:
+        sent = body + GOOD + b"\r\n--B--\r\n"
+        wire.send(head(f"POST /models/upload?{QUERY}fields", FORM, f"Content-Length: {len(sent)}"), sent)
+        assert wire.response()[0] == 201
+
+
 # ---- curl
 
 @pytest.mark.parametrize(("path", "size", "status"), [
