@@ -167,9 +167,6 @@ def admit_upload(request: Request, store: Storage, **names: str) -> Body:
     store.check_writable(*known)
     metadata.details_of(fields, None)
     claims = claims_of(request.header, fields)
-    check_whole(request.header)
-    check_envelope(request.header, is_form=not names)
-    check_chunks(fields)
     limit = request.settings.max_size
     if limit is not None and request.length > limit + (0 if names else FORM_OVERHEAD):
         raise TooLarge(f"{request.length} bytes are more than the {limit} that this server takes (MODEL_MAX_SIZE)")
@@ -178,6 +175,9 @@ def admit_upload(request: Request, store: Storage, **names: str) -> Body:
     if all(name in fields for name in NAME_FIELDS):
         key = ModelKey(*(fields[name] for name in NAME_FIELDS))
         may_write(request, store, key)(store.find(key))
+    check_whole(request.header)
+    check_envelope(request.header, is_form=not names)
+    check_chunks(fields)
     form = None if names else request.header("Content-Type") or ""
     return Upload(store, request.services.intake, form, limit, claims)
 

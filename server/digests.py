@@ -19,10 +19,10 @@ IN_BASE64 = {
 }
 UNKNOWN = ("X-Amz-Checksum-Crc32c", "X-Amz-Checksum-Crc64nvme")     # the standard library computes neither
 LISTED = {"sha-256": "sha256", "sha-512": "sha512", "sha": "sha1", "md5": "md5"}    # RFC 9530 5, RFC 3230 4.1.1
-LISTS = {"Repr-Digest": True, "Content-Digest": True, "Digest": False}  # whether a value stands between colons
 IN_LIST = re.compile(r"(?:^|,)[ \t]*([A-Za-z0-9-]+)=([^,;\s]*)")
 SHA256_HEX = re.compile("[0-9A-Fa-f]{64}")
 Header = Callable[[str], str | None]
+Decode = Callable[[str], str | None]    # a digest as it is written, into lower-case hex; None for what is none
 
 
 class Hash(Protocol):
@@ -67,35 +67,35 @@ def claims_of(header: Header, fields: Mapping[str, str]) -> dict[str, str]:
     for an algorithm of S3 that cannot be verified. Of a list (RFC 9530, RFC 3230) other algorithms are ignored.
     """
     claims: dict[str, str] = {}
-    for source, algorithm, digest in claimed(header, fields):
+    for source, algorithm, value, decode in claimed(header, fields):
+        digest = decode(value)
         if digest is None or len(digest) != 2 * SIZES[algorithm]:
-            raise BadRequest(f"{source} has no {algorithm} as it should be: that takes {SIZES[algorithm]} bytes, "
-                             "in hex in X-Checksum-* and the field sha256, in base64 in all other headers")
+            raise BadRequest(f"{source} has {value[:100]!r}, which is no {algorithm}: that takes {SIZES[algorithm]} "
+                             "bytes, in hex in X-Checksum-* and the field sha256, in base64 in all other headers")
         if claims.setdefault(algorithm, digest) != digest:
             raise BadRequest(f"the request claims two {algorithm} digests: {claims[algorithm]} and {digest}")
     return claims
 
 
-def claimed(header: Header, fields: Mapping[str, str]) -> Iterator[tuple[str, str, str | None]]:
-    """(where it stands, algorithm, digest in lower-case hex or None for what is none) of each claim."""
+def claimed(header: Header, fields: Mapping[str, str]) -> Iterator[tuple[str, str, str, Decode]]:
+    """(where it stands, algorithm, value, what makes lower-case hex of that) of each claim; raises BadRequest."""
     for name in UNKNOWN:
         if header(name) is not None:
             raise BadRequest(f"this server cannot verify {name}: send X-Amz-Checksum-Sha256, or no checksum")
     for name, algorithm in IN_HEX.items():
         if (value := header(name)) is not None:
-            yield name, algorithm, of_hex(value)
+            yield name, algorithm, value, of_hex
     if (value := fields.get("sha256")) is not None:
-        yield "sha256", "sha256", of_hex(value)
+        yield "sha256", "sha256", value, of_hex
     for name, algorithm in IN_BASE64.items():
         if (value := header(name)) is not None:
-            yield name, algorithm, of_base64(value.strip())
+            yield name, algorithm, value, of_base64
     if SHA256_HEX.fullmatch(value := header("X-Amz-Content-Sha256") or ""):     # else UNSIGNED-PAYLOAD
-        yield "X-Amz-Content-Sha256", "sha256", of_hex(value)
-    for name, between_colons in LISTS.items():
+        yield "X-Amz-Content-Sha256", "sha256", value, of_hex
+    for name, decode in LISTS.items():
         for algorithm, value in IN_LIST.findall(header(name) or ""):
             if known := LISTED.get(algorithm.lower()):
-                wrapped = not between_colons or (len(value) > 1 and value[0] == value[-1] == ":")
-                yield name, known, of_base64(value[1:-1] if between_colons else value) if wrapped else None
+                yield name, known, value, decode
 
 
 def of_hex(text: str) -> str | None:
@@ -104,9 +104,17 @@ def of_hex(text: str) -> str | None:
 
 def of_base64(text: str) -> str | None:
     try:
-        return base64.b64decode(text, validate=True).hex()
+        return base64.b64decode(text.strip(), validate=True).hex()
     except (binascii.Error, ValueError):
         return None
+
+
+def of_bytes_item(text: str) -> str | None:
+    """RFC 8941 3.3.5: base64 between colons."""
+    return of_base64(text[1:-1]) if len(text) > 1 and text[0] == text[-1] == ":" else None
+
+
+LISTS: dict[str, Decode] = {"Repr-Digest": of_bytes_item, "Content-Digest": of_bytes_item, "Digest": of_base64}
 
 
 def check_claims(claims: Mapping[str, str], digests: Mapping[str, str]) -> None:

@@ -236,9 +236,8 @@ def wget(server, path, directory):
     return (directory / path.rpartition("/")[2]).read_bytes()
 
 
-def aged(server, path, seconds):
-    """Makes a model look so old, as a restore that keeps times does."""
-    moment = time.time() - seconds
+def dated(server, path, moment):
+    """Gives a model this date, as a restore that keeps times does."""
     os.utime(server.storage / path / "model", (moment, moment))
 
 
@@ -254,9 +253,10 @@ def test_wget_drops_a_newest_version_that_was_withdrawn(live_server, http, proje
                          ids=["replaced", "restored", "restored from long ago"])
 def test_wget_takes_what_has_replaced_a_model_whatever_its_date(live_server, http, project, tmp_path, before, after):
     path = f"{project}/a/1/m"
+    now = time.time()
     for data, age in ((b"one", before), (b"two", after), (b"six", after + 1)):      # of one size
         http.put(f"{live_server.url}/models/{path}", data=data)
-        aged(live_server, path, age)
+        dated(live_server, path, now - age)
         assert wget(live_server, path, tmp_path) == data
         assert wget(live_server, path, tmp_path) == data
 
@@ -272,7 +272,7 @@ def test_wget_takes_the_second_of_two_models_of_one_second(live_server, http, pr
 def test_wget_takes_nothing_that_it_has_already(start, http, tmp_path):
     server = start()
     http.put(f"{server.url}/models/p/a/1/m", data=b"model")
-    aged(server, "p/a/1/m", 100)
+    dated(server, "p/a/1/m", time.time() - 100)
     assert wget(server, "p/a/1/m", tmp_path) == wget(server, "p/a/1/m", tmp_path) == b"model"
     server.wait_for_log("GET /models/p/a/1/m 304")
 
