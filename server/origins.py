@@ -17,10 +17,11 @@ PREFLIGHT_AGE = "600"   # seconds for which a browser need not ask again; Chromi
 
 def check(request: Request) -> None:
     """Raises Misdirected for a host that is not ours, ForeignOrigin for a write that a page of another origin sent."""
-    scheme, host = seen_by_client(request)
-    check_host(request, host)
+    if request.settings.allowed_hosts:
+        check_host(request)
     if request.method in SAFE or is_allowed(request):
         return
+    scheme, host = seen_by_client(request)
     origin, site = request.header("Origin"), request.header("Sec-Fetch-Site")
     # both: a browser may send one of them alone, and one that contradicts the other is not to be trusted
     if (site is not None and site not in OWN_SITES) or (origin is not None and plain_origin(origin) != f"{scheme}://{host}"):
@@ -30,16 +31,16 @@ def check(request: Request) -> None:
             "publishes this server under another name")
 
 
-def check_host(request: Request, host: str) -> None:
+def check_host(request: Request) -> None:
     """Raises Misdirected unless this is one of MODEL_ALLOWED_HOSTS, with that port or where none is given with any.
 
     A page can have its own name lead to our address (DNS rebinding), and is of our origin then: it has only the name
     to tell it by. RFC 9110 15.5.20.
     """
-    allowed = request.settings.allowed_hosts
-    if not allowed or request.path in OPEN_PATHS or not request.header("Host"):     # no browser leaves it out
+    if request.path in OPEN_PATHS or not request.header("Host"):    # which no browser leaves out
         return
-    if not {host, host_of(host)} & allowed:
+    _, host = seen_by_client(request)
+    if not {host, host_of(host)} & request.settings.allowed_hosts:
         raise Misdirected(f"this server is not {host[:200]!r}: use one of its names, or add that one to "
                           "MODEL_ALLOWED_HOSTS")
 

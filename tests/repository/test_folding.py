@@ -15,7 +15,8 @@ from server.settings import Settings
 
 MINE = "/models/secret/app/1.0.0/baseline"
 # what is on the disk as on the left is found under the names on the right, and called otherwise
-SPELLINGS = ["/models/SECRET/app/1.0.0/baseline", "/models/secret/App/1.0.0/baseline", "/models/secret/app/1.0.0/Baseline"]
+SPELLINGS = ["/models/SECRET/app/1.0.0/baseline", "/models/secret/App/1.0.0/baseline",
+             "/models/secret/app/1.0.0/Baseline"]
 
 
 class Lowered(Folding):

@@ -52,7 +52,7 @@ class Folded(Operations):
         os.unlink(self.real(path))
 
     def rename(self, old, new):
-        if os.path.lexists(self.real(new)) and os.path.isdir(self.real(new)) and os.listdir(self.real(new)):
+        if Path(self.real(new)).is_dir() and os.listdir(self.real(new)):
             raise FuseOSError(errno.ENOTEMPTY)
         os.rename(self.real(old), self.real(new))
 

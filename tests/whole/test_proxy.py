@@ -248,6 +248,13 @@ def test_what_the_server_says_names_what_the_client_asked(front, behind, project
         assert line_of(behind, page.headers["X-Request-Id"])[-1] == "127.0.0.5"
 
 
+def test_a_page_of_the_origin_that_the_proxy_publishes_writes_and_no_other(front, project):
+    url = f"{front.url}/models/{project}/app/1/m"
+    for origin, status in ((front.url, 201), (front.url.replace("https", "http"), 403), ("https://evil.example", 403)):
+        answer = front.session().put(url, data=b"x", headers={"Origin": origin})
+        assert (answer.status_code, answer.headers["X-Content-Type-Options"]) == (status, "nosniff")
+
+
 def test_a_host_that_is_none_gets_json_and_is_in_no_answer(front):
     for path in ("/models/list", "/health", "/nowhere"):
         done = front.curl("-H", 'Host: a"b', "-w", "\n%{http_code}", front.url + path).stdout.decode()
