@@ -16,8 +16,8 @@ from contextlib import suppress
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.samples import CHANGES, EVAL, OS_SYSTEM, PACKED, SAMPLES, mutated, stack_global, text, zipped
-from test_inspection import P4, imports, inspect
+from support.inspected import imports, inspect
+from support.samples import CHANGES, EVAL, OS_SYSTEM, P4, PACKED, SAMPLES, mutated, stack_global, text, zipped
 
 from inspection import formats as inspection
 

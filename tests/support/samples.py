@@ -178,6 +178,7 @@ def legacy_torch(data, magic=0x1950A86A20F9469CFC6C):
     return b"".join(parts) + data + pickle.dumps(["0"], 2) + b"\x80raw"
 
 
+P4 = b"\x80\x04"      # the first opcode of protocol 4
 OS_SYSTEM = b"cposix\nsystem\n(S'id'\ntR."
 TENSOR = (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
           b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQK\x00K\x01\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtR.")
@@ -241,13 +242,9 @@ SAMPLES = {     # name: (bytes, format, details)
         "version": 3, "description": "by hand", "inputs": [{"name": "x", "type": "float32", "shape": [1, -1]}],
         "outputs": [{"name": "y", "type": "int8", "shape": [2]}], "custom_operations": ["FlexReadFile"]}),
     "task": (bundled({"a.tflite": TFLITE, "b.tflite": TFLITE}), "task", {"members": ["a.tflite", "b.tflite"]}),
-    "ort": (flatbuffer(("6", (9, None, "us", *[None] * 4, ([], [], [(), ()], 2, [], ["x"], ["y"]))), b"ORTM"), "ort", {
-        "ort_version": "6", "ir_version": 9, "producer": "us", "nodes": 2, "inputs": ["x"], "outputs": ["y"]}),
-    "executorch": (flatbuffer((0, [("forward", *[None] * 5, [("aten::mm",)], [("XnnpackBackend",)])]), b"ET12"),
-                   "executorch", {"version": 0, "methods": ["forward"], "operators": 1,
-                                  "delegates": ["XnnpackBackend"]}),
-    "catboost": (b"CBM1" + struct.pack("<I", 99) + flatbuffer(("FlabuffersModel_v1", (1, [0], [2, 2], [0, 0]))),
-                 "catboost", {"format_version": "FlabuffersModel_v1", "trees": 2}),
+    "ort": (flatbuffer(("6", (9, None, "us")), b"ORTM"), "ort", {}),
+    "executorch": (flatbuffer((0, [("forward",)]), b"ET12"), "executorch", {}),
+    "catboost": (b"CBM1" + struct.pack("<I", 99) + flatbuffer(("FlabuffersModel_v1",)), "catboost", {}),
     "savedmodel": (field(1, 1) + field(2, field(1, field(4, "serve") + field(5, "2.15.0")) + field(2, NODES + PYTHON)
                                        + field(5, field(1, "serving_default"))), "savedmodel", {
         "tags": ["serve"], "tensorflow_version": "2.15.0", "signatures": ["serving_default"], "nodes": 2}),
