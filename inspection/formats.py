@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 from inspection.archives import HEAD, TFLITE, Contents, Member, contents, kind_of, open_member
 from inspection.flatbuffers import flatbuffer, tflite
 from inspection.headers import MAX_HEADER, MAX_SHOWN, MAX_TEXT, fasttext, ggml, gguf, npy, parsed, safetensors
-from inspection.keras import SUPERBLOCK, hdf5, keras_warnings, skops_warnings, superblock
+from inspection.keras import SUPERBLOCK, has_superblock, hdf5, keras_warnings, skops_warnings
 from inspection.patterns import pattern
 from inspection.pickles import JOBLIB, KNOWN, Found
 from inspection.protobuf import protobuf
@@ -142,8 +142,7 @@ def unsigned(window: Window) -> tuple[str, Details]:
         return found
     with suppress(Malformed):
         return protobuf(window)
-    start = superblock(window)
-    return hdf5(window, start) if start else ("", {})
+    return hdf5(window) if has_superblock(window) else ("", {})
 
 
 def tensors(found: Found) -> Details:

@@ -124,7 +124,7 @@ Part = Window | Packed
 
 # What begins to unpack one stream, and what a byte of it and a byte from it cost, where one that is stored costs 1.
 UNPACKERS: dict[str, tuple[Callable[[], Any], int, int]] = {
-    "gzip": (lambda: zlib.decompressobj(-15), 1, 1),    # the header is read here, as leniently as the gzip module does
+    "gzip": (lambda: zlib.decompressobj(31), 1, 1),     # stricter than the gzip module: the rest counts as damaged
     "zlib": (lambda: zlib.decompressobj(15), 1, 1),
     "deflate": (lambda: zlib.decompressobj(-15), 1, 1),
     "bzip2": (bz2.BZ2Decompressor, 22, 1),
@@ -143,7 +143,7 @@ class Unpacker(io.RawIOBase):
     def __init__(self, packed: Packed) -> None:
         self._source, self._kind = packed, packed.kind
         self._start, self._cost, self._gain = UNPACKERS[packed.kind]
-        self._calls, self._kept, self._bytewise, self._check, self._count = 0, b"", False, 0, 0
+        self._calls, self._kept, self._bytewise = 0, b"", False
         self._begin()
 
     def readable(self) -> bool:
@@ -194,8 +194,6 @@ class Unpacker(io.RawIOBase):
         out: bytes = machine.decompress(data, 1 if self._bytewise else UNPACKED)
         budget.take(len(out) * self._gain)
         self._used -= len(machine.unused_data if machine.eof else getattr(machine, "unconsumed_tail", b""))
-        self._check = zlib.crc32(out, self._check) if self._kind == "gzip" else 0
-        self._count += len(out)
         if machine.eof:
             self._consume()
             self._follow()
@@ -209,14 +207,9 @@ class Unpacker(io.RawIOBase):
 
     def _follow(self) -> None:
         """At the end of a stream: gzip, bzip2 and xz files may follow one another."""
-        if self._kind == "gzip":
-            said = self._packed.read(8)
-            if said != self._check.to_bytes(4, "little") + (self._count % (1 << 32)).to_bytes(4, "little"):
-                self._end()
-                return
-            while self._skip_zeros():   # which the gzip module takes for padding
-                pass
-        elif self._kind == "xz":
+        while self._kind == "gzip" and self._skip_zeros():  # which the gzip module takes for padding
+            pass
+        if self._kind == "xz":
             self._skip_zeros(EMPTY_LZMA)
         if self._kind == "deflate" or not self._packed.peek():
             self._end(damaged=False)
@@ -232,39 +225,25 @@ class Unpacker(io.RawIOBase):
 
     def _next(self) -> None:
         self._source.budget.step(NEXT)
-        self._machine, self._check, self._count = self._start(), 0, 0
+        self._machine = self._start()
+        head = self._packed.read(HEADERS.get(self._kind, 0))
+        if self._kind == "gzip" and len(head) == HEADERS["gzip"]:   # the gzip module overlooks flags without a meaning
+            self._source.damaged |= head[3] > 31
+            head = head[:3] + bytes([head[3] & 31]) + head[4:]
+        elif is_lzma(head):     # a dictionary larger than all that is unpacked is never filled
+            size = min(int.from_bytes(head[1:5], "little"), MAX_BYTES)
+            head = head[:1] + size.to_bytes(4, "little") + head[5:]
         try:
-            if self._kind == "gzip":
-                self._skip_gzip_header()
-            elif self._kind == "xz":
-                head = self._packed.read(LZMA_HEADER)
-                if is_lzma(head):   # a dictionary larger than all that is unpacked is never filled
-                    size = min(int.from_bytes(head[1:5], "little"), MAX_BYTES)
-                    head = head[:1] + size.to_bytes(4, "little") + head[5:]
+            if head:
                 self._machine.decompress(head)
-        except (Malformed, lzma.LZMAError):
+        except UNPACKING_ERRORS:
             self._end()
-
-    def _skip_gzip_header(self) -> None:
-        """RFC 1952 2.3, but for what the gzip module overlooks: the check of the header, flags without a meaning."""
-        head = exactly(self._packed, 10)
-        if not head.startswith(b"\x1f\x8b\x08"):
-            raise Malformed("no gzip file follows")
-        flags = head[3]
-        if flags & 4:
-            skip(self._packed, int.from_bytes(exactly(self._packed, 2), "little"))
-        for _ in range((flags >> 3 & 1) + (flags >> 4 & 1)):    # a name, a comment
-            while (data := self._packed.peek()) and b"\0" not in data:
-                self._packed.read(len(data))
-            self._packed.read(data.find(b"\0") + 1)
-        if flags & 2:
-            exactly(self._packed, 2)
-        self._source.damaged |= flags > 31
 
 
 NEXT = 8            # steps that the beginning of a stream costs
 EMPTY_LZMA = 18     # zeros that are a whole .lzma file of no bytes, so that many of them are many
 LZMA_HEADER = 13    # bytes: properties, size of the dictionary, size of what is packed
+HEADERS = {"gzip": 10, "xz": LZMA_HEADER}   # bytes that are looked at before they are unpacked
 
 
 def is_lzma(head: bytes) -> bool:

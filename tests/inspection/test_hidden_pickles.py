@@ -25,7 +25,7 @@ from inspection import formats as inspection
 
 
 WHOLE = {name for name in PACKED if not re.search(
-    "tar|zip behind|with lzma|before a zip|wrong check$|no meaning|in a zip|xz with a large", name)}
+    "tar|zip behind|with lzma|before a zip|wrong check|no meaning|in a zip|xz with a large", name)}
 WHOLE |= {"joblib of before 0.9.3 in a zip", "lzma in a zip"}
 
 

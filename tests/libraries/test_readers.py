@@ -97,7 +97,7 @@ FILES = {
 }
 
 
-@settings(max_examples=500, deadline=None, derandomize=True,
+@settings(max_examples=200, deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(sorted(FILES)), CHANGES)
 def test_whenever_a_library_comes_to_a_pickle_it_is_refused(readers, name, changes):

@@ -269,7 +269,7 @@ def test_keras_and_hdf5(tmp_path):
     assert inspect(tmp_path / "m.keras") == inspection.Inspection("keras", {"keras_version": keras.__version__})
     model.save(tmp_path / "m.h5")
     assert inspect(tmp_path / "m.h5") == inspection.Inspection("keras", {
-        "container": "hdf5", "keras_version": keras.__version__})
+        "container": "hdf5"})
     model.save_weights(tmp_path / "m.weights.h5")
     assert inspect(tmp_path / "m.weights.h5") == inspection.Inspection("hdf5", {})
     for options in {}, {"userblock_size": 2048}:
@@ -308,4 +308,4 @@ def test_what_keras_runs_or_looks_up_is_told(tmp_path):
     assert "Lambda" in inspect(tmp_path / "fixed.h5").details["warnings"][0]
     with h5py.File(tmp_path / "latest.h5", "w", libver="latest") as file:
         file.attrs["model_config"] = '{"class_name": "Lambda"}'
-    assert "not known" in inspect(tmp_path / "latest.h5").details["warnings"][0]
+    assert "Lambda" in inspect(tmp_path / "latest.h5").details["warnings"][0]
