@@ -8,8 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from inspection import pickles
-from inspection.pickles import Found
+from inspection.found import Found
+from inspection.opcodes import OPERATIONS
+from inspection.pickles import look
 from inspection.reader import (
     UNPACKERS,
     BudgetExceeded,
@@ -133,11 +134,11 @@ def search(part: Part, found: Found, depth: int, members: list[Member]) -> str:
     if kind == "npy":
         with suppress(Malformed):
             if not NUMERIC.fullmatch(array_header(stream)):
-                pickles.look(stream, found, part.budget, lambda: io.BufferedReader(io.BytesIO(b"\0")))
+                look(stream, found, part.budget, lambda: io.BufferedReader(io.BytesIO(b"\0")))
             return kind
         return ""
-    if not head.startswith((b"PK\x03\x04", b"PK\x05\x06")) and head[:1] in pickles.OPERATIONS:
-        pickles.look(stream, found, part.budget, part.stream)
+    if not head.startswith((b"PK\x03\x04", b"PK\x05\x06")) and head[:1] in OPERATIONS:
+        look(stream, found, part.budget, part.stream)
     return kind
 
 

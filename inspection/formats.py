@@ -7,10 +7,10 @@ from typing import Any, BinaryIO
 
 from inspection.archives import HEAD, TFLITE, Contents, Member, contents, kind_of, open_member
 from inspection.flatbuffers import flatbuffer, tflite
+from inspection.found import KNOWN, Found
 from inspection.headers import MAX_HEADER, MAX_SHOWN, MAX_TEXT, fasttext, ggml, gguf, npy, parsed, safetensors
 from inspection.keras import SUPERBLOCK, has_superblock, hdf5, keras_warnings, skops_warnings
 from inspection.patterns import pattern
-from inspection.pickles import JOBLIB, KNOWN, Found
 from inspection.protobuf import protobuf
 from inspection.reader import STEP, UNPACKERS, Budget, BudgetExceeded, Malformed, Window, clip
 from repository.model import Inspection
@@ -23,6 +23,7 @@ FORMATS = ("safetensors", "gguf", "ggml", "onnx", "ort", "pytorch", "pt2", "exec
 MAX_FIELDS = 220_000    # steps for the details, 0.4 s of Python; WORDS of a tokenizer cost one
 MAX_SCRIPT = 1 << 20    # bytes of a file of TorchScript
 MAX_NAMED = 5           # imports that a warning names
+JOBLIB = ("joblib.numpy_pickle.", "sklearn.externals.joblib.numpy_pickle.")    # where scikit-learn had it before 0.23
 
 Details = dict[str, Any]
 SIGNATURES: tuple[tuple[int, bytes, str, Callable[[Window], Details]], ...] = (

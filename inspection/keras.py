@@ -74,7 +74,7 @@ def has_superblock(window: Window) -> bool:
 def hdf5(window: Window) -> tuple[str, dict[str, Any]]:
     """The format and its details: Keras when it has the config of a model.
 
-    Each text of JSON is looked at, whatever attribute it belongs to: how they are laid out is up to who writes the file.
+    Each text of JSON is looked at, whatever attribute it belongs to, as there are many ways to lay them out.
     """
     data = window.head(SEARCHED)
     rest = window.length > SEARCHED

@@ -49,7 +49,7 @@ from support.samples import (
 
 from inspection import formats as inspection
 from inspection import reader
-from inspection.pickles import KNOWN, MAX_IMPORTS
+from inspection.found import KNOWN, MAX_IMPORTS
 from repository.model import Details, ModelKey
 
 # ---- formats
@@ -588,7 +588,8 @@ HOSTILE = {     # name: (what makes it, format)
     "tables in a vector": (lambda: flatbuffer((0, [("", None)] * 20_000), b"TFL3"), "unknown"),
     "configs without end": (lambda: hdf5([("model_config", "{}")]) + b'\0{"class_name"' * 6_000_000, "keras"),
     "one config without end": (lambda: hdf5([("model_config", "{}")]) + b'\0' + b'{"' * 45_000_000, "keras"),
-    "configs that say nothing": (lambda: hdf5([("model_config", "{}")]) + b'\0{"class_name":[]}' * 6_000_000, "unknown"),
+    "configs that say nothing": (
+        lambda: hdf5([("model_config", "{}")]) + b'\0{"class_name":[]}' * 6_000_000, "unknown"),
     "a config of a million objects": (lambda: zipped({
         "metadata.json": b'{"keras_version": "3"}', "config.json": b"[" + b"{}," * 400_000 + b"1]"}), "keras"),
     "spaces before a brace": (lambda: b" " * (100 << 20), "unknown"),

@@ -27,7 +27,7 @@ import pytest
 
 from inspection import formats as inspection
 from inspection import headers, protobuf
-from inspection.pickles import KNOWN
+from inspection.found import KNOWN
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
