@@ -5,7 +5,6 @@ import re
 import struct
 import tarfile
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from inspection.found import Found
@@ -44,15 +43,6 @@ SEALED = ("7z", "zstd", "lz4", "rar", "tar")
 METHODS = {0: "", 8: "deflate", 12: "bzip2"}    # of a zip's members
 NUMERIC = re.compile(   # to the letter as numpy writes it: a dict may name a key twice
     rb"\{'descr': '([<>|=]?[biufcSU][0-9]{1,9})', 'fortran_order': (?:True|False), 'shape': \(([0-9, ]*)\), \} *\n?")
-
-
-@dataclass
-class Contents:
-    """What was found in a file: the container that it is, the names in a zip, what it would unpickle."""
-
-    kind: str = ""
-    members: list["Member"] = field(default_factory=list)
-    found: Found = field(default_factory=Found)
 
 
 class Member(NamedTuple):
@@ -101,18 +91,18 @@ def zfile(head: bytes) -> bytes:
     return head[ZFILE:].removeprefix(b" ") if head.startswith(b"ZF") else b""
 
 
-def contents(window: Window) -> Contents:
-    """What is in a file, as far as the budget goes."""
-    result = Contents(kind_of(window.head(HEAD)))
-    begins = result.kind == "zip"
+def contents(window: Window) -> tuple[str, list[Member], Found]:
+    """The container that a file is, the members of a zip, and what it would unpickle, as far as the budget goes."""
+    kind, members, found = kind_of(window.head(HEAD)), list[Member](), Found()
+    begins = kind == "zip"
     try:
-        result.kind = search(window, result.found, 0, result.members)
+        kind = search(window, found, 0, members)
         behind = Found()    # what stands first decides, but some readers go by what a file ends with
         if not begins and search_zip(window, behind, 0, []):
-            result.found.merge(Found(behind.imports, complete=behind.complete and window.at(4, 4) == TFLITE))
+            found.merge(Found(behind.imports, complete=behind.complete and window.at(4, 4) == TFLITE))
     except BudgetExceeded:
-        result.found.complete = False
-    return result
+        found.complete = False
+    return kind, members, found
 
 
 def search(part: Part, found: Found, depth: int, members: list[Member]) -> str:

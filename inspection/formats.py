@@ -5,10 +5,10 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from inspection.archives import HEAD, TFLITE, Contents, Member, contents, kind_of, open_member
+from inspection.archives import HEAD, TFLITE, Member, contents, kind_of, open_member
 from inspection.flatbuffers import flatbuffer, tflite
 from inspection.found import KNOWN, Found
-from inspection.headers import MAX_HEADER, MAX_SHOWN, MAX_TEXT, fasttext, ggml, gguf, npy, parsed, safetensors
+from inspection.headers import MAX_HEADER, MAX_SHOWN, MAX_TEXT, fasttext, gguf, npy, parsed, safetensors
 from inspection.keras import SUPERBLOCK, has_superblock, hdf5, keras_warnings, skops_warnings
 from inspection.patterns import pattern
 from inspection.protobuf import protobuf
@@ -26,12 +26,18 @@ MAX_NAMED = 5           # imports that a warning names
 JOBLIB = ("joblib.numpy_pickle.", "sklearn.externals.joblib.numpy_pickle.")    # where scikit-learn had it before 0.23
 
 Details = dict[str, Any]
-SIGNATURES: tuple[tuple[int, bytes, str, Callable[[Window], Details]], ...] = (
-    (0, b"GGUF", "gguf", gguf), (0, b"lmgg", "ggml", ggml), (0, b"fmgg", "ggml", ggml), (0, b"tjgg", "ggml", ggml),
-    (0, b"algg", "ggml", ggml), (4, b"TFL3", "tflite", tflite), (4, b"ORTM", "ort", flatbuffer),
-    (4, b"ET12", "executorch", flatbuffer), (0, b"CBM1", "catboost", lambda _: {}),
-    (0, b"\xba\x16\x4f\x2f", "fasttext", fasttext), (0, b"ptrt", "tensorrt", lambda _: {}),
-    (0, b"ftrt", "tensorrt", lambda _: {}))
+
+
+def signed(_: Window) -> Details:
+    """Of a format of which the signature is enough."""
+    return {}
+
+
+SIGNATURES: tuple[tuple[int, tuple[bytes, ...], str, Callable[[Window], Details]], ...] = (
+    (0, (b"GGUF",), "gguf", gguf), (0, (b"lmgg", b"fmgg", b"tjgg", b"algg"), "ggml", signed),
+    (4, (b"TFL3",), "tflite", tflite), (4, (b"ORTM",), "ort", flatbuffer), (4, (b"ET12",), "executorch", flatbuffer),
+    (0, (b"CBM1",), "catboost", signed), (0, (b"\xba\x16\x4f\x2f",), "fasttext", fasttext),
+    (0, (b"ptrt", b"ftrt"), "tensorrt", signed))
 ON_FILES = re.compile(rb"\b(?:torch|ops\.\w+)\.(save|load|from_file|read_file|write_file)\(")   # of TorchScript
 
 
@@ -50,23 +56,23 @@ class PickleRefused(HttpError):
 def inspect(file: BinaryIO, size: int) -> Inspection:
     """What an open file of `size` bytes is; `unknown` at worst. Raises OSError where the file itself fails."""
     with Budget() as budget:
-        found = contents(Window(file, 0, size, budget))
+        kind, members, found = contents(Window(file, 0, size, budget))
     name, details = "", dict[str, Any]()
     with Budget(MAX_FIELDS * STEP) as budget:    # what looking for pickles took is not missing here
         window = Window(file, 0, size, budget)
         try:
-            name, details = recognise(window, window.head(HEAD), found)
+            name, details = recognise(window, kind, members, found)
         except Malformed as error:
             details["error"] = clip(f"it is not what it begins like: {error}", MAX_TEXT)
         except BudgetExceeded:
             details["error"] = "it takes too long to read"
-    if found.found.imports or found.found.pickled:
-        details["imports_found"] = list(found.found.imports)
-    if found.found.persistent_ids and name not in ("pytorch", "pt2"):   # there they are the tensors
+    if found.imports or found.pickled:
+        details["imports_found"] = list(found.imports)
+    if found.persistent_ids and name not in ("pytorch", "pt2"):   # there they are the tensors
         details["persistent_ids"] = True
-    if not found.found.complete:
+    if not found.complete:
         details["complete"] = False
-    warnings = [clip(text, MAX_TEXT) for text in (*beyond_list(found.found), *details.pop("warnings", ()))]
+    warnings = [clip(text, MAX_TEXT) for text in (*beyond_list(found), *details.pop("warnings", ()))]
     if warnings:
         details["warnings"] = warnings[:MAX_SHOWN]
     return Inspection(name or "unknown", details)
@@ -111,9 +117,10 @@ def advice(name: str, pickled: bool) -> str:
     return "take the pickle out of it" if pickled else "upload what is in it, unpacked and whole"
 
 
-def recognise(window: Window, head: bytes, found: Contents) -> tuple[str, Details]:
+def recognise(window: Window, kind: str, members: list[Member], found: Found) -> tuple[str, Details]:
     """The format and its details; raises Malformed for what only begins like it, and BudgetExceeded."""
-    pickle_first = found.found.pickled and not found.kind   # whatever signature stands further on
+    head = window.head(HEAD)
+    pickle_first = found.pickled and not kind   # whatever signature stands further on
     for at, signature, name, details in SIGNATURES:
         if head.startswith(signature, at) and not pickle_first:
             return name, details(window)
@@ -121,17 +128,15 @@ def recognise(window: Window, head: bytes, found: Contents) -> tuple[str, Detail
         return "safetensors", safetensors(window)
     if head.startswith(SUPERBLOCK):
         return hdf5(window)
-    if found.kind == "zip":
-        return zip_format(window, found)
-    pickled = "joblib" if any(name.startswith(JOBLIB) for name in found.found.imports) else "pickle"
-    if found.kind in UNPACKERS:
-        return (pickled, {"compression": found.kind}) if found.found.pickled else (found.kind, {})
-    if found.kind == "npy":
-        return "npy", npy(window)
-    if found.kind:
-        return found.kind, {}
-    if found.found.pickled:
-        return ("pytorch", {"container": "pickles"} | tensors(found.found)) if found.found.torch else (pickled, {})
+    if kind == "zip":
+        return zip_format(window, members, found)
+    pickled = "joblib" if any(name.startswith(JOBLIB) for name in found.imports) else "pickle"
+    if kind in UNPACKERS:
+        return (pickled, {"compression": kind}) if found.pickled else (kind, {})
+    if kind:
+        return kind, npy(window) if kind == "npy" else {}
+    if found.pickled:
+        return ("pytorch", {"container": "pickles"} | tensors(found)) if found.torch else (pickled, {})
     if kind_of(head) == "zip":
         raise Malformed("it is no whole zip")
     return unsigned(window)
@@ -150,10 +155,10 @@ def tensors(found: Found) -> Details:
     return {"tensors": found.tensors, "parameters": found.parameters} if found.tensors else {}
 
 
-def script_warnings(window: Window, found: Contents) -> list[str]:
+def script_warnings(window: Window, members: list[Member]) -> list[str]:
     """What TorchScript runs on files; its text is in the members below code/."""
     calls = set[str]()
-    for member in found.members:
+    for member in members:
         if "/code/" in member.name and member.name.endswith(".py"):
             with suppress(Malformed):
                 text = open_member(window, member).stream().read(MAX_SCRIPT)
@@ -172,9 +177,9 @@ def is_task(window: Window, members: list[Member]) -> bool:
     return False
 
 
-def zip_format(window: Window, found: Contents) -> tuple[str, Details]:
-    names = {member.name: member for member in found.members}
-    last = {member.name.rpartition("/")[2]: member for member in found.members}
+def zip_format(window: Window, members: list[Member], found: Found) -> tuple[str, Details]:
+    names = {member.name: member for member in members}
+    last = {member.name.rpartition("/")[2]: member for member in members}
 
     def read(member: Member | None) -> bytes:
         with suppress(Malformed):
@@ -184,8 +189,10 @@ def zip_format(window: Window, found: Contents) -> tuple[str, Details]:
     if read(last.get("archive_format"))[:3] == b"pt2" or "serialized_exported_program.json" in last:
         return "pt2", {"members": len(names)}
     if "data.pkl" in last:
-        scripted = {"torchscript": True, "warnings": script_warnings(window, found)} if "constants.pkl" in last else {}
-        return "pytorch", {"container": "zip", **tensors(found.found), **scripted}
+        details = {"container": "zip", **tensors(found)}
+        if "constants.pkl" in last:
+            details |= {"torchscript": True, "warnings": script_warnings(window, members)}
+        return "pytorch", details
     with suppress(Malformed, KeyError, TypeError):
         if "schema.json" in names:
             schema = read(names["schema.json"])
@@ -197,6 +204,6 @@ def zip_format(window: Window, found: Contents) -> tuple[str, Details]:
                              "warnings": keras_warnings(read(names["config.json"]), window.budget)}
     if names and all(name.endswith(".npy") for name in names):
         return "npz", {"arrays": [clip(name[:-4], MAX_TEXT) for name in names][:MAX_SHOWN]}
-    if is_task(window, found.members):
+    if is_task(window, members):
         return "task", {"members": [clip(name, MAX_TEXT) for name in names][:MAX_SHOWN]}
-    return "zip", {"members": len(found.members)}
+    return "zip", {"members": len(members)}

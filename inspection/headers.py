@@ -134,21 +134,21 @@ class Gguf:
     """The fields of a GGUF file, from the first on."""
 
     def __init__(self, window: Window) -> None:
-        self._stream, self._budget = window.stream(), window.budget
-        version = exactly(self._stream, 8)[4:]
+        self.stream, self._budget = window.stream(), window.budget
+        version = exactly(self.stream, 8)[4:]
         self.order = ">" if version[:2] == b"\0\0" else "<"     # models for big-endian machines are written like this
         self.version, = struct.unpack(self.order + "I", version)
 
     def scalar(self, code: str) -> Any:
-        return struct.unpack(self.order + code, exactly(self._stream, struct.calcsize("=" + code)))[0]
+        return struct.unpack(self.order + code, exactly(self.stream, struct.calcsize("=" + code)))[0]
 
     def string(self) -> str | None:
         """None for one that is too long to be of interest."""
         self.length = length = self.scalar("Q")     # of the last one that was met
         if length > MAX_STRING:
-            skip(self._stream, length)
+            skip(self.stream, length)
             return None
-        return exactly(self._stream, length).decode("utf-8", "replace")
+        return exactly(self.stream, length).decode("utf-8", "replace")
 
     def value(self, kind: int, nesting: int = 0) -> Any:
         """A number, a string, or None for an array, which is passed over."""
@@ -160,21 +160,16 @@ class Gguf:
             raise Malformed(f"it has a value of type {kind}")
         kind, length = self.scalar("I"), self.scalar("Q")
         if kind in SCALARS:
-            skip(self._stream, length * struct.calcsize("=" + SCALARS[kind]))
-            return None
-        if kind == STRING:
-            self.skip_strings(length)
-            return None
-        for _ in range(length):
-            self._budget.step()
-            self.value(kind, nesting + 1)
+            skip(self.stream, length * struct.calcsize("=" + SCALARS[kind]))
+        elif kind == STRING:    # the words of a tokenizer, of which there may be a million
+            self._budget.step(length // WORDS)
+            for _ in range(length):
+                skip(self.stream, self.scalar("Q"))
+        else:
+            for _ in range(length):
+                self._budget.step()
+                self.value(kind, nesting + 1)
         return None
-
-    def skip_strings(self, count: int) -> None:
-        """The words of a tokenizer, of which there may be a million."""
-        self._budget.step(count // WORDS)
-        for _ in range(count):
-            skip(self._stream, self.scalar("Q"))
 
     def pairs(self, count: int) -> Iterator[tuple[str, Any]]:
         for _ in range(count):
@@ -195,9 +190,6 @@ class Gguf:
             if shape and shape[0] % block:
                 raise Malformed(f"it has a tensor with a row of {shape[0]} numbers, and {name} has blocks of {block}")
             yield name, math.prod(shape), self.scalar("Q") + math.prod(shape) // block * size
-
-    def tell(self) -> int:
-        return self._stream.tell()
 
 
 def gguf(window: Window) -> dict[str, Any]:
@@ -221,7 +213,7 @@ def gguf(window: Window) -> dict[str, Any]:
     alignment = keys.pop("general.alignment", 32)
     if type(alignment) is not int or alignment < 1:
         raise Malformed(f"its tensors are aligned to {alignment!r:.50}")
-    missing = last and file.tell() + -file.tell() % alignment + last - window.length
+    missing = last and (at := file.stream.tell()) + -at % alignment + last - window.length
     if missing > 0 or parameters > MAX_NUMBER:
         raise Malformed(f"its last tensor ends {missing} bytes beyond its end")
     quantisation = FILE_TYPES.get(keys.pop("general.file_type", -1), next(iter(counted(types)), None))
@@ -231,18 +223,13 @@ def gguf(window: Window) -> dict[str, Any]:
             "keys": shown(keys)} | template
 
 
-# ---- fastText, and what came before GGUF
+# ---- fastText
 
 
 def fasttext(window: Window) -> dict[str, Any]:
     numbers = unpack(window, "<19i")
     return {"version": numbers[1], "dimension": numbers[2], "words": numbers[17], "labels": numbers[18],
             "model": {1: "cbow", 2: "skipgram", 3: "supervised"}.get(numbers[9])}
-
-
-def ggml(window: Window) -> dict[str, Any]:
-    magic, version = unpack(window, "<4sI")
-    return {"container": magic[::-1].decode()} | ({} if magic == b"lmgg" else {"version": version})
 
 
 def unpack(window: Window, code: str, at: int = 0) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ number leads to its name; to the name and the tree of the message in it; or to t
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -113,6 +114,20 @@ def protobuf(window: Window) -> tuple[str, dict[str, Any]]:
     raise Malformed("it is no message of a format that is known")
 
 
+def gathered(fields: Iterable[tuple[str, Any]]) -> dict[str, list[Any]]:
+    """All the values of each name."""
+    found = defaultdict[str, list[Any]](list)
+    for name, value in fields:
+        if name:
+            found[name].append(value)
+    return found
+
+
+def last(found: dict[str, list[Any]], *names: str) -> dict[str, Any]:
+    """The last value of those names that there are: of a field that comes twice it counts."""
+    return {name: found[name][-1] for name in names if name in found}
+
+
 # ---- ONNX
 
 
@@ -122,6 +137,16 @@ ELEMENT_TYPES = dict(enumerate((
     "float64", "uint32", "uint64", "complex64", "complex128", "bfloat16", "float8e4m3fn", "float8e4m3fnuz",
     "float8e5m2", "float8e5m2fnuz", "uint4", "int4", "float4e2m1", "float8e8m0", "uint2", "int2", "float6e2m3",
     "float6e3m2")))
+
+
+def onnx_input(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Name, type and shape of an input: ValueInfoProto, and of its TypeProto what is a tensor."""
+    found = gathered(fields)
+    shape = [each.get("size") for each in found["dimension"][:MAX_SHOWN]] if found["shape"] else None
+    kinds = [ELEMENT_TYPES.get(number, f"type {number}") for number in found["type"]]
+    return {"name": "", "type": kinds[-1] if kinds else None, "shape": shape} | last(found, "name")
+
+
 TENSOR: Tree = {13: ("external", {1: "key", 2: "value"}, dict)}
 BODY: Tree = {}         # a graph in an attribute, like a loop's: read for its tensors that are in other files
 NODE: Tree = {HAS: b"location", 5: ("", {5: ("", TENSOR), 6: ("", BODY), 10: ("", TENSOR), 11: ("", BODY)})}
@@ -132,50 +157,27 @@ SHAPE: Tree = {1: ("dimension", {1: "size", 2: "size"}, dict)}
 INPUT: Tree = {1: "name", 2: ("", {1: ("", {1: "type", 2: ("shape", SHAPE)})})}
 MODEL: Tree = {
     1: "ir_version", 2: "producer", 3: "producer_version", 8: ("opset", {1: "domain", 2: "version"}, dict),
-    7: ("", {1: ("node", NODE), 5: ("", WEIGHT), 11: ("input", INPUT, list), 15: ("", SPARSE)}),
+    7: ("", {1: ("node", NODE), 5: ("", WEIGHT), 11: ("input", INPUT, onnx_input), 15: ("", SPARSE)}),
     20: ("", {1: ("", BODY), 2: ("", BODY)}), 25: ("", {7: ("", NODE)})}
 
 
 def onnx(message: Message, end: int, _: Kinds) -> dict[str, Any]:
-    details: dict[str, Any] = {"ir_version": 0, "producer": "", "producer_version": ""}
-    opsets, external, inputs, weights, nodes = dict[str, Any](), dict[str, None](), list[Any](), set[str](), 0
-    for name, value in message.walk(0, end, MODEL):
-        if name in details:
-            details[name] = value
-        elif name == "opset" and len(opsets) < MAX_SHOWN:
-            opsets[str(value.get("domain") or "ai.onnx")] = value.get("version", 0)
-        elif name == "node":
-            nodes += 1
-        elif name == "weight":
-            weights.add(value)
-        elif name == "input" and len(inputs) < MAX_COLLECTED:
-            inputs.append(onnx_input(value))
-        elif name == "external" and value.get("key") == "location" and len(external) < MAX_COLLECTED:
-            external[str(value.get("value"))] = None
-    version = details["ir_version"]
-    if type(version) is not int or not 0 < version <= MAX_IR_VERSION or not opsets:
+    found = gathered(message.walk(0, end, MODEL))
+    details = {"ir_version": 0, "producer": "", "producer_version": ""} | last(
+        found, "ir_version", "producer", "producer_version")
+    version, weights = details["ir_version"], set(found["weight"])
+    if type(version) is not int or not 0 < version <= MAX_IR_VERSION or not found["opset"]:
         raise Malformed("it has no graph")
-    details |= {"opsets": opsets, "nodes": nodes,
-                "inputs": [each for each in inputs if each["name"] not in weights][:MAX_SHOWN]}
+    details["opsets"] = {str(each.get("domain") or "ai.onnx"): each.get("version", 0)
+                         for each in found["opset"][:MAX_SHOWN]}
+    details["nodes"] = len(found["node"])
+    details["inputs"] = [each for each in found["input"] if each["name"] not in weights][:MAX_SHOWN]
+    external = list(dict.fromkeys(
+        str(each.get("value")) for each in found["external"] if each.get("key") == "location"))
     if external:
-        details["external_data"] = list(external)[:MAX_SHOWN]
+        details["external_data"] = external[:MAX_SHOWN]
     return details | {"warnings": [f"its weights are read from {location}, outside the model's folder"
                                    for location in external if outside(location)]}
-
-
-def onnx_input(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Name, type and shape of an input: ValueInfoProto, and of its TypeProto what is a tensor."""
-    result: dict[str, Any] = {"name": "", "type": None, "shape": None}
-    for name, value in fields:
-        if name == "type":
-            value = ELEMENT_TYPES.get(value, f"type {value}")
-        elif name == "shape":
-            value = result["shape"] or []
-        elif name == "dimension":
-            name, value = "shape", [*result["shape"], value.get("size")][:MAX_SHOWN]
-        if name:
-            result[name] = value
-    return result
 
 
 def outside(path: str) -> bool:
@@ -205,22 +207,14 @@ def watched(operations: Iterable[str]) -> list[str]:
 
 def graph(message: Message, end: int, _: Kinds, tree: Tree = GRAPH, also: str = "op") -> dict[str, Any]:
     """Nodes and operations of a graph, and what else is named in the tree; `also` is a field that there must be."""
-    nodes, operations = 0, set[Any]()
-    details, last = dict[str, Any](), dict[str, Any]()
-    for name, value in message.walk(0, end, tree):
-        last[name] = value
-        if name == "node":
-            nodes += 1
-        elif name == "op":
-            operations.add(value)
-        elif name in ("tags", "signatures") and len(details.setdefault(name, [])) < MAX_SHOWN:
-            details[name].append(value)
-        elif name in ("tensorflow_version", "version"):
-            details[name] = value
-    if not {"op", also} <= last.keys() or last.get("schema", 1) != 1 or not all(
+    found = gathered(message.walk(0, end, tree))
+    operations = set(found["op"])
+    if not operations or not found[also] or last(found, "schema") not in ({}, {"schema": 1}) or not all(
             isinstance(name, str) and re.fullmatch(r"\w[\w.>]*", name) for name in operations):
         raise Malformed("it has no graph")
-    return details | {"nodes": nodes, "warnings": watched(operations)}
+    lists = {name: found[name][:MAX_SHOWN] for name in ("tags", "signatures") if found[name]}
+    return lists | last(found, "tensorflow_version", "version") | {
+        "nodes": len(found["node"]), "warnings": watched(operations)}
 
 
 # ---- CoreML and SentencePiece
@@ -240,16 +234,11 @@ PIECE_MODELS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 def coreml(message: Message, end: int, kinds: Kinds) -> dict[str, Any]:
     if max(kinds)[0] < FIRST_KIND:
         raise Malformed("it has no model")
-    details: dict[str, Any] = {"inputs": [], "outputs": []}
-    custom = dict[str, None]()
-    for name, value in message.walk(0, end, COREML):
-        if name == "custom" and len(custom) < MAX_SHOWN:
-            custom[str(value)] = None
-        elif name in ("inputs", "outputs"):
-            details[name] = [*details[name], value.get("name")][:MAX_SHOWN]
-        elif name and name != "custom":
-            details[name] = value
-    return details | {"warnings": [f"native code of its app runs in it, the class {name}" for name in custom]}
+    found = gathered(message.walk(0, end, COREML))
+    custom = list(dict.fromkeys(map(str, found["custom"])))[:MAX_SHOWN]
+    return {name: [each.get("name") for each in found[name]][:MAX_SHOWN] for name in ("inputs", "outputs")} | last(
+        found, "specification_version", "description", "model_version", "author", "license") | {
+        "warnings": [f"native code of its app runs in it, the class {name}" for name in custom]}
 
 
 def sentencepiece(message: Message, _: int, kinds: Kinds) -> dict[str, Any]:
