@@ -5,12 +5,14 @@ import signal
 
 import pytest
 import requests
-from support.common import TestApp
-from support.live import LiveServer, running
 
 from model_server import create_app
 from server.settings import Settings
 from storage import Storage
+
+pytest.register_assert_rewrite("support")   # before the first of them is imported, so that a failure shows its values
+from support.common import TestApp  # noqa: E402
+from support.live import LiveServer, running  # noqa: E402
 
 pytest_plugins = ["support.needs", "support.proxy"]
 

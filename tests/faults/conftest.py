@@ -7,8 +7,6 @@ import pytest
 from support.live import running
 from support.tracing import start_single
 
-pytest.register_assert_rewrite("support.witness")
-
 LONG = 300      # the --rounds of the long version, from which every other count follows
 
 

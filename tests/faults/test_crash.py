@@ -105,7 +105,7 @@ def test_a_crash_while_a_result_is_written_leaves_the_metadata_as_it_was_or_with
         written = known["verified_at"] is not None
         assert written == (call == "fsync" and n > 8), "the mark is first and has seven, then comes metadata.json"
         assert (known["corrupt"], state["status"]) == (written, "degraded" if written else "healthy")
-        assert send(server, "GET", "/models/p/app/1/m").status == (500 if written else 200)
+        assert send(server, "GET", "/models/p/app/1/m").status == (409 if written else 200)
         assert half_models(storage) == []
         assert staged(storage)[-1:] == (["corrupt/p/app/1/m"] if written else []), "which is the mark"
 

@@ -27,7 +27,7 @@ KINDS = ["link to a directory", "link to a file", "link to nothing", "file", "fi
 
 
 def wrapper(directory, *prefix):
-    return ("unshare", "-m", sys.executable, str(Path(__file__).with_name("sandbox.py")), str(directory), *prefix)
+    return ("unshare", "-m", sys.executable, str(ROOT / "tests/support/sandbox.py"), str(directory), *prefix)
 
 
 def everything(path):

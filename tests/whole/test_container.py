@@ -30,7 +30,7 @@ pytestmark = pytest.mark.container
 BASE = "python:3.13-slim"
 RUN = secrets.token_hex(4)      # in the name of everything that is made here, so that nothing else is touched
 IMAGE = f"amr-test-{RUN}"
-PACKAGES = ("repository", "server", "inspection")
+PACKAGES = ("repository", "server", "server/waitress_adapter", "inspection")
 SOURCES = [*ROOT.glob("*.py"), *(path for package in PACKAGES for path in ROOT.glob(f"{package}/*.py"))]
 USER = 10001
 DATA = b"of a model\n" * 100_000
@@ -173,7 +173,7 @@ def test_the_image_says_what_it_is(image):
 def test_what_was_checked_out_with_a_narrow_umask_runs_too(image, tmp_path):
     for path in [*SOURCES, *(ROOT / name for name in ("Dockerfile", ".dockerignore", "requirements.txt"))]:
         copy = tmp_path / path.relative_to(ROOT)
-        copy.parent.mkdir(exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
         copy.chmod(0o600)
     shutil.copyfile(ROOT / "docker-entrypoint.sh", tmp_path / "docker-entrypoint.sh")
@@ -430,7 +430,7 @@ def copy_of_the_project(tmp_path):
     for name in ("Dockerfile", ".dockerignore", "docker-compose.yml", "requirements.txt", "docker-entrypoint.sh"):
         shutil.copy(ROOT / name, project)
     for path in SOURCES:
-        (project / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        (project / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, project / path.relative_to(ROOT))
     shutil.copytree(ROOT / "deploy", project / "deploy")
     return project
