@@ -30,9 +30,10 @@ VOLUME /app/models
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 
-# The slim image has no curl, and a Python for it every few seconds costs more than the server does when it is idle
+# The slim image has no curl, and a Python for it every few seconds costs more than the server does when it is idle.
+# A server that listens on :: alone, or on one address, is not at 127.0.0.1.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=10s --retries=3 CMD ["bash", "-c", \
-    "exec 3<>/dev/tcp/127.0.0.1/${SERVER_PORT:-8000} && printf 'GET /health HTTP/1.0\r\n\r\n' >&3 && read -r -t 8 -u 3 _ status _ && [ \"$status\" = 200 ]"]
+    "for host in 127.0.0.1 ::1 $SERVER_HOST; do { exec 3<>/dev/tcp/$host/${SERVER_PORT:-8000}; } 2>/dev/null && break; done; printf 'GET /health HTTP/1.0\r\n\r\n' >&3 && read -r -t 8 -u 3 _ status _ && [ \"$status\" = 200 ]"]
 
 # The entrypoint drops root by itself, because only root can prepare a directory that Docker has made; hence no USER
 ENTRYPOINT ["sh", "/app/docker-entrypoint.sh"]

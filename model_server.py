@@ -33,21 +33,23 @@ from repository.model import (
     counted,
     describe,
     now,
-    precedence,
     url_of,
     with_url,
 )
+from repository.versions import precedence
 from server import threads
 from server.access import Caller, Refused
 from server.application import Application, Room, Route
 from server.command_line import command
 from server.conditional import check_write, etag_of, read_status
-from server.errors import BadRequest, DigestMismatch, PreconditionFailed, TooLarge, UnsupportedMediaType
+from server.digests import check_claims, claims_of
+from server.envelopes import check_chunks, check_envelope, check_whole
+from server.errors import BadRequest, PreconditionFailed, TooLarge
 from server.listing import list_response
 from server.logs import configure
 from server.metrics import Metrics
 from server.process import open_storage, raise_descriptor_limit, tune
-from server.request import Request, expected_sha256, merged
+from server.request import Request, merged
 from server.responses import Response, file_response, json_response
 from server.settings import VERSION, Settings
 from server.uploads import Body, Upload
@@ -89,16 +91,15 @@ def is_known_healthy(request: Request, store: Storage) -> bool:
 def upload(request: Request, store: Storage, **names: str) -> Response:
     body = request.body
     assert isinstance(body, Upload)
-    digest = body.finish()
+    digests = body.finish()
     assert body.draft
     fields = merged(request.fields.items(), body.fields)
     missing = [name for name in NAME_FIELDS if name not in fields]
     if missing:
         raise BadRequest(f"{', '.join(missing)} missing: give them as query parameters or as form fields")
-    expected = expected_sha256(request.header, fields)
-    if expected and expected != digest:
-        raise DigestMismatch(f"it arrived with sha256 {digest}, not {expected}: nothing was stored, send it again")
-    key = ModelKey(*(fields[name] for name in NAME_FIELDS))
+    check_chunks(fields)
+    check_claims(claims_of(request.header, fields), digests)
+    key, digest = ModelKey(*(fields[name] for name in NAME_FIELDS)), digests["sha256"]
     request.caller.check("create", key.names)   # a form may tell the names after the file
     details = metadata.details_of(fields, body.filename)
     examine = request.services.examine
@@ -164,11 +165,10 @@ def admit_upload(request: Request, store: Storage, **names: str) -> Body:
     request.caller.check("create", known, partly=True)
     store.check_writable(*known)
     metadata.details_of(fields, None)
-    expected_sha256(request.header, fields)
-    if request.header("Content-Range"):     # RFC 9110 14.5: storing a part as the whole would be the worst
-        raise BadRequest("a part of a model cannot be uploaded (Content-Range): send the whole")
-    if (request.header("Content-Encoding") or "identity").lower() != "identity":
-        raise UnsupportedMediaType("the model would be stored compressed: send it without Content-Encoding")
+    claims = claims_of(request.header, fields)
+    check_whole(request.header)
+    check_envelope(request.header, is_form=not names)
+    check_chunks(fields)
     limit = request.settings.max_size
     if limit is not None and request.length > limit + (0 if names else FORM_OVERHEAD):
         raise TooLarge(f"{request.length} bytes are more than the {limit} that this server takes (MODEL_MAX_SIZE)")
@@ -177,7 +177,8 @@ def admit_upload(request: Request, store: Storage, **names: str) -> Body:
     if all(name in fields for name in NAME_FIELDS):
         key = ModelKey(*(fields[name] for name in NAME_FIELDS))
         may_write(request, store, key)(store.find(key))
-    return Upload(store, request.services.intake, None if names else request.header("Content-Type") or "", limit)
+    form = None if names else request.header("Content-Type") or ""
+    return Upload(store, request.services.intake, form, limit, claims)
 
 
 def admit_document(request: Request, store: Storage, **names: str) -> Body:
@@ -238,7 +239,8 @@ def download(request: Request, store: Storage, **names: str) -> Response:
     if pinned is not None and pinned.lower() != opened.model.sha256:
         opened.file.close()
         raise PreconditionFailed(f"the model is not {pinned[:100]} but {opened.model.sha256}")
-    response = file_response(request.method, request.header, opened)
+    direct = opened.model.key.version == request.names["version"]
+    response = file_response(request.method, request.header, opened, dated=direct)
     response.headers += headers
     return response
 

@@ -101,6 +101,7 @@ class Storage:
         if names:
             self._claim()
             with filesystem.own_words(), self._staging.session() as session, self._tree.nearest(*names) as place:
+                self._tree.check_names(*names)
                 if (mount := place.mount()) != session.mount():
                     raise ReadOnly(
                         f"{'/'.join(names)} is on a file system of its own ({mounted_at(mount[1])}), to which no model "

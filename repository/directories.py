@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from repository import filesystem
+from repository.folding import Folding, OtherName
 from repository.model import NAME, NAME_FIELDS, RESERVED_PROJECTS
 
 log = logging.getLogger("model_server.directories")
@@ -199,6 +200,8 @@ class Tree:
         self.top = os.fspath(top)
         # hears of directories below the top that are passed over because they may not be read
         self.unreadable: Callable[[tuple[str, ...], OSError], None] = lambda names, error: None
+        self.linked: Callable[[tuple[str, ...]], None] = lambda names: None     # the same, because they are links
+        self.folding = Folding()
         self._kept: Directory | None = None     # the top; closed when the last one that uses it is done with it
         self._kept_until = 0.0
 
@@ -211,11 +214,18 @@ class Tree:
             top = self._kept = self.reach()
             self._kept_until = now + KEPT
         try:
-            return Directory(self.top, open_beneath(top.descriptor, names, flags))
+            found = Directory(self.top, open_beneath(top.descriptor, names, flags))
+            self.folding.check(top.descriptor, names)
+            return found
         except OSError as error:
             if error.errno == errno.ESTALE:
                 raise FileNotFoundError(errno.ENOENT, "removed through another mount") from error
             raise
+
+    def check_names(self, *names: str) -> None:
+        """Raises OtherName where something stands at these names, as far as they lead, that is not called so."""
+        with self.reach() as top:
+            self.folding.check(top.descriptor, names)
 
     def nearest(self, *names: str) -> Directory:
         """The innermost of these nested directories that is there."""
@@ -235,9 +245,14 @@ class Tree:
             tries -= 1
             directory = Directory(self.top, os.open(self.top, TOP))
             try:
+                top = directory.descriptor
                 for name in names:
                     directory.descend(name, create)
+                self.folding.check(top, names)
                 return directory
+            except OtherName:
+                directory.close()
+                raise
             except OSError as error:
                 with directory:
                     if error.errno in filesystem.IN_THE_WAY:
@@ -251,7 +266,11 @@ class Tree:
         """The directories in one that have a name of ours, in order; none where that is no directory itself."""
         try:
             with self.reach(*names, flags=LISTED) as directory, os.scandir(directory.descriptor) as entries:
-                found = [e.name for e in entries if NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+                named = [entry for entry in entries if NAME.fullmatch(entry.name)]
+                found = [entry.name for entry in named if entry.is_dir(follow_symlinks=False)]
+                for entry in named:
+                    if entry.is_symlink():
+                        self.linked((*names, entry.name))
         except OSError as error:
             if isinstance(error, PermissionError) and names:    # like lost+found, where the top is that of a disk
                 self.unreadable(names, error)

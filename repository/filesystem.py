@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from repository.errors import ModelExists, ReadOnly, StorageFailed, StorageFull
+from repository.folding import OtherName
 from repository.model import Stamp
 
 METADATA = "metadata.json"
@@ -48,6 +49,8 @@ def own_words() -> Iterator[None]:
             raise ReadOnly(READ_ONLY) from error
         if error.errno == errno.EXDEV:
             raise ReadOnly(NO_MOVE) from error
+        if isinstance(error, OtherName):
+            raise ModelExists(f"{error.strerror}: use that one, or another name") from error
         if error.errno in IN_THE_WAY:
             what = error.strerror if isinstance(error, InTheWay) else "a file or a link stands"
             raise ModelExists(f"{what} where a directory should be: remove it") from error

@@ -18,7 +18,8 @@ MAX_CUSTOM = 64         # custom metadata fields, as the contract says
 MAX_DEPTH = 64          # levels of a JSON document; somebody sends thousands to make us recurse
 MAX_FIELD = 8 * 1024    # bytes of any field as it is written, as the contract says
 Verdict = tuple[Stamp, str, bool]   # of a verification: the file that was read, when, whether it is corrupt
-KNOWN_FIELDS = (*NAME_FIELDS, "description", "framework", "sha256")
+MAX_CUSTOM_TEXT = MAX_CUSTOM * MAX_FIELD    # bytes of all custom fields in one JSON object
+KNOWN_FIELDS = (*NAME_FIELDS, "description", "framework", "sha256", "metadata")
 
 
 def described(key: ModelKey, document: Mapping[str, Any], stamp: Stamp, verdict: Verdict | None) -> Model:
@@ -47,11 +48,35 @@ def described(key: ModelKey, document: Mapping[str, Any], stamp: Stamp, verdict:
 
 
 def details_of(fields: Mapping[str, str], filename: str | None) -> Details:
-    """What the fields of an upload say beside the names; raises InvalidMetadata for too many or too long ones."""
-    custom = {name: value for name, value in fields.items() if name not in KNOWN_FIELDS}
+    """What the fields of an upload say beside the names; raises InvalidMetadata for too many or too long ones.
+
+    The field `metadata` is a JSON object of custom fields, which keep their types.
+    """
+    custom: dict[str, Any] = {name: value for name, value in fields.items() if name not in KNOWN_FIELDS}
+    if "metadata" in fields:
+        given = object_of(fields["metadata"])
+        for name in sorted(given.keys() & custom.keys()):
+            if type(given[name]) is not str or given[name] != custom[name]:
+                raise InvalidMetadata(f"{name[:100]!r} is given twice, as a field and in the field metadata, with "
+                                      "different values: give it once")
+        custom = merge(custom, given)
     details = Details(filename, fields.get("description"), fields.get("framework"), custom)
     check_details(details)
     return details
+
+
+def object_of(text: str) -> dict[str, Any]:
+    """The JSON object in the field metadata; raises InvalidMetadata for anything else."""
+    try:
+        if len(written := text.encode()) > MAX_CUSTOM_TEXT:
+            raise ValueError(f"it is longer than {MAX_CUSTOM_TEXT} bytes")
+        document = parse_json(written)
+        if not isinstance(document, dict):
+            raise ValueError("it is something else")
+    except ValueError as error:
+        raise InvalidMetadata('the field metadata must be a JSON object, like {"stage": "prod", "accuracy": 0.93}: '
+                              f"{error}") from error
+    return document
 
 
 def check_details(details: Details) -> None:

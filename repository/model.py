@@ -13,10 +13,6 @@ from repository.errors import InvalidName
 NAME_RULE = "use 1 to 128 of A-Z a-z 0-9 . _ + -, beginning with a letter, digit or _"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
 RESERVED_PROJECTS = frozenset({"list", "upload"})   # the routes /models/list and /models/upload hide them
-SEMVER = re.compile(    # semver.org, "Is there a suggested regular expression"
-    r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
-    r"(?:-((?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)(?:\.(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*))*))?"
-    r"(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?")
 HERE = "\0"             # JSON escapes it, so nothing else that a line holds is one
 Stamp = tuple[int, int, int]    # of a file: inode, size in bytes, mtime in ns, which tell one state of it from another
 
@@ -56,16 +52,6 @@ def check_name(field_name: str, value: str) -> None:
         raise InvalidName(f"{field_name} {value[:200]!r} is not a name: {NAME_RULE}")
     if field_name == "project_id" and value in RESERVED_PROJECTS:
         raise InvalidName(f"project_id {value!r} is taken by a route of this server: choose another")
-
-
-def precedence(version: str) -> tuple[Any, ...]:
-    """Sorts versions: SemVer 2.0 releases (11) over pre-releases over all else, that by runs of digits and letters."""
-    if found := SEMVER.fullmatch(version):
-        release = tuple(int(number) for number in found.group(1, 2, 3))
-        pre = tuple((0, int(x), "") if x.isdigit() else (1, 0, x) for x in (found[4] or "").split(".") if x)
-        return (1 if pre else 2, release, pre, version)
-    runs = tuple((1, int(x), "") if x.isdigit() else (0, 0, x) for x in re.findall("[0-9]+|[A-Za-z]+", version))
-    return (0, runs, (), version)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from repository.tree_index import Signature
 log = logging.getLogger("model_server.storage")
 T = TypeVar("T")
 
+MAX_TOLD = 100          # links that the log tells of; more were put there to fill it
 LOOKS = 50              # how often a reader looks again when a writer moved the directory under it
 
 
@@ -37,6 +38,8 @@ class ModelReader:
         # models and directories that could not be read: nothing that the index compares tells when they can be
         self._unreadable: set[tuple[str, ...]] = set()
         tree.unreadable = self.cannot_read
+        self._links: set[tuple[str, ...]] = set()
+        tree.linked = self.passes_over
 
     def open(self, key: ModelKey) -> OpenModel:
         """Opens the bytes and the metadata of one version; raises ModelNotFound."""
@@ -146,6 +149,13 @@ class ModelReader:
         if names not in self._unreadable:
             self._unreadable.add(names)
             log.warning("%s cannot be read: %s", "/".join(names), error)
+
+    def passes_over(self, link: tuple[str, ...]) -> None:
+        """Tells once of a symbolic link among the directories, which is not followed."""
+        if link[0] != STAGING and link not in self._links and len(self._links) < MAX_TOLD:
+            self._links.add(link)
+            log.warning("%s is a symbolic link, which is never followed, so nothing behind it is served: mount the "
+                        "directory there instead (mount --bind)", "/".join(link))
 
     def changed(self, names: tuple[str, ...]) -> int:
         """When a directory was changed last, in ns; -1 where there is none."""

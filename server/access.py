@@ -1,6 +1,7 @@
 """Who may do what: the file of tokens, who sent a request, and what they may do. No sockets, no models."""
 
 import base64
+import codecs
 import hashlib
 import hmac
 import logging
@@ -137,6 +138,13 @@ def read_tokens(path: Path) -> bytes:
     return text
 
 
+def text_of(written: bytes) -> str:
+    """The text of a file of tokens, which editors of Windows begin with a mark; raises ValueError for UTF-16."""
+    if written.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("it is written in UTF-16: save it as UTF-8")
+    return written.removeprefix(codecs.BOM_UTF8).decode(errors="replace")
+
+
 def parse_line(line: str) -> tuple[str, Caller]:
     fields = line.split(":")
     if len(fields) != 4:
@@ -253,7 +261,7 @@ class Guard:
 
     def _read(self) -> dict[str, Caller]:
         try:
-            return parse_tokens(read_tokens(self._path).decode(errors="replace") if self._path else "")
+            return parse_tokens(text_of(read_tokens(self._path)) if self._path else "")
         except OSError as error:
             raise ValueError(f"MODEL_TOKENS_FILE {self._path} cannot be read as uid {os.geteuid()} "
                              f"({error.strerror}): it holds no secrets, so let that user read it") from error

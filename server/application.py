@@ -21,6 +21,7 @@ from repository.errors import (
     absent,
 )
 from repository.model import check_name
+from server import origins
 from server.access import Refused, guard_of
 from server.errors import (
     STATUS_OF,
@@ -178,6 +179,7 @@ class Application:
 
     def find(self, request: Request) -> Route:
         """The route of a request, which knows its names then; raises HttpError and InvalidName."""
+        origins.check(request)
         route, request.names = find_route(self.routes, request)
         request.route = route.path
         return route
@@ -225,7 +227,7 @@ class Application:
         finally:
             request.body.close()
             request.body.settle()
-        response.headers.append(("X-Request-Id", request.id))
+        response.headers += [("X-Request-Id", request.id), *origins.headers(request)]
         return send(response, environ, start_response, functools.partial(request.log, response.status))
 
     def respond(self, request: Request, route: Route | None) -> Response:

@@ -11,6 +11,7 @@ from server.errors import PreconditionFailed, RangeNotSatisfiable
 Header = Callable[[str], str | None]    # a request's header by name
 ENTITY_TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')     # RFC 9110 8.8.3
 BYTE_RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.IGNORECASE)     # RFC 9110 14.1.2, one range of it
+SECOND = 10**9      # ns, the resolution of an HTTP date
 MAX_DIGITS = 18     # of a position: 10**18 bytes is beyond every file, int() of 5,000 digits raises
 
 
@@ -24,8 +25,15 @@ def etag_of(model: Model) -> str:
     return f'W/"{model.size:x}-{model.mtime_ns:x}-{model.inode:x}"'
 
 
-def last_modified(model: Model) -> datetime:
-    return datetime.fromtimestamp(model.mtime_ns // 1_000_000_000, UTC)
+def last_modified(model: Model, now_ns: int) -> datetime | None:
+    """When it was modified, rounded up to the second; None while that, or the time it tells, cannot be relied on.
+
+    RFC 9110 8.8.2.1: it must not lie in the future. 8.8.2.2: in the second in which it was made, it may be replaced
+    again. So no two models that one name had one after the other are told with one date.
+    """
+    if not 0 <= model.mtime_ns <= now_ns - SECOND:
+        return None
+    return datetime.fromtimestamp(-(-model.mtime_ns // SECOND), UTC)
 
 
 def matches(header: str, etag: str | None, weak: bool) -> bool:
@@ -59,7 +67,11 @@ def check_write(header: Header, *etags: str) -> None:
 
 
 def read_status(header: Header, etag: str, modified: datetime | None) -> int:
-    """200, 304 or 412 for a GET or HEAD, in the order of RFC 9110 13.2.2; dates count where there is one to compare."""
+    """200, 304 or 412 for a GET or HEAD, in the order of RFC 9110 13.2.2; dates count where there is one to compare.
+
+    RFC 9110 13.1.3 lets If-Modified-Since hold for any later date, too. It must be the exact one here: an older version
+    comes back when a newer one is deleted, or a backup restored.
+    """
     wanted, unwanted = header("If-Match"), header("If-None-Match")
     if wanted is not None:
         if not matches(wanted, etag, weak=False):
@@ -68,9 +80,18 @@ def read_status(header: Header, etag: str, modified: datetime | None) -> int:
         return 412
     if unwanted is not None:
         return 304 if matches(unwanted, etag, weak=True) else 200
-    if modified and (since := date_of(header("If-Modified-Since") or "")) and modified <= since:
+    if modified and modified == date_of(header("If-Modified-Since") or ""):
         return 304
     return 200
+
+
+def tells_date(header: Header, modified: datetime | None) -> bool:
+    """Whether an answer may have Last-Modified: not where the client has a later one.
+
+    wget -N compares the dates itself when it gets 200, and keeps what it has if that is of the same size.
+    """
+    since = date_of(header("If-Modified-Since") or "")
+    return modified is not None and not (since and since > modified)
 
 
 # ---- ranges
@@ -98,11 +119,11 @@ def byte_range(header: str, size: int) -> tuple[int, int] | None:
     return first, min(last + 1, size) if found[2] else size
 
 
-def range_holds(header: Header, etag: str, modified: datetime) -> bool:
+def range_holds(header: Header, etag: str, modified: datetime | None) -> bool:
     """Whether If-Range, if there is one, names what is there now. RFC 9110 13.1.5: strongly, a date to the second."""
     condition = header("If-Range")
     if condition is None:
         return True
     if condition.lstrip().startswith(('"', "W/")):
         return matches(condition, etag, weak=False)
-    return date_of(condition) == modified
+    return modified is not None and date_of(condition) == modified

@@ -70,6 +70,18 @@ class MethodNotAllowed(HttpError):
     status = 405
 
 
+class ForeignOrigin(HttpError):
+    """A web page of another origin sent it, from somebody's browser."""
+
+    status = 403
+
+
+class Misdirected(HttpError):
+    """It was sent to a host that this server is not, by the name in it."""
+
+    status = 421
+
+
 class LengthRequired(HttpError):
     status = 411
 

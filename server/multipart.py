@@ -10,6 +10,8 @@ from email.utils import collapse_rfc2231_value
 from typing import TypeVar
 
 from repository import metadata
+from server.charsets import charset_of, decoded, header_text, without_encoded_words
+from server.envelopes import AS_IT_IS
 from server.errors import BadRequest
 
 T = TypeVar("T")
@@ -22,10 +24,12 @@ MAX_PARAMETERS = 64             # of a part's headers: a file name of 255 charac
 MAX_HEADER_LINES = 64           # of a part, one for each such piece; a browser sends two
 MAX_ALL_PARAMETERS = 1024       # of a form, four a part: for each of them the parser reads what follows once more
 MAX_ALL_ESCAPES = 8 * 1024      # percent signs in all headers of a form: a file name of 255 characters has up to 1,020
-CHARSETS = ("", "utf-8", "utf8", "us-ascii", "iso-8859-1")  # RFC 8187 3.2.1; punycode takes the square of the time
+EXTENDED = ("", "utf-8", "utf8", "us-ascii", "iso-8859-1")  # RFC 8187 3.2.1: the charsets of filename*
 MAX_PARTS = 256                 # 64 custom fields and ours, some of them twice
 FEW = 256                       # bytes gathered before they are searched: one by one each would cost as much as all
 MAX_FILENAME = 255              # what a file system takes
+EXTENSION = re.compile(r"(?:\.tar)?\.[^.\s]{1,16}$")     # by which a program tells what a file is
+CHARSET = "_charset_"           # RFC 7578 4.6: the field that tells the charset of all that have none of their own
 LINE_END = re.compile(rb"(--)?[ \t]{0,%d}\r\n" % MAX_PADDING)
 LINE_BEGUN = re.compile(rb"-|(--)?[ \t]{0,%d}\r?" % MAX_PADDING)
 BOUNDARY = re.compile(r"[ -~]{0,%d}[!-~]" % (MAX_BOUNDARY - 1))  # noqa: UP031  like its neighbours
@@ -33,10 +37,11 @@ BOUNDARY = re.compile(r"[ -~]{0,%d}[!-~]" % (MAX_BOUNDARY - 1))  # noqa: UP031  
 
 @dataclass(frozen=True)
 class Part:
-    """Where a part begins: its name, and the name of its file if it has one."""
+    """Where a part begins: its name, the name of its file if it has one, the charset of its text if it tells one."""
 
     name: str
     filename: str | None
+    charset: str | None = None
 
 
 class PartEnd:
@@ -58,6 +63,7 @@ class FormCutter:
         self._state = "preamble"
         self._skipped = 0
         self._parts = self._parameters = self._escapes = 0
+        self.charset: str | None = None     # of headers that are not UTF-8
 
     def feed(self, data: bytes) -> Iterator[Part | memoryview | PartEnd]:
         if len(self._few) + len(data) < FEW:
@@ -134,7 +140,7 @@ class FormCutter:
         if self._escapes > MAX_ALL_ESCAPES:
             raise BadRequest(f"the headers of the form have more than {MAX_ALL_ESCAPES} percent signs: "
                             "send names as UTF-8")
-        return parse_part(block)
+        return parse_part(block, self.charset)
 
     def _skip(self, length: int) -> None:
         self._skipped += length
@@ -148,10 +154,21 @@ class UploadForm:
     def __init__(self, content_type: str) -> None:
         self._cutter = FormCutter(content_type)
         self._part = Part("", None)
-        self._text = b""
+        self._text = bytearray()
         self._file_seen = False
-        self.fields: list[tuple[str, str]] = []
+        self.parts: list[tuple[Part, bytes]] = []   # the fields so far: _charset_ may come behind them
         self.filename: str | None = None
+
+    @property
+    def fields(self) -> list[tuple[str, str]]:
+        """(name, value) of the fields; raises BadRequest for those that are not in the charset they should be in."""
+        return [(part.name, decoded(text, part.charset or self._cutter.charset or "utf-8",
+                                    f"field {part.name[:100]!r}")) for part, text in self.parts]
+
+    @property
+    def pending(self) -> int:
+        """Bytes of the field that is on its way."""
+        return len(self._text)
 
     def feed(self, data: bytes) -> Iterator[memoryview]:
         return self._file_in(self._cutter.feed(data))
@@ -170,22 +187,40 @@ class UploadForm:
             elif isinstance(event, memoryview) and in_file:
                 yield event
             elif isinstance(event, memoryview):
-                self._text += event
-                if len(self._text) > metadata.MAX_FIELD:
-                    raise BadRequest(f"field {self._part.name[:100]!r} is longer than {metadata.MAX_FIELD} bytes; "
-                                    "the model itself comes in the part named 'file'")
+                self._keep(event)
             elif not in_file:
-                try:
-                    self.fields.append((self._part.name, self._text.decode()))
-                except UnicodeDecodeError as error:
-                    raise BadRequest(f"field {self._part.name[:100]!r} is not UTF-8") from error
+                self._end(self._part, bytes(self._text))
 
     def _begin(self, part: Part) -> None:
         if part.name == "file":
             if self._file_seen:
                 raise BadRequest("the form has two parts named 'file': one upload is one model")
             self._file_seen, self.filename = True, part.filename or None
-        self._part, self._text = part, b""
+        elif part.filename:
+            raise BadRequest(f"the form has a file {part.filename[:100]!r} in the part {part.name[:100]!r}: one upload "
+                             "is one model, in the part named 'file'; send fields without a file name")
+        elif part.name == "metadata" and any(seen.name == part.name for seen, _ in self.parts):
+            raise BadRequest("the form has two parts named 'metadata': give it once")   # each may be long
+        self._part, self._text = part, bytearray()
+
+    def _keep(self, text: memoryview) -> None:
+        if self._part.filename is not None:
+            raise BadRequest(f"the form has a file in the part {self._part.name[:100]!r}: one upload is one model, in "
+                             "the part named 'file'")
+        self._text += text
+        most = metadata.MAX_CUSTOM_TEXT if self._part.name == "metadata" else metadata.MAX_FIELD
+        if len(self._text) > most:
+            raise BadRequest(f"field {self._part.name[:100]!r} is longer than {most} bytes; the model "
+                             "itself comes in the part named 'file'")
+
+    def _end(self, part: Part, text: bytes) -> None:
+        if part.name == CHARSET:
+            charset = charset_of(text.decode("latin-1"))
+            if self._cutter.charset not in (None, charset):
+                raise BadRequest(f"{CHARSET} is given twice, with different values: give it once")
+            self._cutter.charset = charset
+        elif part.filename is None:     # else it is what a browser sends where no file was chosen
+            self.parts.append((part, text))
 
 
 def from_headers(text: str, ask: Callable[[Message], T]) -> T:
@@ -208,29 +243,31 @@ def boundary_of(content_type: str) -> bytes:
 
 
 def parameters_of(headers: Message, header: str) -> dict[str, str]:
-    """The parameters of a header by their names in lower case, of two with one name the first; raises BadRequest."""
+    """The parameters of a header by their names in lower case, of two with one name the first; raises BadRequest.
+
+    RFC 6266 4.3: `filename*` wins over `filename`, in either order.
+    """
     found: dict[str, str] = {}
-    for name, value in headers.get_params([], header)[1:]:
+    given = headers.get_params([], header)[1:]
+    for name, value in sorted(given, key=lambda pair: not isinstance(pair[1], tuple)):
         charset = value[0] or "" if isinstance(value, tuple) else ""
-        if charset.lower() not in CHARSETS:
+        if charset.lower() not in EXTENDED:
             raise BadRequest(f"a part has a name in {charset[:50]!r}: send it as UTF-8")
-        found.setdefault(name.lower(), collapse_rfc2231_value(value))
+        text = collapse_rfc2231_value(value)
+        found.setdefault(name.lower(), text if isinstance(value, tuple) else without_encoded_words(text))
     return found
 
 
-def parse_part(block: bytes) -> Part:
-    """The headers of one part, without their last CRLF; raises BadRequest."""
+def parse_part(block: bytes, charset: str | None = None) -> Part:
+    """The headers of one part, without their last CRLF; `charset` is the form's. Raises BadRequest."""
     if re.search(rb"[\r\n\0]", block.replace(b"\r\n", b"")):
         raise BadRequest("a part has a bare CR, LF or NUL in its headers")
-    try:
-        text = block.decode()
-    except UnicodeDecodeError:
-        text = block.decode("latin-1")
-    kind, said, typed, encoding, defects = from_headers(text, lambda headers: (
+    kind, said, typed, encodings, partial, defects = from_headers(header_text(block, charset), lambda headers: (
         headers.get_content_disposition(),
         parameters_of(headers, "content-disposition"),
         parameters_of(headers, "content-type"),
-        str(headers.get("Content-Transfer-Encoding", "binary")).strip().lower(),
+        (lowered(headers, "Content-Transfer-Encoding", "binary"), lowered(headers, "Content-Encoding", "identity")),
+        "Content-Range" in headers,
         # Python 3.11.2 misses the inner parts of a multipart part even where it is given headers alone
         [defect for defect in headers.defects if not isinstance(defect, MultipartInvariantViolationDefect)],
     ))
@@ -238,13 +275,29 @@ def parse_part(block: bytes) -> Part:
         raise BadRequest(f"the headers of a part are broken: {type(defects[0]).__name__}")
     if kind != "form-data" or not (name := said.get("name")):
         raise BadRequest('a part lacks its Content-Disposition: form-data; name="…"')
-    if encoding not in ("binary", "8bit", "7bit"):     # RFC 7578 4.7: not to be used; storing it encoded would be worse
-        raise BadRequest(f"a part comes with Content-Transfer-Encoding {encoding[:50]!r}: send the bytes as they are")
+    if encodings[0] not in AS_IT_IS or encodings[1] != "identity" or partial:
+        # RFC 7578 4.7 and 4.8: not to be used; storing it encoded, or as the whole, would be worse
+        raise BadRequest("a part comes with Content-Transfer-Encoding, Content-Encoding or Content-Range: send the "
+                         "whole, and the bytes as they are")
     filename = said.get("filename", typed.get("name"))  # the name in the Content-Type is how RFC 1341 had it
-    return Part(name.replace("%22", '"'), None if filename is None else clean_filename(filename.strip()))
+    own = typed.get("charset")
+    return Part(name.replace("%22", '"'), None if filename is None else clean_filename(filename.strip()),
+                None if own is None or name == "file" else charset_of(own))
+
+
+def lowered(headers: Message, name: str, default: str) -> str:
+    return str(headers.get(name, default)).strip().lower()
 
 
 def clean_filename(filename: str) -> str:
-    """The last part of the path a browser may send; curl and browsers write a quote as %22."""
+    """The last part of the path a browser may send; curl and browsers write a quote as %22.
+
+    One that is too long for a file system is cut, and keeps its extension.
+    """
     name = re.split(r"[/\\]", filename.replace("%22", '"'))[-1]
-    return "".join(c for c in name if c.isprintable())[:MAX_FILENAME]
+    name = "".join(c for c in name if c.isprintable())
+    if len(name) <= MAX_FILENAME:
+        return name
+    found = EXTENSION.search(name[-2 * MAX_FILENAME:])
+    extension = found[0] if found else ""
+    return name[:MAX_FILENAME - len(extension)] + extension

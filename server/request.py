@@ -1,6 +1,5 @@
 """A request, what it says, and its line in the log."""
 
-import base64
 import functools
 import json
 import logging
@@ -11,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, quote
 
-from repository import metadata
 from repository.model import Inspection
 from server.access import EVERYBODY, Names
 from server.errors import BadRequest
 from server.metrics import Metrics
 from server.settings import Settings
-from server.uploads import Body, Intake
+from server.uploads import Body, Intake, Upload
 from server.verifier import Verifier
 
 audit = logging.getLogger("audit")
@@ -107,8 +105,10 @@ class Request:
     def log(self, status: int, sent: int) -> None:
         """Tells the log and the metrics of the request when its answer is over."""
         seconds, received = time.monotonic() - self.body.started, self.body.received
+        uploads = isinstance(self.body, Upload) or self.method == "PUT"     # of which some are empty
         access.info("%s %s %d %d %.1f %s %s", as_field(self.method, MAX_LOGGED_METHOD),
-                    as_field(self.path, MAX_LOGGED_PATH), status, received or sent, seconds * 1000, self.id,
+                    as_field(self.path, MAX_LOGGED_PATH), status, received if uploads else received or sent,
+                    seconds * 1000, self.id,
                     as_field(self.environ.get("REMOTE_ADDR") or "-", MAX_LOGGED_ADDRESS))
         method = self.method if self.method in METHODS else "other"     # a label may not have values without end
         self.services.metrics.count(self.route, method, status, seconds, received, sent)
@@ -139,20 +139,3 @@ def merged(*pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
         if fields.setdefault(name, value) != value:
             raise BadRequest(f"{name[:100]!r} is given twice, with different values: give it once")
     return fields
-
-
-def expected_sha256(header: Callable[[str], str | None], fields: dict[str, str]) -> str | None:
-    """The digest a client vouches for, in hex, from its headers and the field sha256; raises BadRequest."""
-    claims = {claim.strip().lower() for claim in (header("X-Checksum-Sha256"), fields.get("sha256")) if claim}
-    for name in ("Repr-Digest", "Content-Digest"):     # RFC 9530 2 and 3; other algorithms may be ignored
-        for encoded in re.findall(r"(?:^|,)\s*sha-256=([^,;\s]*)", header(name) or ""):
-            try:
-                claims.add(base64.b64decode(encoded[1:-1], validate=True).hex() if encoded[:1] == ":" else encoded)
-            except ValueError:
-                claims.add(encoded)
-    for claim in claims:
-        if not metadata.SHA256.fullmatch(claim):
-            raise BadRequest(f"{claim[:100]!r} is not a SHA-256: 64 hex digits, or sha-256=:<base64>: in Repr-Digest")
-    if len(claims) > 1:
-        raise BadRequest(f"the request claims different digests: {', '.join(sorted(claims))}")
-    return claims.pop() if claims else None

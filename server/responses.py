@@ -5,6 +5,7 @@ Functions of header values and sizes; the one that touches a file seeks it and h
 
 import base64
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,10 +16,13 @@ from urllib.parse import quote
 
 from repository.model import Model
 from repository.reading import OpenModel
-from server.conditional import Header, byte_range, etag_of, last_modified, range_holds, read_status
+from server.conditional import Header, byte_range, etag_of, last_modified, range_holds, read_status, tells_date
 from server.errors import PreconditionFailed
 from server.multipart import clean_filename
 
+# Loaders take archives only under these types, KServe's for one. By the name and not by the bytes: a .pt is a zip, too.
+ARCHIVES = {".zip": "application/zip", ".tar": "application/x-tar", ".tar.gz": "application/gzip",
+            ".tgz": "application/gzip"}
 SEND_BLOCK = 256 * 1024     # one read of a file where the server below cannot send files itself
 
 
@@ -55,14 +59,18 @@ def content_disposition(filename: str) -> str:
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
 
 
+def type_of(model_name: str) -> str:
+    name = model_name.lower()
+    return next((kind for suffix, kind in ARCHIVES.items() if name.endswith(suffix)), "application/octet-stream")
+
+
 def file_headers(model: Model) -> list[tuple[str, str]]:
     # cleaned again: metadata.json may have been put there by hand
     filename = clean_filename(model.details.filename or "") or model.key.model_name
     headers = [
-        ("Content-Type", "application/octet-stream"),
+        ("Content-Type", type_of(model.key.model_name)),
         ("Accept-Ranges", "bytes"),
         ("ETag", etag_of(model)),
-        ("Last-Modified", format_datetime(last_modified(model), usegmt=True)),
         ("Cache-Control", "no-cache"),      # a name may get other bytes: ask, the ETag makes it cheap
         ("Content-Disposition", content_disposition(filename)),
     ]
@@ -76,15 +84,22 @@ def file_headers(model: Model) -> list[tuple[str, str]]:
     return headers
 
 
-def file_response(method: str, header: Header, opened: OpenModel) -> Response:
-    """The whole model, a range of it, or what the request's conditions make of it; closes what it does not send."""
+def file_response(method: str, header: Header, opened: OpenModel, dated: bool = True) -> Response:
+    """The whole model, a range of it, or what the request's conditions make of it; closes what it does not send.
+
+    Not `dated` is what one URL has of several models by turns: a date would be no validator of it.
+    """
     model, file = opened.model, opened.file
     with ExitStack() as undo:
         undo.callback(file.close)
-        etag, modified, headers = etag_of(model), last_modified(model), file_headers(model)
+        etag, headers = etag_of(model), file_headers(model)
+        modified = last_modified(model, time.time_ns()) if dated else None
+        if modified and tells_date(header, modified):
+            headers.append(("Last-Modified", format_datetime(modified, usegmt=True)))
         status = read_status(header, etag, modified)
         if status == 412:
-            raise PreconditionFailed(f"the model is {etag}, last modified {modified:%Y-%m-%d %H:%M:%S} UTC")
+            when = f", last modified {modified:%Y-%m-%d %H:%M:%S} UTC" if modified else ""
+            raise PreconditionFailed(f"the model is {etag}{when}")
         if status == 304:
             return Response(304, [(name, value) for name, value in headers if not name.startswith("Content-")])
         wanted = None

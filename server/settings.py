@@ -8,6 +8,9 @@ from pathlib import Path
 
 VERSION = "1.0.0"     # of the server: CHANGELOG.md and the Dockerfile have it too, and a test compares them
 SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)", re.IGNORECASE)
+ORIGIN = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+NAME_OF_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
 
 
@@ -28,6 +31,8 @@ class Settings:
     tokens_file: Path | None = None
     anonymous: str | None = None    # all, read or none; None: none where there is a tokens file, else all
     allowed_formats: frozenset[str] = frozenset()   # empty: any
+    allowed_origins: frozenset[str] = frozenset()   # of web pages that may use this server, beside its own
+    allowed_hosts: frozenset[str] = frozenset()     # that a client may take this server for; empty: any
     pickle: str = "allow"       # or known, deny: see inspection.room
 
     @classmethod
@@ -51,6 +56,9 @@ class Settings:
             tokens_file=Path(tokens) if tokens else None,
             anonymous=anonymous,
             allowed_formats=words_of(env.get("MODEL_ALLOWED_FORMATS", "")),
+            allowed_origins=frozenset(map(plain_origin, matching(
+                env, "MODEL_ALLOWED_ORIGINS", ORIGIN, "origins like https://example.org"))),
+            allowed_hosts=matching(env, "MODEL_ALLOWED_HOSTS", NAME_OF_HOST, "host names like models.example.org"),
             pickle=one_of(env, "MODEL_PICKLE", "allow", "known", "deny"),
         )
 
@@ -66,6 +74,21 @@ def one_of(env: Mapping[str, str], name: str, *values: str) -> str:
 def words_of(text: str) -> frozenset[str]:
     """The words between commas; which of them there are is for the room to say that knows them."""
     return frozenset(word.strip() for word in text.split(",")) if text else frozenset()
+
+
+def matching(env: Mapping[str, str], name: str, pattern: re.Pattern[str], kind: str) -> frozenset[str]:
+    """The words between commas, in lower case; raises ValueError for one that is not of this pattern."""
+    words = words_of(env.get(name, "").lower())
+    for word in words:
+        if not pattern.fullmatch(word):
+            raise ValueError(f"{name} has {word!r} in it: set it to {kind}, with commas between them")
+    return words
+
+
+def plain_origin(origin: str) -> str:
+    """An origin as browsers write it: in lower case, without the port that its scheme has anyway (RFC 6454 6.2)."""
+    origin = origin.strip().lower()
+    return origin.removesuffix(DEFAULT_PORTS.get(origin.partition("://")[0], ""))
 
 
 def whole_number(env: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:

@@ -1,15 +1,14 @@
 """A body on its way to a draft: written and hashed while it arrives, refused as early as can be."""
 
-import hashlib
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from repository import metadata
 from repository.errors import StoreError
+from server.digests import Hashes
 from server.errors import BadRequest, TooLarge
 from server.multipart import MAX_PART_HEADERS, UploadForm
 from server.process import trim
@@ -146,16 +145,18 @@ class Body:
 class Upload(Body):
     """One model on its way in: a form's file part or a raw body, written to a draft and hashed while it arrives.
 
-    `content_type` is the form's, None for a raw body; `limit` is the largest model in bytes.
+    `content_type` is the form's, None for a raw body; `limit` is the largest model in bytes; `algorithms` are those of
+    the digests that are wanted beside its SHA-256, see digests.SIZES.
     """
 
-    def __init__(self, store: Storage, intake: Intake, content_type: str | None, limit: int | None) -> None:
+    def __init__(self, store: Storage, intake: Intake, content_type: str | None, limit: int | None,
+                 algorithms: Iterable[str] = ()) -> None:
         super().__init__(limit=limit)
         self._store, self._intake = store, intake
         self._form = None if content_type is None else UploadForm(content_type)
         self.step = BLOCK if self._form is None else STEP
         self._closed = self._paused = False
-        self._digest = hashlib.sha256()
+        self._digests = Hashes(algorithms)
         self._backlog = self._size = self._written = self._hashed = 0
         self._writes, self._hashes = Lane(intake, Upload._write), Lane(intake, Upload._hash)
         self._gathered: list[memoryview] = []   # and then what is in _small
@@ -178,14 +179,15 @@ class Upload(Body):
         for block in self._form.feed(bytes(data)):
             self._keep(block)
         self._beside += len(data) - (self._size - before)
-        for name, value in self._form.fields[self._fields_counted:]:
+        for part, text in self._form.parts[self._fields_counted:]:
             self._fields_counted += 1
-            self._fields_held += sys.getsizeof(name) + sys.getsizeof(value)
+            self._fields_held += sys.getsizeof(part.name) + sys.getsizeof(text)
 
     @property
     def held(self) -> int:
         # blocks of the model have a budget of their own; of what ends a form nothing is kept
-        return min(self._beside, self._fields_held + metadata.MAX_FIELD + MAX_PART_HEADERS)
+        text = self._form.pending if self._form else 0
+        return min(self._beside, self._fields_held + text + MAX_PART_HEADERS)
 
     def _keep(self, block: memoryview) -> None:
         self._size += len(block)
@@ -229,7 +231,7 @@ class Upload(Body):
 
     def _hash(self, batch: list[memoryview]) -> None:
         for block in () if self._closed or self.refusal else batch:
-            self._digest.update(block)
+            self._digests.update(block)
         self._advance(hashed=sum(map(len, batch)))
 
     def _advance(self, written: int = 0, hashed: int = 0) -> None:
@@ -259,8 +261,8 @@ class Upload(Body):
     def filename(self) -> str | None:
         return self._form.filename if self._form else None
 
-    def finish(self) -> str:
-        """The SHA-256 of the model in hex, all of it written; raises what was wrong with the body."""
+    def finish(self) -> dict[str, str]:
+        """The digests of the model in hex by algorithm, all of it written; raises what was wrong with the body."""
         if self._form is not None and self.refusal is None:
             for block in self._form.finish():
                 self._keep(block)
@@ -269,7 +271,7 @@ class Upload(Body):
         if self.refusal:
             raise self.refusal
         self.draft = self.draft or self._store.draft()  # of an empty file nothing was written
-        return self._digest.hexdigest()
+        return self._digests.digests()
 
     def close(self) -> None:
         if not self._closed:

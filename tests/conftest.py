@@ -14,7 +14,7 @@ pytest.register_assert_rewrite("support")   # before the first of them is import
 from support.common import TestApp  # noqa: E402
 from support.live import LiveServer, running  # noqa: E402
 
-pytest_plugins = ["support.needs", "support.proxy"]
+pytest_plugins = ["support.needs", "support.proxy", "support.site"]
 
 
 @pytest.fixture

@@ -414,6 +414,17 @@ def test_a_token_may_have_several_lines_and_a_name_several_tokens():
     assert {caller.name for caller in found.values()} == {"n"}
 
 
+def test_a_file_that_an_editor_of_windows_wrote_works_or_says_why_not(make_app, tokens):
+    path = tokens()
+    path.write_bytes(b"\xef\xbb\xbf" + line("t", "read", "p").encode())     # UTF-8 with a BOM
+    make_app(tokens_file=path).get("/models/p", headers=bearer("t"), status=200)
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        mark = b"" if encoding == "utf-16" else "\ufeff".encode(encoding)
+        path.write_bytes(mark + line("t", "read", "p").encode(encoding))
+        with pytest.raises(ValueError, match="UTF-16: save it as UTF-8"):
+            make_app(tokens_file=path)
+
+
 def test_the_file_is_read_again_when_it_changes(guarded, tokens, caplog):
     app, path = guarded(line("t", "read", "p")), tokens(line("t", "read", "p"))
     caplog.set_level("INFO")

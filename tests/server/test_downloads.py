@@ -4,8 +4,10 @@ import base64
 import os
 import re
 import socket
+import subprocess
 import time
 from collections import namedtuple
+from email.utils import format_datetime
 from urllib.parse import quote, unquote
 
 import pytest
@@ -13,7 +15,8 @@ import requests
 from support.common import TestApp, sha256
 
 from model_server import create_app
-from server.conditional import byte_range, matches, read_status
+from repository.model import Details, Model, ModelKey
+from server.conditional import byte_range, last_modified, matches, read_status
 from server.errors import RangeNotSatisfiable
 from server.settings import Settings
 from storage import Storage
@@ -133,7 +136,8 @@ CONDITIONS = [
     ({"If-None-Match": ETAG}, 304), ({"If-None-Match": "*"}, 304), ({"If-None-Match": f"W/{ETAG}"}, 304),
     ({"If-None-Match": f'"x", W/"y", {ETAG}'}, 304), ({"If-None-Match": f'"a,b",{ETAG}'}, 304),
     ({"If-None-Match": '"x"'}, 200), ({"If-None-Match": "nonsense"}, 200), ({"If-None-Match": '"' * 2000}, 200),
-    ({"If-Modified-Since": SAME}, 304), ({"If-Modified-Since": LATER}, 304), ({"If-Modified-Since": EARLIER}, 200),
+    ({"If-Modified-Since": SAME}, 304), ({"If-Modified-Since": LATER}, 200), ({"If-Modified-Since": EARLIER}, 200),
+    # the exact date alone: an older version may have come back
     ({"If-Modified-Since": "Tuesday, 02-Jan-24 03:04:05 GMT"}, 304),            # RFC 9110 5.6.7: the two obsolete forms
     ({"If-Modified-Since": "Tue Jan  2 03:04:05 2024"}, 304),
     ({"If-Unmodified-Since": SAME}, 200), ({"If-Unmodified-Since": LATER}, 200),
@@ -144,8 +148,8 @@ CONDITIONS = [
     ({"If-Match": '"x"', "If-None-Match": ETAG}, 412),
     ({"If-Match": ETAG, "If-None-Match": ETAG}, 304),
     ({"If-Unmodified-Since": EARLIER, "If-None-Match": ETAG}, 412),
-    ({"If-Unmodified-Since": LATER, "If-Modified-Since": LATER}, 304),
-    ({"If-None-Match": '"x"', "If-Modified-Since": LATER}, 200),
+    ({"If-Unmodified-Since": LATER, "If-Modified-Since": SAME}, 304),
+    ({"If-None-Match": '"x"', "If-Modified-Since": SAME}, 200),
     ({"If-None-Match": ETAG, "If-Modified-Since": EARLIER}, 304),
     ({"If-None-Match": ETAG, "Range": "bytes=0-0"}, 304),
     ({"If-None-Match": ETAG, "Range": "bytes=100-"}, 304),
@@ -187,6 +191,90 @@ def test_the_pure_functions_take_weak_and_missing_tags():
     assert not matches("*", None, weak=True)
     assert not matches('"a"', None, weak=True)
     assert read_status({}.get, '"a"', None) == 200
+
+
+@pytest.mark.parametrize(("mtime_ns", "now_ns", "told"), [
+    (MODIFIED * 10**9,          (MODIFIED + 1) * 10**9,     SAME),
+    (MODIFIED * 10**9 + 1,      (MODIFIED + 2) * 10**9,     LATER),     # rounded up
+    (MODIFIED * 10**9,          (MODIFIED + 1) * 10**9 - 1, None),      # it may be replaced within this second
+    (MODIFIED * 10**9,          0,                          None),      # RFC 9110 8.8.2.1: none in the future
+    (253_402_300_800 * 10**9,   MODIFIED * 10**9,           None),      # the year 10000
+    (10**30,                    MODIFIED * 10**9,           None),
+    (-1,                        MODIFIED * 10**9,           None),      # before 1970
+    (0,                         MODIFIED * 10**9,           "Thu, 01 Jan 1970 00:00:00 GMT"),
+])
+def test_a_date_is_told_when_it_can_be_relied_on(mtime_ns, now_ns, told):
+    model = Model(ModelKey("p", "a", "1", "m"), 1, None, Details(), None, None, mtime_ns=mtime_ns)
+    found = last_modified(model, now_ns)
+    assert (found and format_datetime(found, usegmt=True)) == told
+
+
+@pytest.mark.parametrize("moment", [-1, -10**10, 2**32, 4_000_000_000, 253_402_300_800, 10**12])
+def test_a_model_of_an_impossible_time_is_served_without_a_date(app, store, moment):
+    path = "/models/dl/time/1/m"
+    app.put(path, b"x", status=201)
+    os.utime(store.root / path.removeprefix("/models/") / "model", (moment, moment))
+    got = app.get(path, headers={"If-Modified-Since": SAME, "If-Unmodified-Since": EARLIER}, status=200)
+    assert "Last-Modified" not in got.headers
+    app.get(path + "/info", status=200)
+    app.get("/models/list", status=200)
+
+
+def test_a_date_is_not_told_to_who_has_a_later_one(fetch):
+    assert "Last-Modified" not in fetch(PATH, If_Modified_Since=LATER).headers
+    assert fetch(PATH, If_Modified_Since=EARLIER).headers["Last-Modified"] == SAME
+    assert fetch(PATH, If_Modified_Since=SAME).headers["Last-Modified"] == SAME
+
+
+# ---- wget -N
+
+
+def wget(server, path, directory):
+    """The model as wget -N leaves it, which had one from before or not."""
+    done = subprocess.run(["wget", "-q", "-N", f"{server.url}/models/{path}"], cwd=directory, timeout=30)
+    assert done.returncode == 0
+    return (directory / path.rpartition("/")[2]).read_bytes()
+
+
+def aged(server, path, seconds):
+    """Makes a model look so old, as a restore that keeps times does."""
+    moment = time.time() - seconds
+    os.utime(server.storage / path / "model", (moment, moment))
+
+
+def test_wget_drops_a_newest_version_that_was_withdrawn(live_server, http, project, tmp_path):
+    for version, data in (("1.0.0", b"old"), ("2.0.0", b"bad")):
+        http.put(f"{live_server.url}/models/{project}/a/{version}/m", data=data)
+    assert wget(live_server, f"{project}/a/latest/m", tmp_path) == b"bad"
+    http.delete(f"{live_server.url}/models/{project}/a/2.0.0/m")
+    assert wget(live_server, f"{project}/a/latest/m", tmp_path) == b"old"
+
+
+@pytest.mark.parametrize(("before", "after"), [(100, 10), (10, 100), (10, 10_000_000)],
+                         ids=["replaced", "restored", "restored from long ago"])
+def test_wget_takes_what_has_replaced_a_model_whatever_its_date(live_server, http, project, tmp_path, before, after):
+    path = f"{project}/a/1/m"
+    for data, age in ((b"one", before), (b"two", after), (b"six", after + 1)):      # of one size
+        http.put(f"{live_server.url}/models/{path}", data=data)
+        aged(live_server, path, age)
+        assert wget(live_server, path, tmp_path) == data
+        assert wget(live_server, path, tmp_path) == data
+
+
+def test_wget_takes_the_second_of_two_models_of_one_second(live_server, http, project, tmp_path):
+    url = f"{live_server.url}/models/{project}/a/1/m"
+    http.put(url, data=b"one")
+    first = wget(live_server, f"{project}/a/1/m", tmp_path)
+    http.put(url, data=b"two")
+    assert (first, wget(live_server, f"{project}/a/1/m", tmp_path)) == (b"one", b"two")
+
+
+def test_wget_takes_nothing_that_it_has_already(start, http, tmp_path):
+    server = start()
+    http.put(f"{server.url}/models/p/a/1/m", data=b"model")
+    aged(server, "p/a/1/m", 100)
+    assert wget(server, "p/a/1/m", tmp_path) == wget(server, "p/a/1/m", tmp_path) == b"model"
+    server.wait_for_log("GET /models/p/a/1/m 304")
 
 
 def test_a_missing_model_is_404_whatever_the_conditions(fetch):
@@ -233,6 +321,19 @@ def test_the_file_comes_back_under_its_own_name(fetch, name, ascii_name):
         extended = re.search(r"; filename\*=UTF-8''([A-Za-z0-9!#$&+.^_`|~%-]+)$", header)[1]
         assert unquote(extended) == name
         assert quote(name, safe="") == extended
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    ("m.zip", "application/zip"), ("m.tar", "application/x-tar"), ("m.tar.gz", "application/gzip"),
+    ("m.tgz", "application/gzip"), ("M.ZIP", "application/zip"),
+    *((name, "application/octet-stream") for name in ("m.pt", "m.gz", "m.zip.pt", "zip", "m.keras", "m.npz", "mtar")),
+])
+def test_archives_have_the_type_that_their_name_tells(fetch, name, kind):
+    path = f"/models/dl/types/1/{name}"
+    assert fetch(path, "PUT", b"PK\3\4").status in (200, 201)     # a .pt is a zip, too
+    for answer in (fetch(path), fetch(path, "HEAD"), fetch(path, Range="bytes=0-0"),
+                   fetch(path.replace("/1/", "/latest/"))):
+        assert answer.headers["Content-Type"] == kind
 
 
 def test_a_pinned_digest_gets_these_bytes_or_412(fetch):

@@ -1,21 +1,22 @@
 """The alias `latest`: which version it is, where it is read, and that nothing is ever written through it."""
 
+import os
 import random
+import re
 
 import pytest
 import requests
-from support.common import sha256
+from hypothesis import given
+from hypothesis import strategies as st
+from support.common import ROOT, sha256
 
-from repository.model import precedence
+from repository.model import NAME
+from repository.versions import precedence
 
-# each version is below all that follow it; semver.org, 11, and the contract for what is not SemVer
-ORDER = [
-    "a", "b", "epoch9", "epoch10", "v1", "v1.2", "v1.9.0", "v1.10.0", "v2", "v10",         # letters and digits by runs
-    "0.0.0-0", "0.0.1-alpha", "1.0.0-alpha", "1.0.0-alpha.1", "1.0.0-alpha.beta", "1.0.0-beta", "1.0.0-beta.2",
-    "1.0.0-beta.11", "1.0.0-rc.1", "9.9.9-rc.1+build.9",                                 # pre-releases, high ones too
-    "0.0.0", "0.9.0", "0.10.0", "1.0.0", "1.0.1+build.1", "1.0.2", "1.2.0", "1.10.0", "2.0.0", "10.0.0",
-    f"{'9' * 60}.0.0",
-]
+# each version is below all that follow it: the table of the documentation
+SECTION = (ROOT / "docs/api.md").read_text(encoding="utf-8").partition("### The latest version")[2].partition("##")[0]
+ROWS = re.findall(r"^\| `(.+?)` \|", SECTION, re.MULTILINE)
+ORDER = [version for row in ROWS for version in row.split("`, `")]
 PATH = "/models/p/a/{}/m"
 
 
@@ -24,17 +25,37 @@ def test_versions_sort_by_precedence():
     assert sorted(shuffled, key=precedence) == ORDER
 
 
+def test_the_table_of_the_documentation_has_every_kind():
+    assert len(ORDER) > 50 and len(set(ORDER)) == len(ORDER)
+
+
 @pytest.mark.parametrize(("lower", "higher"), [
-    ("1.2", "1.10"), ("1", "1.1"), ("2024-01-31", "2024-02-01"), ("2024-9", "2024-10"), ("run2", "run10"),
-    ("rc1", "rc2"), ("v99.0.0", "0.0.1"), ("01.2.3", "0.0.1"), ("1.0.0.0", "1.0.0-alpha"), ("9" * 128, "0.0.0-0"),
+    ("v1.1.0-rc1", "v1.1.0"), ("1.1rc1", "1.1"), ("24.04-rc1", "24.04"), ("2.0.0.dev1", "2.0.0rc1"),
+    ("2.0.0rc1", "2.0.0"), ("1.0.0", "v2.0.0"), ("0.0.1", "v99.0.0"), ("0.0.1", "01.2.3"), ("1.0.0-alpha", "1.0.0.0"),
+    ("1.2", "1.10"), ("1", "1.1"), ("2024-01-31", "2024-02-01"), ("24.4", "24.10"), ("run2", "run10"), ("rc1", "rc2"),
+    ("2.0.0-rc9", "2.0.0-rc10"), ("1.0.0a1", "1.0.0-beta"), ("1.0.0-rc.1", "1.0.0.post1"), ("1.0a1.dev1", "1.0a1"),
+    ("1.0a1", "1.0a1.post1"), ("1.0.post1.dev2", "1.0.post1"), ("7b", "13b"), ("1.0.0-RC1", "1.0.0-rc2"),
+    ("0.0.0-0", "9" * 128), ("V1", "v2"), ("1.0.0", "1.0.0_1"), ("2024-01-31", "2024-01-31T12"),
 ])
-def test_names_that_are_not_semver_order_by_their_runs_below_all_semver(lower, higher):
+def test_versions_are_compared_as_people_write_them(lower, higher):
     assert precedence(lower) < precedence(higher)
 
 
-@pytest.mark.parametrize("version", ["_", "+", ".", "-", "1..2", "1.0.0-", "1.0.0+", "v-1", "latest", "x" * 128])
-def test_every_name_has_a_precedence(version):
+@pytest.mark.parametrize(("one", "another"), [("1.0.0", "v1.0.0"), ("1.0", "1.0.0.0"), ("1.0rc1", "1.0.0-rc.1"),
+                                              ("1.0a1", "1.0-alpha1"), ("1.0.0+a", "v1+b"), ("0", "0.0.0")])
+def test_how_a_version_is_written_decides_between_equal_ones_alone(one, another):
+    assert precedence(one)[:3] == precedence(another)[:3] and precedence(one) != precedence(another)
+
+
+@pytest.mark.parametrize("version", ["_", "+", ".", "-", "v", "v-1", "latest", "x" * 128, "a1" * 64, "v.1", "r2"])
+def test_every_name_has_a_precedence_and_those_that_are_no_versions_the_lowest(version):
     assert precedence(version) < precedence("0.0.0-0")
+
+
+@given(st.lists(st.from_regex(NAME, fullmatch=True), max_size=8), st.randoms())
+def test_all_names_have_one_order(versions, random):
+    shuffled = random.sample(versions, len(versions))
+    assert sorted(versions, key=precedence) == sorted(shuffled, key=precedence)
 
 
 def test_build_metadata_is_above_no_release():
@@ -47,8 +68,12 @@ def test_build_metadata_is_above_no_release():
     (["1.0.0", "2.0.0-rc.1"], "1.0.0"),
     (["2.0.0-rc.1", "2.0.0-beta"], "2.0.0-rc.1"),
     (["v9", "v10", "main"], "v10"),
-    (["v9", "0.0.1-alpha"], "0.0.1-alpha"),
-    (["1.0.0", "nightly", "v7"], "1.0.0"),
+    (["v9", "0.0.1-alpha"], "v9"),
+    (["1.0.0", "nightly", "v7"], "v7"),
+    (["v1.1.0", "v1.1.0-rc1"], "v1.1.0"),
+    (["24.04-rc1", "24.04", "23.10"], "24.04"),
+    (["2.0.0.dev1", "2.0.0rc1", "nightly"], "2.0.0rc1"),
+    (["epoch9", "epoch10", "main"], "epoch10"),
 ])
 def test_latest_is_the_highest_version_and_says_so(app, versions, newest):
     for version in versions:
@@ -65,6 +90,18 @@ def test_latest_is_the_highest_version_and_says_so(app, versions, newest):
     etag = app.get(path).headers["ETag"]
     assert app.get(path, headers={"If-None-Match": etag}, status=304).headers["X-Model-Version"] == newest
     assert "X-Model-Version" not in app.get(own).headers
+
+
+def test_what_the_alias_answers_has_no_date(app, store):
+    for name in ("m", "n", "n.sha256"):
+        app.put(f"/models/p/a/1.0.0/{name}", b"one", status=201)
+        os.utime(store.root / "p/a/1.0.0" / name / "model", (1, 1))
+    date = app.get(PATH.format("1.0.0")).headers["Last-Modified"]
+    for path in (PATH.format("latest"), "/models/p/a/latest/n.sha256"):
+        got = app.get(path, headers={"If-Modified-Since": date}, status=200)
+        assert "Last-Modified" not in got.headers
+        assert "Last-Modified" not in app.head(path).headers
+        app.get(path, headers={"If-Range": date, "Range": "bytes=0-0"}, status=200)
 
 
 def test_a_version_really_called_latest_wins(app):

@@ -265,3 +265,14 @@ def test_a_server_that_is_started_without_a_stdout_writes_its_log_into_no_other_
         assert server.wait(20) == 0
     written = [path for path in (tmp_path / "models").rglob("*") if path.is_file() and b" audit " in path.read_bytes()]
     assert written == []
+
+
+@pytest.mark.parametrize(("body", "name", "received"), [
+    (b"", "m", 0), (b"model", "m", 5), (b"", ".bad", 0), (b"model", ".bad", 5),
+])
+def test_an_upload_is_logged_with_the_bytes_that_came(live_server, http, project, body, name, received):
+    url, length = f"{live_server.url}/models/{project}/a/1/{name}", {"Content-Length": str(len(body))}
+    request_id = http.put(url, data=body, headers=length).headers["X-Request-Id"]
+    live_server.wait_for_log(f" {request_id} ")
+    line, = (line for line in live_server.lines if f" {request_id} " in line and " access " in line)
+    assert line.split()[6] == str(received)

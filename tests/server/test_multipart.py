@@ -239,6 +239,18 @@ def test_a_content_type_without_a_usable_boundary_is_a_bad_upload(content_type):
     (b"filename*=UTF-8''mod%C3%A8le.pt",    "mod\u00e8le.pt"),
     (b"filename*=utf-8'en'a%20b.pt",        "a b.pt"),
     (b"filename*0=long-; filename*1=er.pt", "long-er.pt"),
+    # RFC 6266 4.3: filename* wins over filename, in either order
+    (b"filename=\"plain.pt\"; filename*=UTF-8''mod%C3%A8le.pt",    "mod\u00e8le.pt"),
+    (b"filename*=UTF-8''mod%C3%A8le.pt; filename=\"plain.pt\"",    "mod\u00e8le.pt"),
+    # .NET sends both, the plain one as an encoded word (RFC 2047)
+    (b"filename=\"=?utf-8?B?bW9kw6hsZS5wdA==?=\"; filename*=utf-8''mod%C3%A8le.pt", "mod\u00e8le.pt"),
+    (b"filename=\"=?utf-8?B?b3RoZXI=?=\"; filename*=utf-8''mod%C3%A8le.pt",        "mod\u00e8le.pt"),
+    (b'filename="=?utf-8?B?bW9kw6hsZS5wdA==?="',                  "mod\u00e8le.pt"),
+    (b'filename="=?iso-8859-1?Q?mod=E8le=2Ept?="',                "mod\u00e8le.pt"),
+    (b'filename="=?utf-8?q?a_b=2Ept?="',                          "a b.pt"),
+    (b'filename="=?utf-8?B?bW9kww==?= =?utf-8?B?qGxlLnB0?="',     "mod\u00e8le.pt"),  # a character in two words
+    (b'filename="=?utf-8?B?!!!?="',                               "=?utf-8?B?!!!?="),
+    (b'filename="m=?utf-8?B?YQ==?=.pt"',                          "m=?utf-8?B?YQ==?=.pt"),
     (b'filename="C:\\Models\\m.pt"',        "m.pt"),
     (b'filename="/home/u/m.pt"',            "m.pt"),
     (b'filename="../../etc/passwd"',        "passwd"),
@@ -262,6 +274,11 @@ IN_PIECES = "; filename*0*=UTF-8''" + "".join(f"; filename*{n + 1}*={quote(LONG[
     (IN_PIECES.replace("; ", ";\r\n "),                     LONG),
     (f'; filename="{LONG}"; filename*={ESCAPED}',           LONG),
     (f'; filename="{"x" * 4096}"',                          "x" * 255),     # what a file system does not take is cut
+    (f'; filename="{"x" * 400}.safetensors"',               "x" * 243 + ".safetensors"),
+    (f'; filename="{"x" * 400}.tar.gz"',                    "x" * 248 + ".tar.gz"),
+    (f'; filename="{"x" * 251}.tar"',                       "x" * 251 + ".tar"),
+    (f'; filename="{"x" * 252}.tar"',                       "x" * 251 + ".tar"),
+    (f'; filename="m.{"x" * 400}"',                         "m." + "x" * 253),
     (f'; filename="{"x" * 15_000}"',                        "x" * 255),
     (f'; filename="{";" * 50}"',                            ";" * 50),
     ("; filename=\"C:\\" + "d\\" * 900 + 'm.pt"',          "m.pt"),
@@ -287,6 +304,7 @@ def test_a_name_in_the_content_type_is_a_file_name_where_there_is_no_other(heade
     (b'Content-Disposition: form-data; name="a%22b"',                               'a"b'),
     ('Content-Disposition: form-data; name="\u00fcber"'.encode(),                   "\u00fcber"),
     (b"Content-Type: text/plain\r\nX-Other: 1\r\nContent-Disposition: form-data; name=n",    "n"),
+    (b'Content-Disposition: form-data; name="=?utf-8?B?w7xiZXI=?="',               "\u00fcber"),     # .NET
     (b"Content-Disposition: form-data; name=n\r\nContent-Transfer-Encoding: binary",         "n"),
     (b"Content-Disposition: form-data; name=n\r\nContent-Transfer-Encoding: 8BIT",           "n"),
     (b"Content-Disposition: form-data; name=n\r\nContent-Type: message/rfc822",              "n"),
@@ -299,6 +317,9 @@ def test_field_names_as_clients_write_them(headers, name):
     b"X: y", b"Content-Disposition: attachment; name=file", b"Content-Disposition: form-data", b"Content-Disposition:",
     b'Content-Disposition: form-data; name=""', FILE + b"\r\nContent-Transfer-Encoding: base64",
     FILE + b"\r\ncontent-transfer-encoding:Quoted-Printable", FILE + b"\r\nContent-Transfer-Encoding: x-uuencode",
+    FILE + b"\r\nContent-Encoding: gzip", FILE + b"\r\nContent-Range: bytes 5-9/10",
+    b"Content-Disposition: form-data; name=n\r\nContent-Type: text/plain; charset=punycode",
+    b'Content-Disposition: form-data; name=file; filename="=?nope?B?YQ==?="',
     FILE.replace(b"; f", b";\n f"), FILE + b"\nContent-Transfer-Encoding: base64", FILE + b"\rX: y", FILE + b"\0",
     FILE + b"\r\nno colon\r\nContent-Transfer-Encoding: base64", b"\0" * 100, b"no colon", b"\r\n" + FILE,
 ])
@@ -355,6 +376,71 @@ def test_random_content_types_are_a_cutter_or_a_bad_upload(noise):
             FormCutter(content_type)
         except BadRequest:
             continue
+
+
+# ---- the charset of fields
+
+ENCODED = "\u043f\u0440\u043e\u0434".encode("cp1251")     # 'prod', in Cyrillic
+TEXT = b"Content-Type: text/plain; charset="
+
+
+def field_of(*parts):
+    """The value of the field n in a form of (headers, content), a file behind them."""
+    body = b"".join(form(content, headers=b"Content-Disposition: form-data; " + headers)[:-len(b"--B-1--\r\n")]
+                    for headers, content in parts) + form(b"x")
+    upload = UploadForm(f"multipart/form-data; boundary={B}")
+    assert b"".join([*upload.feed(body), *upload.finish()]) == b"x"
+    (name, value), = upload.fields
+    assert name == "n"
+    return value
+
+
+@pytest.mark.parametrize(("parts", "value"), [
+    ([(b"name=n\r\n" + TEXT + b"windows-1251", ENCODED)],                         "\u043f\u0440\u043e\u0434"),
+    ([(b"name=n\r\n" + TEXT + b'"iso-8859-1"', b"\xfcber")],                       "\u00fcber"),
+    ([(b"name=n\r\n" + TEXT + b"UTF-16", "\u00fcber".encode("utf-16"))],           "\u00fcber"),
+    ([(b"name=n\r\n" + TEXT + b"utf-16le", "\u00fcber".encode("utf-16le"))],       "\u00fcber"),
+    ([(b"name=n\r\n" + TEXT + b"Shift_JIS", "\u6a21".encode("shift_jis"))],        "\u6a21"),
+    ([(b"name=n\r\n" + TEXT + b"utf-8", "\u00fcber".encode())],                    "\u00fcber"),
+    ([(b"name=n\r\nContent-Type: text/plain", "\u00fcber".encode())],               "\u00fcber"),
+    ([(b"name=_charset_", b"windows-1251"), (b"name=n", ENCODED)],                  "\u043f\u0440\u043e\u0434"),
+    ([(b"name=n", ENCODED), (b"name=_charset_", b"windows-1251")],                  "\u043f\u0440\u043e\u0434"),
+    ([(b"name=_charset_", b"windows-1251"), (b"name=n\r\n" + TEXT + b"latin1", b"\xfc")], "\u00fc"),
+    ([(b"name=_charset_", b"UTF-8"), (b"name=_charset_", b"utf8"), (b"name=n", b"x")], "x"),
+])
+def test_a_field_is_decoded_as_its_client_declares(parts, value):
+    assert field_of(*parts) == value
+
+
+@pytest.mark.parametrize("parts", [
+    [(b"name=n", ENCODED)],
+    [(b"name=n\r\n" + TEXT + b"utf-8", ENCODED)],
+    [(b"name=n\r\n" + TEXT + b"us-ascii", ENCODED)],
+    *([(b"name=n\r\n" + TEXT + unknown, b"x")] for unknown in (b"nope", b"idna", b"rot13", b"hex", b"utf-7", b"zlib")),
+    [(b"name=_charset_", b"nope"), (b"name=n", b"x")],
+    [(b"name=_charset_", b""), (b"name=n", b"x")],
+    [(b"name=_charset_", b"utf-8"), (b"name=_charset_", b"latin1"), (b"name=n", b"x")],
+])
+def test_text_that_is_not_what_it_is_declared_to_be_is_a_bad_upload(parts):
+    with pytest.raises(BadRequest):
+        field_of(*parts)
+
+
+@pytest.mark.parametrize("part", [(b"name=_charset_", b"nope"), (b"name=n\r\n" + TEXT + b"nope", b"x")])
+def test_an_unknown_charset_is_refused_before_the_model_has_come(part):
+    upload = UploadForm(f"multipart/form-data; boundary={B}")
+    with pytest.raises(BadRequest, match="charset"):
+        field = form(part[1], headers=b"Content-Disposition: form-data; " + part[0])[:-len(b"--B-1--\r\n")]
+        list(upload.feed(field + form(b"x" * 300)[:-100]))
+
+
+def test_names_are_in_the_charset_of_the_form_where_they_are_not_utf_8():
+    body = form(b"utf-8", headers=b"Content-Disposition: form-data; name=_charset_").replace(b"utf-8", b"windows-1251")
+    body = body[:-len(b"--B-1--\r\n")] + form(b"x", headers=b'Content-Disposition: form-data; name=file; filename="'
+                                              + ENCODED + b'"')
+    upload = UploadForm(f"multipart/form-data; boundary={B}")
+    assert b"".join([*upload.feed(body), *upload.finish()]) == b"x"
+    assert upload.filename == "\u043f\u0440\u043e\u0434"
 
 
 # ---- what it costs

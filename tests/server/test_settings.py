@@ -35,6 +35,10 @@ DEFAULTS = {"storage_path": None, "host": "0.0.0.0", "port": 8000, "threads": 8,
     ({"MODEL_ANONYMOUS": "", "MODEL_TOKENS_FILE": ""}, {}),
     ({"MODEL_ALLOWED_FORMATS": "safetensors"}, {"allowed_formats": frozenset({"safetensors"})}),
     ({"MODEL_ALLOWED_FORMATS": "gguf, onnx,unknown"}, {"allowed_formats": frozenset({"gguf", "onnx", "unknown"})}),
+    ({"MODEL_ALLOWED_ORIGINS": "HTTPS://ml.example:443, http://[::1]:3000"},
+     {"allowed_origins": frozenset({"https://ml.example", "http://[::1]:3000"})}),
+    ({"MODEL_ALLOWED_HOSTS": "Models.example,10.0.0.1:8000,[::1]"},
+     {"allowed_hosts": frozenset({"models.example", "10.0.0.1:8000", "[::1]"})}),
     ({"MODEL_PICKLE": "allow"}, {}), ({"MODEL_PICKLE": "known"}, {"pickle": "known"}),
     ({"MODEL_PICKLE": "deny"}, {"pickle": "deny"}),
     # what compose makes of ${SERVER_PORT} when nobody set it
@@ -53,6 +57,8 @@ def test_settings_come_from_the_environment(env, changed):
     *(("MODEL_VERIFY_RATE", value) for value in ("0", "fast", "1.5M")),
     *(("MODEL_PICKLE", value) for value in ("deny ", "no", "Known", "0")),
     *(("MODEL_OVERWRITE", value) for value in ("yes", "ALLOW?", "0", "allow ")),
+    *(("MODEL_ALLOWED_ORIGINS", value) for value in ("*", "null", "example.org", "https://a/b", "https://a,", "ftp://a")),
+    *(("MODEL_ALLOWED_HOSTS", value) for value in ("*", "https://a", "a/b", "a b", "::1", ",")),
     *(("MODEL_ANONYMOUS", value) for value in ("some", "READ", "0", "none ")),
 ])
 def test_a_bad_value_is_named_with_what_it_should_be(name, value):

