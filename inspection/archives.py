@@ -3,12 +3,24 @@
 import io
 import re
 import struct
-from dataclasses import dataclass, field
+import tarfile
+from contextlib import suppress
 from typing import NamedTuple
 
-from inspection import pickles
-from inspection.pickles import Found
-from inspection.reader import UNPACKERS, BudgetExceeded, Malformed, Packed, Part, Window, exactly
+from inspection.found import Found
+from inspection.opcodes import OPERATIONS
+from inspection.pickles import look
+from inspection.reader import (
+    UNPACKERS,
+    BudgetExceeded,
+    Malformed,
+    Packed,
+    Part,
+    Window,
+    exactly,
+    is_lzma,
+    skip,
+)
 
 HEAD = 512              # bytes that tell what begins here; of a tar they are its first header
 MAX_DIRECTORY = 8 << 20     # bytes of a zip's central directory: 100,000 members, a shard of a model has 1,000
@@ -18,23 +30,19 @@ TAIL = (1 << 16) + 22 + 20 + 56     # a zip's last records with the longest comm
 MAX_NPY_HEADER = 64 * 1024  # numpy itself reads 10,000 characters
 
 # What begins how. What is in the sealed ones is not looked at, so nobody knows what it holds.
-SIGNATURES = ((b"PK\x03\x04", "zip"), (b"PK\x05\x06", "zip"), (b"\x1f\x8b\x08", "gzip"), (b"BZh", "bzip2"),
-              (b"\xfd7zXZ\0", "xz"), (b"\x5d\0\0", "xz"), (b"\x78\x01", "zlib"), (b"\x78\x5e", "zlib"),
-              (b"\x78\x9c", "zlib"), (b"\x78\xda", "zlib"), (b"\x93NUMPY", "npy"), (b"7z\xbc\xaf\x27\x1c", "7z"),
+SIGNATURES = ((b"PK\x03\x04", "zip"), (b"PK\x05\x06", "zip"), (b"\x1f\x8b\x08", "gzip"), (b"\xfd7zXZ\0", "xz"),
+              (b"LZIP\x01", "xz"), (b"LZIP\0", "xz"), (b"\x93NUMPY", "npy"), (b"7z\xbc\xaf\x27\x1c", "7z"),
+              (b"\0PK\x03\x04", "zip"), (b"\0\0PK\x03\x04", "zip"), (b"\0\0\0PK\x03\x04", "zip"),     # aligned
               (b"\x28\xb5\x2f\xfd", "zstd"), (b"\x04\x22\x4d\x18", "lz4"), (b"Rar!\x1a\x07", "rar"))
+BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")      # and its first block, or that it has none
+ZFILE = 21              # bytes before the zlib stream in a file of joblib before 0.9.3: ZF and its length in digits
+# Programs and libraries of Linux, Windows and macOS.
+NATIVE = (b"\x7fELF", b"MZ\x90\0", b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
+TFLITE = b"TFL3"        # from byte 4 on; its labels are in a zip behind it
 SEALED = ("7z", "zstd", "lz4", "rar", "tar")
 METHODS = {0: "", 8: "deflate", 12: "bzip2"}    # of a zip's members
 NUMERIC = re.compile(   # to the letter as numpy writes it: a dict may name a key twice
     rb"\{'descr': '([<>|=]?[biufcSU][0-9]{1,9})', 'fortran_order': (?:True|False), 'shape': \(([0-9, ]*)\), \} *\n?")
-
-
-@dataclass
-class Contents:
-    """What was found in a file: the container that it is, the names in a zip, what it would unpickle."""
-
-    kind: str = ""
-    members: list["Member"] = field(default_factory=list)
-    found: Found = field(default_factory=Found)
 
 
 class Member(NamedTuple):
@@ -49,76 +57,117 @@ class Member(NamedTuple):
 
 
 def kind_of(head: bytes) -> str:
+    """The container that says by its first bytes that it is one."""
     for signature, kind in SIGNATURES:
         if head.startswith(signature):
             return kind
+    if BZIP2.match(head):
+        return "bzip2"
     return "tar" if is_tar_header(head) else ""
 
 
+def maybe_packed(head: bytes, depth: int) -> str:
+    """What would unpack this, which has no signature: by chance the raw bytes of tensors begin so, and text."""
+    if is_zlib(head) or is_zlib(zfile(head)):
+        return "zlib"
+    # The first numbers of many tensors look like this, so in a container it is to be what joblib takes for it.
+    return "xz" if is_lzma(head) and (not depth or head.startswith(b"\x5d\0")) else ""
+
+
 def is_tar_header(head: bytes) -> bool:
-    """By its checksum, because the oldest tars have no signature."""
-    stored = head[148:156].strip(b" \0")
-    if len(head) < HEAD or not re.fullmatch(rb"[0-7]{1,7}", stored):
-        return False
-    return int(stored, 8) == sum(head[:148]) + 8 * ord(" ") + sum(head[156:])
+    """By its checksum, because the oldest tars have no signature, and as tarfile reads it: as text or as binary."""
+    with suppress(tarfile.HeaderError):
+        return bool(tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape"))
+    return False
 
 
-def contents(window: Window) -> Contents:
-    """What is in a file, as far as the budget goes."""
-    result = Contents(kind_of(window.head(HEAD)))
+def is_zlib(head: bytes) -> bool:
+    """RFC 1950 2.2, without a preset dictionary, which no reader has."""
+    return len(head) > 1 and head[0] & 0x8F == 8 and not head[1] & 0x20 and not int.from_bytes(head[:2]) % 31
+
+
+def zfile(head: bytes) -> bytes:
+    """What comes behind the head of a file of joblib before 0.9.3, which with Python 2 is a space longer."""
+    return head[ZFILE:].removeprefix(b" ") if head.startswith(b"ZF") else b""
+
+
+def contents(window: Window) -> tuple[str, list[Member], Found]:
+    """The container that a file is, the members of a zip, and what it would unpickle, as far as the budget goes."""
+    kind, members, found = kind_of(window.head(HEAD)), list[Member](), Found()
+    begins = kind == "zip"
     try:
-        result.kind = search(window, result.found, 0, result.members)
-    except Malformed:
-        result.kind = ""
+        kind = search(window, found, 0, members)
+        behind = Found()    # what stands first decides, but some readers go by what a file ends with
+        if not begins and search_zip(window, behind, 0, []):
+            found.merge(Found(behind.imports, complete=behind.complete and window.at(4, 4) == TFLITE))
     except BudgetExceeded:
-        result.found.complete = False
-    return result
+        found.complete = False
+    return kind, members, found
 
 
 def search(part: Part, found: Found, depth: int, members: list[Member]) -> str:
     """Adds to `found` what unpickling this, or what is in it, would import, and the members of a zip to `members`.
 
-    Says what container it is. Raises BudgetExceeded, and Malformed for what does not unpack.
+    Says what container begins here; what stands behind it makes it incomplete. Raises BudgetExceeded.
     """
     stream = part.stream()
-    head = stream.peek(HEAD)[:HEAD]
+    head = stream.peek()[:HEAD]
     kind = kind_of(head)
-    if kind in SEALED or (kind and depth == MAX_DEPTH) or (kind in ("zip", *UNPACKERS) and isinstance(part, Packed)):
+    found.native |= head.startswith(NATIVE)
+    if kind in SEALED or (kind and depth == MAX_DEPTH) or (kind == "zip" and isinstance(part, Packed)):
         found.complete = False
         return kind
+    if kind in UNPACKERS or (not kind and depth < MAX_DEPTH and maybe_packed(head, depth)):
+        kind = search_packed(part, kind, head, found, depth)
+    if kind == "zip" and isinstance(part, Window) and not search_zip(part, found, depth, members):
+        kind = ""
     if kind == "npy":
-        if not NUMERIC.fullmatch(array_header(stream)):
-            pickles.look(stream, found, part.budget)
-        return kind
-    if kind in UNPACKERS and isinstance(part, Window):
-        try:
-            search(Packed(part, UNPACKERS[kind]), found, depth + 1, [])
+        with suppress(Malformed):
+            if not NUMERIC.fullmatch(array_header(stream)):
+                look(stream, found, part.budget, lambda: io.BufferedReader(io.BytesIO(b"\0")))
             return kind
-        except Malformed:
-            kind = ""
-    if isinstance(part, Window) and (kind == "zip" or depth == 0):
-        kind = search_zip(part, found, depth, members, begins=kind == "zip")
-    if kind_of(head) != "zip" and head[:1] in pickles.OPERATIONS:
-        pickles.look(stream, found, part.budget)
+        return ""
+    if not head.startswith((b"PK\x03\x04", b"PK\x05\x06")) and head[:1] in OPERATIONS:
+        look(stream, found, part.budget, part.stream)
     return kind
 
 
-def search_zip(window: Window, found: Found, depth: int, members: list[Member], begins: bool) -> str:
+def search_packed(part: Part, kind: str, head: bytes, found: Found, depth: int) -> str:
+    """As search does, for what is packed; without a `kind` it may be something else, of which no sense comes out."""
+    inner, packed = Found(), Packed(part, kind or maybe_packed(head, depth))
+    if packed.kind == "zlib" and not is_zlib(head):
+        if isinstance(part, Packed):    # no reader looks for it there
+            return ""
+        packed.part = part.part(len(head) - len(zfile(head)), part.length)
     try:
-        agreed = read_directory(window, members)
-    except Malformed:
-        found.complete = found.complete and not begins  # there may be one who reads it without its directory
+        search(packed, inner, depth + 1, [])
+    finally:
+        found.merge(inner)
+    if not kind and (packed.damaged or not any(head)) and not inner.pickled and not inner.imports:
         return ""
-    found.complete = found.complete and agreed and begins
+    found.complete = found.complete and not packed.damaged and not isinstance(part, Packed)
+    return packed.kind
+
+
+def search_zip(window: Window, found: Found, depth: int, members: list[Member]) -> bool:
+    """As search does, for a zip, which is read from its end; False where there is none."""
+    try:
+        found.complete &= read_directory(window, members)
+    except Malformed:
+        found.complete = False      # there may be a reader that does without the directory
+        return False
     for member in members:
         window.budget.step(MEMBER)
         if member.encrypted:    # torch does not look at this flag
             found.complete = False
         try:
-            search(open_member(window, member), found, depth + 1, [])
+            part = open_member(window, member)
         except Malformed:
             found.complete = False
-    return "zip"
+        else:
+            search(part, found, depth + 1, [])
+            found.complete &= not (isinstance(part, Packed) and part.damaged)
+    return True
 
 
 def read_directory(window: Window, members: list[Member]) -> bool:
@@ -179,13 +228,15 @@ def open_member(window: Window, member: Member) -> Part:
     start = member.offset + 30 + sum(struct.unpack_from("<HH", local, 26))
     if not member.method:
         return window.part(start, max(member.packed, member.size))  # readers differ in which of them they go by
-    return Packed(window.part(start, member.packed), UNPACKERS[METHODS[member.method]])
+    return Packed(window.part(start, member.packed), METHODS[member.method])
 
 
 def array_header(stream: io.BufferedReader) -> bytes:
     """The dict that an .npy file begins with, as text; raises Malformed."""
     major = exactly(stream, 8)[6]
     length = int.from_bytes(exactly(stream, 2 if major == 1 else 4), "little")
-    if length > MAX_NPY_HEADER:
-        raise Malformed("its header is too long")
+    if length > MAX_NPY_HEADER:     # which numpy takes where it may unpickle
+        skip(stream, length - 1)
+        exactly(stream, 1)
+        return b""
     return exactly(stream, length)

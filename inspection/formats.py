@@ -1,23 +1,44 @@
 """Which format a file is of, and what its bytes tell: bytes in, values out, and nothing is ever loaded or executed."""
 
-import json
-from collections.abc import Collection
+import re
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from inspection.archives import HEAD, Contents, contents, kind_of, open_member
-from inspection.headers import MAX_SHOWN, MAX_TEXT, gguf, npy, onnx, safetensors
-from inspection.pickles import JOBLIB, KNOWN
-from inspection.reader import UNPACKERS, Budget, BudgetExceeded, Malformed, Window, clip
+from inspection.archives import HEAD, TFLITE, Member, contents, kind_of, open_member
+from inspection.flatbuffers import flatbuffer, tflite
+from inspection.found import KNOWN, Found
+from inspection.headers import MAX_HEADER, MAX_SHOWN, MAX_TEXT, fasttext, gguf, npy, parsed, safetensors
+from inspection.keras import SUPERBLOCK, has_superblock, hdf5, keras_warnings, skops_warnings
+from inspection.patterns import pattern
+from inspection.protobuf import protobuf
+from inspection.reader import STEP, UNPACKERS, Budget, BudgetExceeded, Malformed, Window, clip
 from repository.model import Inspection
 from server.errors import HttpError
 
-FORMATS = ("safetensors", "gguf", "onnx", "pytorch", "pickle", "joblib", "keras", "hdf5", "tflite", "tensorrt",
+FORMATS = ("safetensors", "gguf", "ggml", "onnx", "ort", "pytorch", "pt2", "executorch", "pickle", "joblib", "skops",
+           "keras", "hdf5", "savedmodel", "graphdef", "tflite", "task", "tensorrt", "coreml", "openvino", "ncnn",
+           "paddle", "xgboost", "lightgbm", "catboost", "fasttext", "sentencepiece", "tokenizer",
            "npy", "npz", "zip", "tar", "gzip", "bzip2", "xz", "zlib", "zstd", "lz4", "7z", "rar", "unknown")
-MAX_SMALL_JSON = 64 * 1024  # metadata.json of Keras has 100
+MAX_FIELDS = 220_000    # steps for the details, 0.4 s of Python; WORDS of a tokenizer cost one
+MAX_SCRIPT = 1 << 20    # bytes of a file of TorchScript
+MAX_NAMED = 5           # imports that a warning names
+JOBLIB = ("joblib.numpy_pickle.", "sklearn.externals.joblib.numpy_pickle.")    # where scikit-learn had it before 0.23
 
-SIGNATURES = ((0, b"\x89HDF\r\n\x1a\n", "hdf5"), (4, b"TFL3", "tflite"), (0, b"ptrt", "tensorrt"),
-              (0, b"ftrt", "tensorrt"))
+Details = dict[str, Any]
+
+
+def signed(_: Window) -> Details:
+    """Of a format of which the signature is enough."""
+    return {}
+
+
+SIGNATURES: tuple[tuple[int, tuple[bytes, ...], str, Callable[[Window], Details]], ...] = (
+    (0, (b"GGUF",), "gguf", gguf), (0, (b"lmgg", b"fmgg", b"tjgg", b"algg"), "ggml", signed),
+    (4, (b"TFL3",), "tflite", tflite), (4, (b"ORTM",), "ort", flatbuffer), (4, (b"ET12",), "executorch", flatbuffer),
+    (0, (b"CBM1",), "catboost", signed), (0, (b"\xba\x16\x4f\x2f",), "fasttext", fasttext),
+    (0, (b"ptrt", b"ftrt"), "tensorrt", signed))
+ON_FILES = re.compile(rb"\b(?:torch|ops\.\w+)\.(save|load|from_file|read_file|write_file)\(")   # of TorchScript
 
 
 class FormatRefused(HttpError):
@@ -34,24 +55,35 @@ class PickleRefused(HttpError):
 
 def inspect(file: BinaryIO, size: int) -> Inspection:
     """What an open file of `size` bytes is; `unknown` at worst. Raises OSError where the file itself fails."""
-    window = Window(file, 0, size, Budget())
-    found = contents(window)
-    window = Window(file, 0, size, Budget())    # what looking for pickles took is not missing here
-    head = window.head(HEAD)
+    with Budget() as budget:
+        kind, members, found = contents(Window(file, 0, size, budget))
     name, details = "", dict[str, Any]()
-    try:
-        name, details = recognise(window, head, found)
-    except Malformed as error:
-        details["error"] = clip(f"it is not what it begins like: {error}", MAX_TEXT)
-    except BudgetExceeded:
-        details["error"] = "it takes too long to read"
-    if found.found.imports or found.found.pickled:
-        details["imports_found"] = list(found.found.imports)
-    if found.found.persistent_ids and name != "pytorch":    # there they are the tensors
+    with Budget(MAX_FIELDS * STEP) as budget:    # what looking for pickles took is not missing here
+        window = Window(file, 0, size, budget)
+        try:
+            name, details = recognise(window, kind, members, found)
+        except Malformed as error:
+            details["error"] = clip(f"it is not what it begins like: {error}", MAX_TEXT)
+        except BudgetExceeded:
+            details["error"] = "it takes too long to read"
+    if found.imports or found.pickled:
+        details["imports_found"] = list(found.imports)
+    if found.persistent_ids and name not in ("pytorch", "pt2"):   # there they are the tensors
         details["persistent_ids"] = True
-    if not found.found.complete:
+    if not found.complete:
         details["complete"] = False
+    warnings = [clip(text, MAX_TEXT) for text in (*beyond_list(found), *details.pop("warnings", ()))]
+    if warnings:
+        details["warnings"] = warnings[:MAX_SHOWN]
     return Inspection(name or "unknown", details)
+
+
+def beyond_list(found: Found) -> list[str]:
+    """What a person should look at of the imports, and of code for a processor."""
+    unknown = [name for name in found.imports if name not in KNOWN]
+    more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
+    imports = f"loading it imports {', '.join(unknown[:MAX_NAMED])}{more}, beyond what rebuilds tensors and arrays"
+    return [imports] * bool(unknown) + ["native code is in it: a program or a library"] * found.native
 
 
 def check(inspection: Inspection, allowed: Collection[str], pickle: str) -> None:
@@ -69,53 +101,109 @@ def check(inspection: Inspection, allowed: Collection[str], pickle: str) -> None
     unknown = [name for name in imports or () if name not in KNOWN]
     rest = "" if complete else "what cannot be looked into"
     if pickle == "deny" and (imports is not None or not complete):
-        raise PickleRefused(f"the file holds {'a pickle' if imports is not None else rest}: "
-                            "this server takes none (MODEL_PICKLE=deny); save the model as safetensors or ONNX")
+        raise PickleRefused(f"the file holds {'a pickle' if imports is not None else rest}: this server takes none "
+                            f"(MODEL_PICKLE=deny); {advice(inspection.format, imports is not None)}")
     if unknown or not complete:
         raise PickleRefused(f"the file would import {', '.join(unknown + [rest] * (not complete))} when it is loaded: "
                             "this server takes what rebuilds tensors alone (MODEL_PICKLE=known)")
 
 
-def recognise(window: Window, head: bytes, found: Contents) -> tuple[str, dict[str, Any]]:
+def advice(name: str, pickled: bool) -> str:
+    """What helps when a file of this format may hold a pickle."""
+    if name in ("npy", "npz"):
+        return "save the arrays without objects in them"
+    if name in ("pytorch", "pickle", "joblib", "unknown"):
+        return "save the model as safetensors or ONNX"
+    return "take the pickle out of it" if pickled else "upload what is in it, unpacked and whole"
+
+
+def recognise(window: Window, kind: str, members: list[Member], found: Found) -> tuple[str, Details]:
     """The format and its details; raises Malformed for what only begins like it, and BudgetExceeded."""
-    if head.startswith(b"GGUF"):
-        return "gguf", gguf(window)
+    head = window.head(HEAD)
+    pickle_first = found.pickled and not kind   # whatever signature stands further on
+    for at, signature, name, details in SIGNATURES:
+        if head.startswith(signature, at) and not pickle_first:
+            return name, details(window)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= window.length - 8:
         return "safetensors", safetensors(window)
-    for at, signature, name in SIGNATURES:
-        if head.startswith(signature, at):
-            return name, {}
-    if found.kind == "zip":
-        return zip_format(window, found)
-    pickled = "joblib" if any(name.startswith(JOBLIB) for name in found.found.imports) else "pickle"
-    if found.kind in UNPACKERS:
-        return (pickled, {"compression": found.kind}) if found.found.pickled else (found.kind, {})
-    if found.kind == "npy":
-        return "npy", npy(window)
-    if found.kind:
-        return found.kind, {}
-    if found.found.pickled:
-        return ("pytorch", {"container": "pickles"}) if found.found.torch else (pickled, {})
+    if head.startswith(SUPERBLOCK):
+        return hdf5(window)
+    if kind == "zip":
+        return zip_format(window, members, found)
+    pickled = "joblib" if any(name.startswith(JOBLIB) for name in found.imports) else "pickle"
+    if kind in UNPACKERS:
+        return (pickled, {"compression": kind}) if found.pickled else (kind, {})
+    if kind:
+        return kind, npy(window) if kind == "npy" else {}
+    if found.pickled:
+        return ("pytorch", {"container": "pickles"} | tensors(found)) if found.torch else (pickled, {})
     if kind_of(head) == "zip":
         raise Malformed("it is no whole zip")
-    if head.startswith(b"\x08"):    # ONNX has no signature: this is its first field
+    return unsigned(window)
+
+
+def unsigned(window: Window) -> tuple[str, Details]:
+    """Of the formats that have no signature."""
+    if found := pattern(window):
+        return found
+    with suppress(Malformed):
+        return protobuf(window)
+    return hdf5(window) if has_superblock(window) else ("", {})
+
+
+def tensors(found: Found) -> Details:
+    return {"tensors": found.tensors, "parameters": found.parameters} if found.tensors else {}
+
+
+def script_warnings(window: Window, members: list[Member]) -> list[str]:
+    """What TorchScript runs on files; its text is in the members below code/."""
+    calls = set[str]()
+    for member in members:
+        if "/code/" in member.name and member.name.endswith(".py"):
+            with suppress(Malformed):
+                text = open_member(window, member).stream().read(MAX_SCRIPT)
+                calls |= {call.decode() for call in ON_FILES.findall(text)}
+    return ["it is TorchScript: code in it runs when the model is called"] + [
+        f"its TorchScript reads or writes files with {call}" for call in sorted(calls)]
+
+
+def is_task(window: Window, members: list[Member]) -> bool:
+    """Whether it bundles models of MediaPipe: nothing is packed, and one is TFLite, or a bundle in the bundle."""
+    for member in members[:MAX_SHOWN]:
         with suppress(Malformed):
-            return "onnx", onnx(window)
-    return "", {}
+            head = open_member(window, member).stream().read(8)
+            if head[4:] == TFLITE or (kind_of(head) == "zip" and member.name.endswith(".task")):
+                return not any(member.method for member in members)
+    return False
 
 
-def zip_format(window: Window, found: Contents) -> tuple[str, dict[str, Any]]:
-    names = {member.name: member for member in found.members}
-    if any(name.rpartition("/")[2] == "data.pkl" for name in names):
-        scripted = any(name.rpartition("/")[2] == "constants.pkl" for name in names)
-        return "pytorch", {"container": "zip", **({"torchscript": True} if scripted else {})}
-    if {"config.json", "metadata.json"} <= names.keys():
-        try:
-            with open_member(window, names["metadata.json"]).stream() as stream:
-                metadata = json.loads(stream.read(MAX_SMALL_JSON))
-            return "keras", {"keras_version": clip(str(metadata["keras_version"]), MAX_TEXT)}
-        except (Malformed, ValueError, KeyError, TypeError, RecursionError):
-            pass
+def zip_format(window: Window, members: list[Member], found: Found) -> tuple[str, Details]:
+    names = {member.name: member for member in members}
+    last = {member.name.rpartition("/")[2]: member for member in members}
+
+    def read(member: Member | None) -> bytes:
+        with suppress(Malformed):
+            return open_member(window, member).stream().read(MAX_HEADER + 1) if member else b""
+        return b""
+
+    if read(last.get("archive_format"))[:3] == b"pt2" or "serialized_exported_program.json" in last:
+        return "pt2", {"members": len(names)}
+    if "data.pkl" in last:
+        details = {"container": "zip", **tensors(found)}
+        if "constants.pkl" in last:
+            details |= {"torchscript": True, "warnings": script_warnings(window, members)}
+        return "pytorch", details
+    with suppress(Malformed, KeyError, TypeError):
+        if "schema.json" in names:
+            schema = read(names["schema.json"])
+            version = clip(str(parsed(schema)["_skops_version"]), MAX_TEXT)
+            return "skops", {"skops_version": version, "warnings": skops_warnings(schema, window.budget)}
+        if {"config.json", "metadata.json"} <= names.keys():
+            version = clip(str(parsed(read(names["metadata.json"]))["keras_version"]), MAX_TEXT)
+            return "keras", {"keras_version": version,
+                             "warnings": keras_warnings(read(names["config.json"]), window.budget)}
     if names and all(name.endswith(".npy") for name in names):
         return "npz", {"arrays": [clip(name[:-4], MAX_TEXT) for name in names][:MAX_SHOWN]}
-    return "zip", {"members": len(found.members)}
+    if is_task(window, members):
+        return "task", {"members": [clip(name, MAX_TEXT) for name in names][:MAX_SHOWN]}
+    return "zip", {"members": len(members)}

@@ -1,9 +1,8 @@
-"""What safetensors, GGUF, ONNX and npy tell of a model in their own words, read field by field within a budget.
+"""What safetensors, GGUF, npy and others tell of a model in their headers, read field by field within a budget.
 
 Each function gives the details, or raises Malformed for what only begins like its format, and BudgetExceeded.
 """
 
-import io
 import json
 import math
 import struct
@@ -12,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from inspection.archives import NUMERIC, array_header
-from inspection.reader import Budget, Malformed, Window, clip, exactly, skip
+from inspection.reader import Malformed, Window, clip, exactly, skip
 
-MAX_HEADER = 8 << 20    # of safetensors, which allows 100 MB: 60,000 tensors, and parsed it takes ten times that
-MAX_HEADER_ITEMS = 500_000  # brackets and commas in it, which say how much memory it takes parsed
+MAX_HEADER = 8 << 20    # of JSON: 60,000 tensors of safetensors, which allows 100 MB; parsed it takes ten times that
+MAX_ITEMS = 500_000     # brackets and commas of a JSON document, which say how much memory it takes parsed
 MAX_SHOWN = 32          # keys, inputs, types, dimensions that the details list
 MAX_TEXT = 200          # characters of each
 MAX_STRING = 64 * 1024  # bytes of a key or a value of GGUF that is read and not skipped
@@ -35,22 +34,16 @@ def npy(window: Window) -> dict[str, Any]:
 # ---- safetensors
 
 
-BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-        "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
-        "C64": 64}
+BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+        "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32,
+        "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64}
 
 
 def safetensors(window: Window) -> dict[str, Any]:
     length = int.from_bytes(window.head(8), "little")
     if length > MAX_HEADER:
         raise Malformed(f"of its header of {length} bytes {MAX_HEADER} are read")
-    text = window.at(8, length)
-    if sum(map(text.count, (b",", b"[", b"{"))) > MAX_HEADER_ITEMS:
-        raise Malformed(f"its header has more than {MAX_HEADER_ITEMS} items")
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Malformed("its header is no JSON") from error
+    header = parsed(window.at(8, length), object_pairs_hook=once, parse_constant=refuse)
     metadata = header.pop("__metadata__", {})
     tensors = [tensor_of(name, value) for name, value in header.items()]
     at = 0
@@ -64,6 +57,27 @@ def safetensors(window: Window) -> dict[str, Any]:
         raise Malformed("its __metadata__ is not of strings")
     return {"tensors": len(tensors), "parameters": sum(tensor[1] for tensor in tensors),
             "dtypes": counted(tensor[0] for tensor in tensors), "metadata": shown(metadata)}
+
+
+def parsed(data: bytes, **hooks: Any) -> Any:
+    """A JSON document that may be hostile; raises Malformed."""
+    if len(data) > MAX_HEADER or sum(map(data.count, (b",", b"[", b"{"))) > MAX_ITEMS:
+        raise Malformed(f"its JSON has more than {MAX_HEADER} bytes or {MAX_ITEMS} items")
+    try:
+        return json.loads(data.decode(), **hooks)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"its JSON cannot be read: {error}") from error
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object in which no name comes twice: which of them counts differs from reader to reader."""
+    if len(values := dict(pairs)) < len(pairs):
+        raise ValueError("it has a field twice")
+    return values
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")     # NaN and Infinity, which Python takes
 
 
 def tensor_of(name: str, value: Any) -> tuple[str, int, int, int]:
@@ -96,16 +110,23 @@ def shown(values: dict[str, Any]) -> dict[str, Any]:
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
-TENSOR_TYPES = dict(enumerate((
-    "F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
-    "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32",
-    "I64", "F64", "IQ1_M", "BF16"))) | {34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
+TENSOR_TYPES = {    # name, numbers in a block, bytes of a block
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1),
+    25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56),
+    30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18)}
 FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
     13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
     21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
-    29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE"}
+    29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE", 39: "NVFP4",
+    40: "Q1_0"}
 GENERAL = ("name", "basename", "size_label", "license", "quantization_version")     # keys that are shown
+TEMPLATE = "tokenizer.chat_template"
 OF_ARCHITECTURE = (".context_length", ".embedding_length", ".block_count", "tokenizer.ggml.model")
 
 
@@ -113,21 +134,21 @@ class Gguf:
     """The fields of a GGUF file, from the first on."""
 
     def __init__(self, window: Window) -> None:
-        self._stream, self._budget = window.stream(), window.budget
-        version = exactly(self._stream, 8)[4:]
+        self.stream, self._budget = window.stream(), window.budget
+        version = exactly(self.stream, 8)[4:]
         self.order = ">" if version[:2] == b"\0\0" else "<"     # models for big-endian machines are written like this
         self.version, = struct.unpack(self.order + "I", version)
 
     def scalar(self, code: str) -> Any:
-        return struct.unpack(self.order + code, exactly(self._stream, struct.calcsize("=" + code)))[0]
+        return struct.unpack(self.order + code, exactly(self.stream, struct.calcsize("=" + code)))[0]
 
     def string(self) -> str | None:
         """None for one that is too long to be of interest."""
-        length = self.scalar("Q")
+        self.length = length = self.scalar("Q")     # of the last one that was met
         if length > MAX_STRING:
-            skip(self._stream, length)
+            skip(self.stream, length)
             return None
-        return exactly(self._stream, length).decode("utf-8", "replace")
+        return exactly(self.stream, length).decode("utf-8", "replace")
 
     def value(self, kind: int, nesting: int = 0) -> Any:
         """A number, a string, or None for an array, which is passed over."""
@@ -139,21 +160,16 @@ class Gguf:
             raise Malformed(f"it has a value of type {kind}")
         kind, length = self.scalar("I"), self.scalar("Q")
         if kind in SCALARS:
-            skip(self._stream, length * struct.calcsize("=" + SCALARS[kind]))
-            return None
-        if kind == STRING:
-            self.skip_strings(length)
-            return None
-        for _ in range(length):
-            self._budget.step()
-            self.value(kind, nesting + 1)
+            skip(self.stream, length * struct.calcsize("=" + SCALARS[kind]))
+        elif kind == STRING:    # the words of a tokenizer, of which there may be a million
+            self._budget.step(length // WORDS)
+            for _ in range(length):
+                skip(self.stream, self.scalar("Q"))
+        else:
+            for _ in range(length):
+                self._budget.step()
+                self.value(kind, nesting + 1)
         return None
-
-    def skip_strings(self, count: int) -> None:
-        """The words of a tokenizer, of which there may be a million."""
-        self._budget.step(count // WORDS)
-        for _ in range(count):
-            skip(self._stream, self.scalar("Q"))
 
     def pairs(self, count: int) -> Iterator[tuple[str, Any]]:
         for _ in range(count):
@@ -162,7 +178,7 @@ class Gguf:
             yield name or "", self.value(self.scalar("I"))
 
     def tensors(self, count: int) -> Iterator[tuple[str, int, int]]:
-        """Type, parameters and offset of each."""
+        """Type and parameters of each, and where it ends in the data; of a type that is not known where it begins."""
         for _ in range(count):
             self._budget.step()
             self.string()
@@ -170,10 +186,10 @@ class Gguf:
                 raise Malformed(f"it has a tensor of {dimensions} dimensions")
             shape = [self.scalar("Q") for _ in range(dimensions)]
             kind = self.scalar("I")
-            yield TENSOR_TYPES.get(kind, f"type {kind}"), math.prod(shape), self.scalar("Q")
-
-    def tell(self) -> int:
-        return self._stream.tell()
+            name, block, size = TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))
+            if shape and shape[0] % block:
+                raise Malformed(f"it has a tensor with a row of {shape[0]} numbers, and {name} has blocks of {block}")
+            yield name, math.prod(shape), self.scalar("Q") + math.prod(shape) // block * size
 
 
 def gguf(window: Window) -> dict[str, Any]:
@@ -181,146 +197,44 @@ def gguf(window: Window) -> dict[str, Any]:
     if file.version not in (2, 3):
         raise Malformed(f"it is of version {file.version}")
     count, pairs = file.scalar("Q"), file.scalar("Q")
-    wanted = {f"general.{name}" for name in (*GENERAL, "architecture", "file_type")}
-    keys: dict[str, Any] = {
-        name: value for name, value in file.pairs(pairs)
-        if isinstance(value, int | str) and (name in wanted or name.endswith(OF_ARCHITECTURE))}
+    wanted = {f"general.{name}" for name in (*GENERAL, "alignment", "architecture", "file_type")}
+    keys, template = dict[str, Any](), dict[str, Any]()
+    for name, value in file.pairs(pairs):
+        if isinstance(value, int | str) and (name in wanted or name.endswith(OF_ARCHITECTURE)):
+            keys[name] = value
+        elif name.startswith(TEMPLATE):
+            template = {"chat_template": True, "chat_template_length": file.length, "warnings": [
+                "its chat template is a program: whoever chats with the model runs it"]}
     types: Counter[str] = Counter()
     parameters = last = 0
-    for name, length, offset in file.tensors(count):
+    for name, length, end in file.tensors(count):
         types[name] += 1
-        parameters, last = parameters + length, max(last, offset)
-    if file.tell() + last > window.length or parameters > MAX_NUMBER:
-        raise Malformed("it has tensors beyond its end")
+        parameters, last = parameters + length, max(last, end)
+    alignment = keys.pop("general.alignment", 32)
+    if type(alignment) is not int or alignment < 1:
+        raise Malformed(f"its tensors are aligned to {alignment!r:.50}")
+    missing = last and (at := file.stream.tell()) + -at % alignment + last - window.length
+    if missing > 0 or parameters > MAX_NUMBER:
+        raise Malformed(f"its last tensor ends {missing} bytes beyond its end")
     quantisation = FILE_TYPES.get(keys.pop("general.file_type", -1), next(iter(counted(types)), None))
     architecture = str(keys.pop("general.architecture", ""))
     return {"version": file.version, "architecture": clip(architecture, MAX_TEXT), "quantisation": quantisation,
             "tensors": count, "parameters": parameters, "tensor_types": counted(types),
-            "keys": shown(keys)}
+            "keys": shown(keys)} | template
 
 
-# ---- ONNX
+# ---- fastText
 
 
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5    # protobuf's wire types
-MAX_IR_VERSION = 99     # 13 today; a field of another meaning would have any number
-ELEMENT_TYPES = dict(enumerate((
-    "undefined", "float32", "uint8", "int8", "uint16", "int16", "int32", "int64", "string", "bool", "float16",
-    "float64", "uint32", "uint64", "complex64", "complex128", "bfloat16", "float8e4m3fn", "float8e4m3fnuz",
-    "float8e5m2", "float8e5m2fnuz", "uint4", "int4", "float4e2m1")))
+def fasttext(window: Window) -> dict[str, Any]:
+    numbers = unpack(window, "<19i")
+    return {"version": numbers[1], "dimension": numbers[2], "words": numbers[17], "labels": numbers[18],
+            "model": {1: "cbow", 2: "skipgram", 3: "supervised"}.get(numbers[9])}
 
 
-def varint(stream: io.BufferedReader) -> int:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = exactly(stream, 1)[0]
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value
-    raise Malformed("it has a number that is too long")
-
-
-def fields(stream: io.BufferedReader, length: int, budget: Budget) -> Iterator[tuple[int, int, int]]:
-    """Number, wire type and value of each field of a protobuf message; of bytes, which come next, their length."""
-    end = stream.tell() + length
-    while stream.tell() < end:
-        budget.step()
-        number, wire = divmod(varint(stream), 8)
-        if wire in (FIXED32, FIXED64):
-            skip(stream, 4 if wire == FIXED32 else 8)
-            yield number, wire, 0
-        elif wire in (VARINT, BYTES):
-            value = varint(stream)
-            after = stream.tell() + (value if wire == BYTES else 0)
-            if after > end:
-                raise Malformed("it has a field beyond its end")
-            yield number, wire, value
-            stream.seek(after)
-        else:
-            raise Malformed(f"it has a field of wire type {wire}")
-    if stream.tell() != end:
-        raise Malformed("a message in it has another length than it says")
-
-
-def text(stream: io.BufferedReader, length: int) -> str:
-    return clip(stream.read(min(length, 4 * MAX_TEXT)).decode("utf-8", "replace"), MAX_TEXT)
-
-
-def onnx(window: Window) -> dict[str, Any]:
-    stream, budget, opsets = window.stream(), window.budget, dict[str, int]()
-    details: dict[str, Any] = {"ir_version": 0, "producer": "", "producer_version": "", "opsets": opsets}
-    graph: dict[str, Any] = {}
-    for field in fields(stream, window.length, budget):
-        match field:
-            case 1, 0, version:
-                details["ir_version"] = version
-            case 2, 2, length:
-                details["producer"] = text(stream, length)
-            case 3, 2, length:
-                details["producer_version"] = text(stream, length)
-            case 7, 2, length:
-                graph = onnx_graph(stream, length, budget)
-            case 8, 2, length if len(opsets) < MAX_SHOWN:
-                domain, version = onnx_opset(stream, length, budget)
-                opsets[domain or "ai.onnx"] = version
-    if not 0 < details["ir_version"] <= MAX_IR_VERSION or not opsets or not graph:
-        raise Malformed("it has no graph")
-    return details | graph
-
-
-def onnx_opset(stream: io.BufferedReader, length: int, budget: Budget) -> tuple[str, int]:
-    domain, version = "", 0
-    for field in fields(stream, length, budget):
-        match field:
-            case 1, 2, size:
-                domain = text(stream, size)
-            case 2, 0, version:
-                pass
-    return domain, min(version, MAX_NUMBER)
-
-
-def onnx_graph(stream: io.BufferedReader, length: int, budget: Budget) -> dict[str, Any]:
-    nodes, inputs = 0, list[dict[str, Any]]()
-    for number, wire, size in fields(stream, length, budget):
-        nodes += (number, wire) == (1, BYTES)
-        if (number, wire) == (11, BYTES) and len(inputs) < MAX_SHOWN:
-            inputs.append(onnx_input(stream, size, budget))
-    return {"nodes": nodes, "inputs": inputs}
-
-
-def onnx_input(stream: io.BufferedReader, length: int, budget: Budget) -> dict[str, Any]:
-    """Name, type and shape of an input: ValueInfoProto, and of its TypeProto what is a tensor."""
-    result: dict[str, Any] = {"name": "", "type": None, "shape": None}
-    for field in fields(stream, length, budget):
-        match field:
-            case 1, 2, size:
-                result["name"] = text(stream, size)
-            case 2, 2, size:
-                for number, wire, inner in fields(stream, size, budget):
-                    if (number, wire) == (1, BYTES):
-                        result |= onnx_tensor_type(stream, inner, budget)
-    return result
-
-
-def onnx_tensor_type(stream: io.BufferedReader, length: int, budget: Budget) -> dict[str, Any]:
-    result: dict[str, Any] = {"type": None, "shape": None}
-    for field in fields(stream, length, budget):
-        match field:
-            case 1, 0, kind:
-                result["type"] = ELEMENT_TYPES.get(kind, f"type {kind}")
-            case 2, 2, size:
-                result["shape"] = [onnx_dimension(stream, inner, budget)
-                                   for number, _, inner in fields(stream, size, budget) if number == 1][:MAX_SHOWN]
-    return result
-
-
-def onnx_dimension(stream: io.BufferedReader, length: int, budget: Budget) -> int | str | None:
-    """Its size, or its name where that is left open."""
-    result: int | str | None = None
-    for field in fields(stream, length, budget):
-        match field:
-            case 1, 0, size:
-                result = min(size, MAX_NUMBER)
-            case 2, 2, size:
-                result = text(stream, size)
-    return result
+def unpack(window: Window, code: str, at: int = 0) -> tuple[Any, ...]:
+    """The numbers here; raises Malformed where the file ends before."""
+    data = window.at(at, struct.calcsize(code))
+    if len(data) < struct.calcsize(code):
+        raise Malformed("it ends in the middle, or points beyond its end")
+    return struct.unpack(code, data)

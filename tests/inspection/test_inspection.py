@@ -1,14 +1,17 @@
 """What the server sees in the bytes of a model, hostile ones included, and what it refuses to take."""
 
 import builtins
+import functools
 import io
 import json
 import os
 import pickle
 import pickletools
+import re
 import struct
 import subprocess
 import sys
+import threading
 import zipfile
 import zlib
 from contextlib import suppress
@@ -17,14 +20,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.common import ROOT, sha256, staged
+from support.inspected import imports, inspect
 from support.samples import (
     OS_SYSTEM,
+    P4,
     PLAIN,
     REBUILDING,
     SAMPLES,
     TENSOR,
+    bundled,
     field,
+    flatbuffer,
     gguf,
+    gguf_string,
+    hdf5,
     joblib,
     legacy_torch,
     npy,
@@ -35,26 +44,13 @@ from support.samples import (
     tensor,
     text,
     zipped,
+    zipped_behind,
 )
 
 from inspection import formats as inspection
 from inspection import reader
-from inspection.pickles import KNOWN, MAX_IMPORTS
+from inspection.found import KNOWN, MAX_IMPORTS
 from repository.model import Details, ModelKey
-
-
-def inspect(data):
-    found = inspection.inspect(io.BytesIO(data), len(data))
-    assert found.format in inspection.FORMATS
-    document = json.dumps(found.details, allow_nan=False, ensure_ascii=False).encode()
-    assert len(document) < 100_000
-    return found
-
-
-def imports(data):
-    details = inspect(data).details
-    return details.get("imports_found"), details.get("complete", True)
-
 
 # ---- formats
 
@@ -62,8 +58,14 @@ def imports(data):
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_file_is_what_its_bytes_say(name):
     data, kind, details = SAMPLES[name]
-    assert (inspect(data).format, inspect(data).details) == (kind, details)
+    found = inspect(data)
+    found.details.pop("warnings", None)
+    assert (found.format, found.details) == (kind, details)
     assert kind in inspection.FORMATS
+
+
+def test_there_is_a_sample_of_every_format():
+    assert {kind for _, kind, _ in SAMPLES.values()} == set(inspection.FORMATS)
 
 
 STRICT = ("safetensors", "keras", "zip", "npz")     # that are nothing when a piece is missing
@@ -74,12 +76,13 @@ def test_a_file_cut_off_anywhere_is_taken_for_no_more_than_it_is(name):
     data, kind, details = SAMPLES[name]
     for length in range(len(data)):
         found = inspect(data[:length])
-        assert found.format in (kind, "unknown", "gzip", "zlib", "xz", "pickle")
+        assert found.format in (kind, "unknown", "gzip", "zlib", "xz", "pickle", "hdf5")
         assert name not in STRICT or found.format == "unknown"
         if "imports_found" in found.details:    # what is cut off is not missing without a word
             assert found.details["imports_found"] == details["imports_found"] or not found.details.get("complete", True)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(SAMPLES)), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=8))
 def test_a_file_with_any_bytes_changed_has_an_answer(name, changes):
     data = bytearray(SAMPLES[name][0])
@@ -89,11 +92,86 @@ def test_a_file_with_any_bytes_changed_has_an_answer(name, changes):
     inspect(bytes(data))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.sampled_from([
     b"", b"\x80\x04", b"GGUF\x03\0\0\0", b"PK\x03\x04", b"\x08\x08", b"\x78\x9c", b"\x93NUMPY\x01\0",
-    b"\x20" + bytes(7) + b"{"]))
+    b"\x20" + bytes(7) + b"{", b"\x1c\0\0\0TFL3", b"\x10\0\0\0ORTM", b"\x10\0\0\0ET12", b"CBM1\0\0\0\0\x10\0\0\0",
+    b"\x0a\x08", b"\x08\x01\x12\x08", b"\x89HDF\r\n\x1a\n", hdf5()[:96], b"\xba\x16\x4f\x2f", b"tjgg", b'{"learner":{',
+    b"\0\0PK\x03\x04", b"7767517\n1 1\n", b'<net name="" version="1"']))
 def test_any_bytes_have_an_answer(data, signature):
     inspect(signature + data)
+
+
+IMPORTS = "loading it imports posix.system, beyond what rebuilds tensors and arrays"
+WRAPPER = "loading it imports joblib.numpy_pickle.NumpyArrayWrapper, beyond what rebuilds tensors and arrays"
+LAYER = "a Lambda layer in it runs Python code of its own"
+WARNINGS = {
+    "pickle of protocol 0": [IMPORTS], "pickle packed": [IMPORTS], "npy of objects": [IMPORTS], "npz": [IMPORTS],
+    "zip of zip": [IMPORTS], "joblib": [WRAPPER], "joblib packed": [WRAPPER],
+    "keras of old": [LAYER], "keras with a Lambda layer": [LAYER],
+    "tflite with labels": ["its operation FlexReadFile reads or writes files"],
+    "graphdef": ["its operation WriteFile reads or writes files"],
+    "savedmodel": ["its operation EagerPyFunc runs Python", "its operation WriteFile reads or writes files"],
+    "paddle": ["its operation py_func runs Python"],
+    "coreml": ["native code of its app runs in it, the class Mine"],
+    "skops": ["loading it looks up posix.system, which is not a part of scikit-learn, SciPy or NumPy"],
+    "pt2": ["native code is in it: a program or a library"],
+    "torchscript": ["loading it imports __torch__.M, beyond what rebuilds tensors and arrays",
+                    "it is TorchScript: code in it runs when the model is called",
+                    "its TorchScript reads or writes files with save"],
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_what_a_person_should_look_at_is_told_in_plain_words(name):
+    assert inspect(SAMPLES[name][0]).details.get("warnings", []) == WARNINGS.get(name, [])
+
+
+def test_many_imports_are_one_warning():
+    data = b"\x80\x02" + b"".join(b"cos\na%d\n0" % n for n in range(9)) + b"N."
+    assert inspect(data).details["warnings"] == [
+        "loading it imports os.a0, os.a1, os.a2, os.a3, os.a4 and 4 more, beyond what rebuilds tensors and arrays"]
+
+
+CONFIGS = {     # of Keras: an object of it, and what is said of that
+    "a layer of Keras": ({"module": "keras.layers", "class_name": "Dense", "registered_name": None}, []),
+    "an inner class of Keras": (
+        {"module": "keras.src.models.functional", "class_name": "Functional", "registered_name": "Functional"}, []),
+    "a Lambda layer": ({"module": "keras.layers", "class_name": "Lambda"}, [LAYER]),
+    "a lambda of Keras 2": ({"class_name": "Mine", "function_type": "lambda"}, [LAYER]),
+    "a lambda of Keras 3": ({"class_name": "__lambda__", "config": {"code": "4wEA"}}, [LAYER]),
+    "another module": ({"module": "os", "class_name": "function", "config": "system"}, ["os.system"]),
+    "a function of Keras": ({"module": "keras.config", "class_name": "function", "config": "enable_unsafe"},
+                            ["keras.config.enable_unsafe"]),
+    "a registered class": ({"module": None, "class_name": "L", "registered_name": "mine>L"}, [" L,"]),
+    "a registered class of Keras 2": ({"class_name": "mine>L"}, ["mine>L"]),
+    "a file that is read": ({"class_name": "StringLookup", "config": {"vocabulary": "/etc/passwd"}}, ["/etc/passwd"]),
+    "a pickle in text": ({"module": "keras.layers", "class_name": "TorchModuleWrapper"}, ["unpickled"]),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("write", [
+    lambda config: zipped({"metadata.json": b'{"keras_version": "3.8"}', "config.json": config.encode()}),
+    lambda config: hdf5([("keras_version", "2.15.0"), ("model_config", config)]),
+    lambda config: hdf5([("model_config", config), ("keras_version", "2.15.0")], heap=True)],
+    ids=["keras", "hdf5", "hdf5 with a heap"])
+def test_what_keras_would_run_or_look_up_outside_itself_is_told(name, write):
+    inner, said = CONFIGS[name]
+    outer = {"module": "keras", "class_name": "Sequential", "config": {"layers": [{"class_name": "Dense"}, inner]}}
+    found = inspect(write(json.dumps(outer)))
+    warnings = found.details.get("warnings", [])
+    assert found.format == "keras" and len(warnings) == len(said)
+    assert all(word in warning for word, warning in zip(said, warnings, strict=True))
+
+
+@pytest.mark.parametrize("data", [
+    zipped({"metadata.json": b'{"keras_version": "3.8"}', "config.json": b"[" * 100_000}),
+    hdf5([("model_config", '{"class_name":')]),
+], ids=["nested without end", "cut off"])
+def test_a_config_that_cannot_be_read_is_told(data):
+    warning, = inspect(data).details["warnings"]
+    assert "not known" in warning
 
 
 BROKEN = {
@@ -108,6 +186,13 @@ BROKEN = {
     "bytes behind the last tensor": safetensors({"a": tensor(0, 8, [2])}, bytes(9)),
     "a shape that is not its bytes": safetensors({"a": tensor(0, 8, [3])}, bytes(8)),
     "a negative offset": safetensors({"a": tensor(-8, 0, [2])}),
+    "a tensor twice": safetensors(b'{"a":%b,"a":%b}' % ((json.dumps(tensor(0, 4, [1])).encode(),) * 2), bytes(4)),
+    "a field of a tensor twice": safetensors(
+        b'{"a":{"dtype":"F32","dtype":"I32","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
+    "metadata twice": safetensors(b'{"__metadata__":{},"__metadata__":{}}'),
+    "a number that is none": safetensors(b'{"__metadata__":{"a":"b"},"a":NaN}'),
+    "an infinite number": safetensors(b'{"a":-Infinity}'),
+    "a header in UTF-16": safetensors('{"a":1}'.encode("utf-16-le")),
     "a shape of 4,000 digits":
         safetensors(b'{"a":{"dtype":"F32","shape":[' + b"9" * 4000 + b'],"data_offsets":[0,4]}}'),
     "a dtype that is a list": safetensors({"a": tensor(0, 8, [2], ["F32"])}, bytes(8)),
@@ -123,6 +208,18 @@ BROKEN = {
     "a GGUF tensor of nine dimensions": gguf([], [("a", (1,) * 9, 0, 0)]),
     "a GGUF tensor beyond the end": gguf([], [("a", (1,), 0, 4096)], bytes(8)),
     "a GGUF tensor of 2^320 numbers": gguf([], [("a", (1 << 40,) * 8, 0, 0)]),
+    "a GGUF tensor that begins before the end and ends behind it": gguf([], [("a", (1024, 1024), 0, 0)], bytes(128)),
+    "a GGUF tensor of NVFP4 that ends behind the end": gguf([], [("a", (64, 2), 40, 0)], bytes(71)),
+    "a GGUF tensor with half a block in a row": gguf([], [("a", (48, 2), 8, 0)], bytes(128)),
+    "a GGUF aligned to nothing": gguf([("general.alignment", 4, bytes(4))], [("a", (1,), 0, 0)], bytes(4)),
+    "a flatbuffer that points beyond its end": b"\xff\0\0\0TFL3" + bytes(20),
+    "a flatbuffer whose table has no fields": b"\x08\0\0\0ORTM\xff\xff\xff\x7f",
+    "a vector of 2^32 tables": flatbuffer((0, [()]), b"TFL3").replace(b"\1\0\0\0", b"\xff" * 4),
+    "fastText that is cut off": SAMPLES["fasttext"][0][:70],
+    "a SavedModel of another version": field(1, 2) + field(2, field(2, field(1, field(2, "Const")))),
+    "a graph without a node": field(4, field(1, 1882)),
+    "nodes without operations": field(1, field(1, "a")) * 3 + field(4, b""),
+    "descriptors of other messages": field(1, field(1, "a.proto") + field(2, "tensorflow") + field(4, b"")) * 3,
     "a zip without its directory": SAMPLES["zip"][0][:60],
     "a zip with its directory elsewhere": SAMPLES["zip"][0][:-10] + b"\x07\0\0\0" + SAMPLES["zip"][0][-6:],
     "an npy with a long header": b"\x93NUMPY\x02\0" + struct.pack("<I", 1 << 31) + b"{",
@@ -130,6 +227,8 @@ BROKEN = {
     "a protobuf field beyond the file": field(1, 8) + b"\x3a\xff\xff\xff\xff\x0f",
     "a protobuf without a graph": field(1, 8) + field(2, "us") + field(8, field(2, 17)),
     "a protobuf group": field(1, 8) + b"\x3b\x3c",
+    "graphs in graphs without end": onnx(graph=functools.reduce(
+        lambda inner, _: field(1, field(5, field(6, inner)) + field(3, "location")), range(200), b"")),
     "a graph in which a field is too long": onnx(graph=b"\x0a\x7f"),
 }
 
@@ -145,6 +244,102 @@ def test_what_it_is_not_is_told_with_the_reason():
     found = inspect(BROKEN["a tensor beyond the end"])
     assert found.details == {"error": "it is not what it begins like: its tensors have 8 bytes, and the file has 7 "
                                       "for them"}
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E4M3", "F8_E5M2", "F8_E8M0"])
+def test_eight_bits_of_safetensors_are_a_byte(dtype):
+    found = inspect(safetensors({"w": tensor(0, 6, [2, 3], dtype)}, bytes(6)))
+    assert (found.format, found.details["dtypes"], found.details["parameters"]) == ("safetensors", {dtype: 1}, 6)
+
+
+@pytest.mark.parametrize(("kind", "name", "row", "size"), [
+    (0, "F32", 3, 12), (8, "Q8_0", 64, 68), (12, "Q4_K", 256, 144), (39, "MXFP4", 32, 17), (40, "NVFP4", 64, 36)])
+def test_the_tensors_of_a_gguf_end_where_the_file_does(kind, name, row, size):
+    tensors = [("a", (row,), kind, 0), ("b", (row, 2), kind, 352)]
+    found = inspect(gguf([], tensors, bytes(352 + 2 * size)))
+    assert (found.format, found.details["tensor_types"]) == ("gguf", {name: 2})
+    assert inspect(gguf([], tensors, bytes(352 + 2 * size - 1))).details == {
+        "error": "it is not what it begins like: its last tensor ends 1 bytes beyond its end"}
+
+
+def test_a_gguf_is_aligned_as_it_says():
+    pairs = [("general.alignment", 4, struct.pack("<I", 256))]
+    data = gguf(pairs, [("a", (1,), 0, 0)])
+    padding = bytes(-len(data) % 256)
+    assert inspect(data + padding + bytes(4)).format == "gguf"
+    assert inspect(data + padding + bytes(3)).format == "unknown"
+
+
+@pytest.mark.parametrize("length", [10, 100_000])
+def test_a_chat_template_is_told_with_its_length(length):
+    details = inspect(gguf([("tokenizer.chat_template", 8, gguf_string("x" * length))])).details
+    assert (details["chat_template"], details["chat_template_length"]) == (True, length)
+    assert "chat template" in details["warnings"][0]
+
+
+def onnx_input(name, *dimensions, kind=1):
+    shape = b"".join(field(1, field(1, size) if isinstance(size, int) else field(2, size)) for size in dimensions)
+    return field(11, field(1, name) + field(2, field(1, field(1, kind) + field(2, shape))))
+
+
+def external(location):
+    """A tensor of which the bytes are in another file, with the keys in an order that is allowed."""
+    return field(8, "w") + field(13, field(2, "0") + field(1, "offset")) + field(13, field(2, location)
+                                                                                 + field(1, "location"))
+
+
+NODE = field(1, field(4, "Relu"))
+
+
+def test_a_dimension_of_minus_one_is_minus_one():
+    found = inspect(onnx(graph=NODE + onnx_input("x", (1 << 64) - 1, 3, "h")))
+    assert found.details["inputs"] == [{"name": "x", "type": "float32", "shape": [-1, 3, "h"]}]
+
+
+def test_weights_that_an_old_onnx_lists_as_inputs_are_none():
+    graph = NODE + onnx_input("w", 2) + onnx_input("x", 2) + onnx_input("s", 2)
+    graph += field(5, field(8, "w")) + field(15, field(1, field(8, "s")))
+    assert [each["name"] for each in inspect(onnx(graph=graph)).details["inputs"]] == ["x"]
+
+
+@pytest.mark.parametrize(("kind", "name"), [
+    (24, "float8e8m0"), (25, "uint2"), (26, "int2"), (27, "float6e2m3"), (28, "float6e3m2"), (99, "type 99")])
+def test_the_newer_types_of_onnx_have_their_names(kind, name):
+    assert inspect(onnx(graph=NODE + onnx_input("x", 1, kind=kind))).details["inputs"][0]["type"] == name
+
+
+@settings(deadline=None)
+@given(st.permutations([field(1, 8), field(2, "us"), field(3, "1.0"), field(7, NODE + onnx_input("x", 1)),
+                        field(8, field(2, 17)), field(7, NODE * 2 + onnx_input("y", 2)), field(5, 78)]))
+def test_the_fields_of_an_onnx_come_in_any_order_and_its_graphs_are_one(fields):
+    found = inspect(b"".join(fields))
+    assert (found.format, found.details["nodes"], found.details["producer"]) == ("onnx", 3, "us")
+    assert {each["name"] for each in found.details["inputs"]} == {"x", "y"}
+
+
+def test_a_graph_with_more_nodes_than_are_looked_at_is_a_graph_of_which_the_rest_is_not_known():
+    node = field(1, "n") + field(2, "MatMul") + field(3, "a") * 10
+    found = inspect(field(1, node) * 30_000 + field(4, field(1, 1882)))
+    assert found.format == "graphdef" and "not known" in found.details["warnings"][0]
+
+
+LOCATIONS = {"weights.bin": False, "data/weights.bin": False, "a..b": False, "../weights.bin": True, "a/../../b": True,
+             "/etc/passwd": True, "\\\\host\\share": True, "C:\\w": True, "a\\..\\b": True, "..": True,
+             "a/" * 150 + "../" * 200: True}
+
+
+@pytest.mark.parametrize("location", LOCATIONS)
+@pytest.mark.parametrize("place", [
+    lambda weights: field(5, weights),
+    lambda weights: field(15, field(1, weights)),
+    lambda weights: field(1, field(5, field(5, weights))),                          # an attribute of a node
+    lambda weights: field(1, field(5, field(6, field(5, weights)))),                # in the body of a loop
+    lambda weights: field(1, field(5, field(5, weights) + field(4, bytes(9000)))),
+], ids=["weights", "sparse", "attribute", "body", "large node"])
+def test_external_data_of_an_onnx_is_told_and_called_out_when_it_is_outside(location, place):
+    details = inspect(onnx(graph=NODE + place(external(location)))).details
+    assert len(details["external_data"]) == 1 and location.startswith(details["external_data"][0].rstrip("…"))
+    assert len(details.get("warnings", [])) == LOCATIONS[location]
 
 
 def test_what_a_file_tells_is_cut_to_a_length_that_a_list_can_carry():
@@ -167,7 +362,6 @@ def test_a_fault_of_the_disk_is_no_answer():
 # ---- pickles
 
 
-P4 = b"\x80\x04"
 EVAL = stack_global("builtins", "eval")
 PICKLES = {     # bytes: (imports found, complete)
     "GLOBAL": (OS_SYSTEM, ["posix.system"], True),
@@ -264,7 +458,10 @@ def test_what_pickle_itself_writes_is_read_to_its_end(protocol):
 class Inert:
     """Stands for whatever a pickle imports, and for what that makes."""
 
+    loading = None
+
     def __new__(cls, *_, **__):
+        cls.loading.called = True
         return super().__new__(cls)
 
     def __call__(self, *_, **__):
@@ -278,7 +475,7 @@ class InC(pickle.Unpickler):
     def find_class(self, module, name):
         if hasattr({"os": os, "builtins": builtins}.get(module), name):
             self.performed.add(f"{module}.{name}")
-            return Inert
+            return type("Imported", (Inert,), {"loading": self})
         raise ImportError
 
     def persistent_load(self, _):
@@ -299,19 +496,20 @@ PIECES = st.one_of(st.sampled_from([
     st.binary(min_size=1, max_size=3).filter(lambda data: b"\x96" not in data))    # of which C's unpickler complains
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(st.lists(PIECES, max_size=25).map(b"".join))
 def test_no_unpickler_imports_what_was_not_found(data):
     details = inspect(data).details
     found = set(details.get("imports_found", ()))
     for unpickler in (InC, InPython):
         loading = unpickler(io.BytesIO(data))
-        loading.performed = set()
+        loading.performed, loading.called = set(), False
         with suppress(Exception):
             loading.load()
         named = any("?" in name for name in found) or not details.get("complete", True)
-        assert named or loading.performed <= found, (unpickler, loading.performed - found)
-        assert bool(found) >= bool(loading.performed)
+        idle = not loading.called and not re.search(rb"[\0-\x08\x0e-\x1f]", data)     # a text with a word like cos
+        assert named or idle or loading.performed <= found, (unpickler, loading.performed - found)
+        assert idle or bool(found) >= bool(loading.performed)
 
 
 CENTRAL, LOCAL, END = b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06"
@@ -380,10 +578,26 @@ HOSTILE = {     # name: (what makes it, format)
     "a header of short lists": (lambda: safetensors(b'{"a":[' + b"[]," * 160_000 + b"1]}"), "unknown"),
     "2^60 keys": (lambda: gguf(counts=(0, 1 << 60)) + bytes(60 << 20), "unknown"),
     "2^60 words": (lambda: gguf([("a", 9, struct.pack("<IQ", 8, 1 << 60))]) + bytes(60 << 20), "unknown"),
-    "a million nodes": (lambda: onnx(graph=field(1, b"") * 1_000_000), "unknown"),
+    "a million nodes": (lambda: onnx(graph=field(1, b"") * 1_000_000), "onnx"),
+    "a million operations": (lambda: field(1, field(2, "A")) * 1_000_000, "unknown"),
+    "different operations": (lambda: b"".join(field(1, field(2, f"A{n:0190}")) for n in range(100_000)) + field(4, b""),
+                             "graphdef"),
+    "a million pieces": (lambda: field(1, b"") * 1_000_000 + field(2, b"") + field(3, b""), "unknown"),
+    "inputs with many dimensions": (lambda: onnx(graph=field(11, field(2, field(1, field(
+        2, field(1, field(1, 1)) * 100_000)))) * 3), "onnx"),
+    "tables in a vector": (lambda: flatbuffer((0, [("", None)] * 20_000), b"TFL3"), "unknown"),
+    "configs without end": (lambda: hdf5([("model_config", "{}")]) + b'\0{"class_name"' * 6_000_000, "keras"),
+    "one config without end": (lambda: hdf5([("model_config", "{}")]) + b'\0' + b'{"' * 45_000_000, "keras"),
+    "configs that say nothing": (
+        lambda: hdf5([("model_config", "{}")]) + b'\0{"class_name":[]}' * 6_000_000, "unknown"),
+    "a config of a million objects": (lambda: zipped({
+        "metadata.json": b'{"keras_version": "3"}', "config.json": b"[" + b"{}," * 400_000 + b"1]"}), "keras"),
+    "spaces before a brace": (lambda: b" " * (100 << 20), "unknown"),
+    "beginnings of objectives": (lambda: b'{"learner":{' + b'"objective" : {' * 1_000_000, "xgboost"),
+    "a net without its end": (lambda: b'<net name="' + b"<net " * 1_000_000, "unknown"),
 }
 CHILD = """
-import io, resource, sys
+import io, resource, sys, time
 sys.path.insert(0, sys.argv[1])
 from inspection import formats as inspection
 pages = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -395,8 +609,10 @@ class Counted(io.FileIO):
         Counted.total += len(data)
         return data
 with Counted(sys.argv[2]) as file:
-    print(inspection.inspect(file, file.seek(0, 2)).format, Counted.total)
+    begun = time.thread_time()
+    print(inspection.inspect(file, file.seek(0, 2)).format, Counted.total, time.thread_time() - begun)
 """
+CPU = 1.5   # seconds, where half a second is promised: other tests have the caches of the processor now
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -406,8 +622,48 @@ def test_a_hostile_file_is_answered_in_bounded_memory_and_reads(tmp_path, name):
     done = subprocess.run([sys.executable, "-c", CHILD, str(ROOT), str(tmp_path / "file"), str(LIMIT)],
                           capture_output=True, text=True, timeout=120)
     assert done.stderr == ""
-    found, read = done.stdout.split()
+    found, read, spent = done.stdout.split()
     assert found == kind and int(read) <= 2 * reader.MAX_BYTES + (1 << 20)     # for pickles, and for the format
+    assert float(spent) < CPU
+
+
+LONG = P4 + b"}(" + b"".join(b"\x8c\x07%07d\x94M\x00\x01" % n for n in range(300_000)) + b"u" + EVAL + b"."
+
+
+def test_a_pickle_of_a_million_opcodes_is_read_to_its_end():
+    assert imports(LONG) == (["builtins.eval"], True)
+
+
+def test_one_large_file_is_looked_at_after_the_other_and_no_small_one_waits_for_them():
+    done = []
+    with reader.LARGE:
+        large = threading.Thread(target=lambda: done.append(imports(LONG)))
+        large.start()
+        assert imports(OS_SYSTEM) == (["posix.system"], True)
+        assert large.is_alive() and done == []
+    large.join()
+    assert done == [(["builtins.eval"], True)]
+
+
+MEMORY = """
+import io, resource, sys, threading
+sys.path.insert(0, sys.argv[1])
+from inspection import formats as inspection
+from server import process
+def rss(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+process.tune()
+data = sys.stdin.buffer.read()
+def look(): return inspection.inspect(io.BytesIO(data), len(data))
+before, threads = rss(), [threading.Thread(target=look) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(rss() - before)
+"""
+
+
+def test_the_memory_of_large_pickles_comes_back():
+    grown = subprocess.run([sys.executable, "-c", MEMORY, str(ROOT)], input=LONG, capture_output=True, check=True)
+    assert int(grown.stdout) < 24 << 20     # of 40 MB that each takes
 
 
 # ---- what comes in
@@ -421,7 +677,8 @@ def test_an_upload_tells_what_it_is_and_so_do_info_and_lists(app):
         assert (answer["format"], answer["details"]) == (kind, details)
     form = app.post("/models/upload?project_id=p&app_name=a&version=1&model_name=f",
                     upload_files=[("file", "x.pkl", OS_SYSTEM)], status=201).json
-    assert (form["format"], form["details"]) == ("pickle", {"imports_found": ["posix.system"]})
+    assert (form["format"], form["details"]["imports_found"]) == ("pickle", ["posix.system"])
+    assert "posix.system" in form["details"]["warnings"][0]
 
 
 def test_a_list_can_be_filtered_by_what_the_bytes_are(app):
@@ -503,7 +760,7 @@ REFUSED = [     # bytes, whether `known` refuses too, what its answer names
     (P4 + text("os") + EVAL + text("x") + b"\x85R\x93.", True, "os.?"),
     (SAMPLES["npy of objects"][0], True, "posix.system"), (SAMPLES["tar"][0], True, "cannot be looked into"),
     (PLAIN + b"\0", True, "cannot be looked into"), (TORCH[:-30], True, "cannot be looked into"),
-    (P4 + b"N" * 1_000_000 + EVAL + b".", True, "cannot be looked into"),
+    (P4 + b"N" * 2_000_000 + EVAL + b".", True, "cannot be looked into"),
     (SAMPLES["safetensors"][0] + TORCH, True, "posix.system"), (SAMPLES["7z"][0], True, "cannot be looked into"),
 ]
 
@@ -527,10 +784,52 @@ def test_what_holds_no_pickle_comes_in_with_every_setting(make_app, setting, nam
     make_app(pickle=setting).put("/models/p/a/1/m", SAMPLES[name][0], status=201)
 
 
+LABELLED = {    # what MediaPipe and TFLite's metadata make: a zip that does not begin at the beginning, and is whole
+    "tflite": lambda members: SAMPLES["tflite"][0] + zipped_behind(SAMPLES["tflite"][0], members),
+    "task": lambda members: bundled({"a.tflite": SAMPLES["tflite"][0], **members}),
+    "a bundle in a bundle": lambda members: bundled({"a.task": bundled({"a.tflite": SAMPLES["tflite"][0], **members})}),
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_labels_in_a_zip_at_the_end_are_looked_into(make_app, store, name):
+    app, kind = make_app(pickle="deny"), "tflite" if name == "tflite" else "task"
+    answer = app.put("/models/p/a/1/m", LABELLED[name]({"labels.txt": b"1\n2\n"}), status=201).json
+    assert answer["format"] == kind and "complete" not in answer["details"]
+    app.delete("/models/p/a/1/m")
+    assert "take the pickle out" in refused(app, store, LABELLED[name]({"x.pkl": OS_SYSTEM}), 422)
+
+
+@pytest.mark.parametrize(("data", "advice"), [
+    (OS_SYSTEM, "safetensors or ONNX"), (SAMPLES["npy of objects"][0], "without objects"),
+    (SAMPLES["tar"][0], "unpacked"), (SAMPLES["zip of zip"][0], "take the pickle out"),
+])
+def test_the_advice_of_a_refusal_fits_what_was_found(make_app, store, data, advice):
+    assert advice in refused(make_app(pickle="deny"), store, data, 422)
+
+
+@pytest.mark.parametrize("signature", [b"TFL3", b"ORTM", b"ET12"])
+def test_a_pickle_is_a_pickle_whatever_signature_stands_further_on(signature):
+    length = 12     # of bytes in the pickle's first opcode, which are the number by which a flatbuffer begins
+    table = (length << 8 | 0x43).to_bytes(4, "little")
+    data = table + signature + bytes(length - 6) + b"0" + OS_SYSTEM
+    data = data.ljust(int.from_bytes(table, "little"), b"\0") + bytes(100)
+    found = inspect(data)
+    assert (found.format, found.details["imports_found"]) == ("pickle", ["posix.system"])
+
+
+PAGE = (ROOT / "docs/formats.md").read_text(encoding="utf-8")
+
+
 def test_every_import_that_known_lets_through_is_documented():
-    section = (ROOT / "docs/formats.md").read_text(encoding="utf-8")
-    assert [name for name in KNOWN if f"{name.rpartition('.')[2]}" not in section] == []
-    assert "safe " not in section.lower() and "safe," not in section.lower() and "safe." not in section.lower()
+    assert [name for name in KNOWN if name.rpartition(".")[2] not in PAGE] == []
+    assert not re.search(r"\bsafe\b", PAGE, re.IGNORECASE)
+
+
+def test_every_format_has_its_row_in_the_documentation():
+    table = PAGE.partition("| `format` |")[2].partition("\n\n")[0]
+    rows = [line.split("|")[1] for line in table.splitlines()[2:]]
+    assert [name for row in rows for name in re.findall(r"`([^`]+)`", row)] == list(inspection.FORMATS)
 
 
 def test_a_refusal_by_its_bytes_crosses_the_socket(start, http):

@@ -26,8 +26,8 @@ with warnings.catch_warnings():     # of what the libraries call deprecated in o
 import pytest
 
 from inspection import formats as inspection
-from inspection import headers
-from inspection.pickles import KNOWN
+from inspection import headers, protobuf
+from inspection.found import KNOWN
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -230,7 +230,7 @@ def test_gguf(tmp_path, endian):
 
 def test_the_names_of_ggufs_types_are_those_of_its_library():
     for kind in gguf.GGMLQuantizationType:
-        assert headers.TENSOR_TYPES.get(kind.value, kind.name) == kind.name
+        assert headers.TENSOR_TYPES[kind.value] == (kind.name, *gguf.GGML_QUANT_SIZES[kind])
     for kind in gguf.LlamaFileType:
         name = kind.name.removeprefix("MOSTLY_").removeprefix("ALL_")
         assert headers.FILE_TYPES.get(kind.value, name) == name
@@ -257,10 +257,10 @@ def test_onnx(tmp_path):
 
 
 def test_the_names_of_onnx_types_are_numbered_as_its_library_has_them():
-    ours = {name.lower().replace("_", ""): number for number, name in headers.ELEMENT_TYPES.items()}
+    ours = {name.lower().replace("_", ""): number for number, name in protobuf.ELEMENT_TYPES.items()}
     same = {"float32": "float", "float64": "double"}
     numbers = {name.lower().replace("_", ""): number for name, number in onnx.TensorProto.DataType.items()}
-    assert {same.get(name, name): number for name, number in ours.items()}.items() <= numbers.items()
+    assert {same.get(name, name): number for name, number in ours.items()} == numbers
 
 
 def test_keras_and_hdf5(tmp_path):
@@ -268,7 +268,44 @@ def test_keras_and_hdf5(tmp_path):
     model.save(tmp_path / "m.keras")
     assert inspect(tmp_path / "m.keras") == inspection.Inspection("keras", {"keras_version": keras.__version__})
     model.save(tmp_path / "m.h5")
-    assert inspect(tmp_path / "m.h5") == inspection.Inspection("hdf5", {})
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        file["x"] = numpy.zeros(1000)
-    assert inspect(tmp_path / "x.h5").format == "hdf5"
+    assert inspect(tmp_path / "m.h5") == inspection.Inspection("keras", {
+        "container": "hdf5"})
+    model.save_weights(tmp_path / "m.weights.h5")
+    assert inspect(tmp_path / "m.weights.h5") == inspection.Inspection("hdf5", {})
+    for options in {}, {"userblock_size": 2048}:
+        with h5py.File(tmp_path / "x.h5", "w", **options) as file:
+            file["x"] = numpy.zeros(1000)
+            file.attrs["numbers"], file.attrs["text"], file.attrs["texts"] = [1, 2], "text", ["a", "b"]
+        assert inspect(tmp_path / "x.h5") == inspection.Inspection("hdf5", {})
+
+
+@keras.saving.register_keras_serializable("mine")
+class Layer(keras.layers.Layer):
+    def call(self, x):
+        return x
+
+
+def loss(one, other):
+    return one - other
+
+
+def test_what_keras_runs_or_looks_up_is_told(tmp_path):
+    said = {"m.keras": ["builtins.loss", " L", "a Lambda layer"], "m.h5": ["mine>Layer", "a Lambda layer"]}
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda x: x * 2), Layer()])
+    model.compile(loss=loss)
+    for name, words in said.items():
+        model.save(tmp_path / name)
+        seen = inspect(tmp_path / name)
+        assert seen.format == "keras" and len(seen.details["warnings"]) == len(words)
+        assert all(any(word in warning for warning in seen.details["warnings"]) for word in words)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation=keras.activations.gelu)])
+    model.compile(loss=keras.losses.MeanSquaredError(), optimizer=keras.optimizers.Adam())
+    for name in said:
+        model.save(tmp_path / name)
+        assert "warnings" not in inspect(tmp_path / name).details
+    with h5py.File(tmp_path / "fixed.h5", "w") as file:
+        file.attrs["model_config"] = numpy.bytes_(b'{"class_name": "Lambda"}')
+    assert "Lambda" in inspect(tmp_path / "fixed.h5").details["warnings"][0]
+    with h5py.File(tmp_path / "latest.h5", "w", libver="latest") as file:
+        file.attrs["model_config"] = '{"class_name": "Lambda"}'
+    assert "Lambda" in inspect(tmp_path / "latest.h5").details["warnings"][0]

@@ -1,0 +1,72 @@
+"""What is found in a file: its imports, whether there may be more, and which of them rebuild tensors alone."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from inspection.values import Global
+
+MAX_IMPORTS = 200       # a pickled pipeline has 30, a network with all its layers 50
+MAX_PARAMETERS = (1 << 63) - 1  # what other readers of our JSON take
+EXTENSION = "copyreg.extension."    # and the number of an import that a registry of the reader has
+
+# What it takes to put tensors and arrays together again, and nothing that looks up or calls what a pickle names.
+# docs/formats.md has this list too.
+KNOWN = frozenset({
+    "_codecs.encode", "collections.OrderedDict",
+    *(f"torch.{name}Storage" for name in ("BFloat16", "Bool", "Byte", "Char", "ComplexDouble", "ComplexFloat", "Double",
+                                          "Float", "Half", "Int", "Long", "Short")),
+    "torch.storage.TypedStorage", "torch.storage.UntypedStorage",
+    "torch._utils._rebuild_parameter", "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_tensor_v3", "torch.Size", "torch.device",
+    *(f"torch.{name}" for name in ("bfloat16", "bool", "float16", "float32", "float64", "int8", "int16", "int32",
+                                   "int64", "uint8", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2")),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    "numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer", "numpy.ndarray", "numpy.dtype",
+})
+
+
+@dataclass
+class Found:
+    """What a file would unpickle. `complete` is False when there may be more than was found."""
+
+    imports: dict[str, None] = field(default_factory=dict)      # in the order in which they were met
+    pickled: bool = False
+    complete: bool = True
+    torch: bool = False
+    persistent_ids: bool = False
+    native: bool = False
+    tensors: int = 0        # that torch would rebuild, and the numbers in them
+    parameters: int = 0
+
+    def add(self, module: str | None, name: str | None) -> Global:
+        full = f"{module or '?'}.{name or '?'}"     # ? for what is too long, or known only when it runs
+        if len(self.imports) < MAX_IMPORTS:
+            self.imports[full] = None
+        elif full not in self.imports:
+            self.complete = False
+        return Global(full)
+
+    def rebuild(self, arguments: Any) -> None:
+        """Counts a tensor by the arguments of the call that makes it: storage, offset, shape."""
+        self.tensors += 1
+        if type(arguments) is tuple and is_shape(shape := (*arguments, None, None, None)[2]):
+            self.parameters = max(0, min(self.parameters + math.prod(shape), MAX_PARAMETERS))
+
+    def named(self) -> bool:
+        return not all(name.startswith(EXTENSION) for name in self.imports)
+
+    def merge(self, other: "Found") -> None:
+        for name in other.imports:
+            self.add(*name.rsplit(".", 1))
+        self.complete &= other.complete
+        self.pickled |= other.pickled
+        self.torch |= other.torch
+        self.persistent_ids |= other.persistent_ids
+        self.native |= other.native
+        self.tensors += other.tensors
+        self.parameters = min(self.parameters + other.parameters, MAX_PARAMETERS)
+
+
+def is_shape(value: Any) -> bool:
+    return type(value) is tuple and all(type(length) is int for length in value)

@@ -1,0 +1,92 @@
+"""What Keras tells of a model in JSON, in a .keras file or in HDF5, and what skops tells in the same way."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from inspection.headers import MAX_SHOWN, parsed
+from inspection.reader import Budget, Malformed, Window
+
+PLAIN = {"bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "map", "object", "set",
+         "slice", "str", "tuple", "type"}   # of the builtins those that do nothing
+
+
+def objects(data: bytes, budget: Budget) -> Iterator[dict[str, Any]]:
+    """Each object of a JSON document, those in it too."""
+    values = [parsed(data)]
+    while values:
+        budget.step()
+        value = values.pop()
+        if isinstance(value, dict):
+            yield value
+        values.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+
+
+def keras_warnings(data: bytes, budget: Budget) -> list[str]:
+    found = dict[str, None]()
+    try:
+        for each in objects(data, budget):
+            if warning := keras_warning(each):
+                found[warning] = None
+    except Malformed as error:
+        return [f"what its layers are is not known: {error}"]
+    return list(found)[:MAX_SHOWN]
+
+
+def keras_warning(each: dict[str, Any]) -> str:
+    """Of one object of a config: a layer, or a function of one."""
+    kind, module, registered = (str(each.get(name) or "") for name in ("class_name", "module", "registered_name"))
+    config = each.get("config")
+    if kind in ("Lambda", "__lambda__") or each.get("function_type") == "lambda":
+        return "a Lambda layer in it runs Python code of its own"
+    if kind == "TorchModuleWrapper":
+        return "its TorchModuleWrapper is unpickled when it is loaded"
+    if kind == "function" or ">" in kind + registered or (module and module.split(".")[0] != "keras"):
+        name = config if kind == "function" and isinstance(config, str) else kind
+        return f"loading it looks up {module + '.' if module else ''}{name}, which is not a part of Keras"
+    vocabulary = config.get("vocabulary") if isinstance(config, dict) else None
+    return f"loading it reads the file {vocabulary}" if isinstance(vocabulary, str) else ""
+
+
+def skops_warnings(data: bytes, budget: Budget) -> list[str]:
+    names = {(str(each["__module__"]), str(each["__class__"])) for each in objects(data, budget)
+             if "__module__" in each and "__class__" in each}
+    return [f"loading it looks up {module}.{name}, which is not a part of scikit-learn, SciPy or NumPy"
+            for module, name in sorted(names)
+            if module.split(".")[0] not in ("sklearn", "scipy", "numpy", "collections")
+            and not (module == "builtins" and name in PLAIN)]
+
+
+# ---- HDF5
+
+
+SUPERBLOCK = b"\x89HDF\r\n\x1a\n"
+SEARCHED = 32 << 20     # bytes: Keras writes what a model is made of before its weights
+ATTRIBUTE = b"model_config\0"
+TEXT = re.compile(rb'\0(\s*\{\s*"[^\0]*\})')    # a text of JSON, before which there are sizes with zeros in them
+
+
+def has_superblock(window: Window) -> bool:
+    """At the beginning, or behind a block of the user, whose length is a power of two."""
+    return any(window.at(at, 8) == SUPERBLOCK for at in (0, *(512 << n for n in range(16))))
+
+
+def hdf5(window: Window) -> tuple[str, dict[str, Any]]:
+    """The format and its details: Keras when it has the config of a model.
+
+    Each text of JSON is looked at, whatever attribute it belongs to, as there are many ways to lay them out.
+    """
+    data = window.head(SEARCHED)
+    rest = window.length > SEARCHED
+    warnings = [f"only its first {SEARCHED >> 20} MiB are searched for what Keras would run"] * rest
+    if ATTRIBUTE not in data:
+        return "hdf5", {"warnings": warnings}
+    found, configs = dict[str, None](), 0
+    for match in TEXT.finditer(data):
+        window.budget.step()
+        if b'"class_name"' in match[1] or b"\\u" in match[1]:
+            configs += 1
+            found |= dict.fromkeys(keras_warnings(match[1], window.budget)[:MAX_SHOWN - len(found)])
+    if not configs:
+        warnings.append("what its layers are is not known: its config was not found")
+    return "keras", {"container": "hdf5", "warnings": [*found, *warnings]}

@@ -1,0 +1,256 @@
+"""What formats that are protobuf messages tell: ONNX, TensorFlow's graphs, CoreML, SentencePiece and Paddle.
+
+None of them has a signature: a file is of the format whose fields it has. A tree says which fields are read: a field's
+number leads to its name; to the name and the tree of the message in it; or to these and what collects that message.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from inspection.headers import MAX_NUMBER, MAX_SHOWN, MAX_TEXT
+from inspection.reader import BudgetExceeded, Malformed, Window, clip
+
+VARINT, BYTES = 0, 2    # protobuf's wire types
+WIDTHS = {1: 8, 5: 4}   # bytes of the others
+NEAR = 4096             # bytes read at once: fields stand close together, and the weights between them are passed over
+MAX_VARINT = 10         # bytes
+MAX_NESTING = 40        # messages in messages; the body of a loop in ONNX is 3 deeper than the node
+MAX_KINDS = 32          # different fields of the outermost message; ONNX has 12
+MAX_COLLECTED = 4096    # inputs of a model, fields of one
+Tree = dict[int, Any]
+Kinds = dict[tuple[int, int], tuple[int, ...]]  # by number and wire type: how many, value and length of the last one
+HAS = 0                 # in a tree, where no field is: bytes without which a message is not of interest
+
+
+class Message:
+    """A window on protobuf messages, each of them named by where it begins and ends."""
+
+    def __init__(self, window: Window) -> None:
+        self._window, self._near, self._start = window, b"", 0
+
+    def varint(self, at: int) -> tuple[int, int]:
+        """The number here, and where the next byte is."""
+        place = at - self._start
+        if not 0 <= place <= len(self._near) - MAX_VARINT:
+            self._near, self._start, place = self._window.at(at, NEAR), at, 0
+        if self._near and self._near[place] < 128:  # most are
+            return self._near[place], at + 1
+        value = 0
+        for shift, byte in enumerate(self._near[place:place + MAX_VARINT]):
+            value |= (byte & 127) << 7 * shift
+            if byte < 128:
+                return value, at + shift + 1
+        raise Malformed("it has a number without an end")
+
+    def bytes(self, at: int, length: int) -> bytes:
+        place = at - self._start
+        near = place >= 0 and place + length <= len(self._near)
+        return self._near[place:place + length] if near else self._window.at(at, length)
+
+    def fields(self, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """Number, wire type and value of each field of a message, and its length; the value of bytes is their place."""
+        while at < end:
+            self._window.budget.step()
+            key, at = self.varint(at)
+            number, wire = divmod(key, 8)
+            if wire == BYTES:
+                length, value = self.varint(at)
+                at = value + length
+            elif wire == VARINT:
+                value, at = self.varint(at)
+                length = 0
+            elif wire in WIDTHS:
+                value, length = at, WIDTHS[wire]
+                at += length
+            else:
+                raise Malformed(f"it has a field of wire type {wire}")
+            if at > end or not number:
+                raise Malformed("it has a field beyond its end")
+            yield number, wire, value, length
+
+    def walk(self, at: int, end: int, tree: Tree, nesting: int = 0) -> Iterator[tuple[str, Any]]:
+        """Names and values of the fields in `tree`, in the order of the file: any is allowed, and messages may merge.
+
+        A message has None for its value, or what is collected of it; its own fields come next.
+        """
+        if nesting > MAX_NESTING:
+            raise Malformed("its messages are nested too deeply")
+        if HAS in tree and end - at <= NEAR and tree[HAS] not in self.bytes(at, end - at):
+            return
+        for number, wire, value, length in self.fields(at, end):
+            match tree.get(number):
+                case name, inner if wire == BYTES:
+                    yield name, None
+                    yield from self.walk(value, value + length, inner, nesting + 1)
+                case name, inner, collect if wire == BYTES:
+                    yield name, collect(islice(self.walk(value, value + length, inner, nesting + 1), MAX_COLLECTED))
+                case str(name) if wire == BYTES:
+                    text = self.bytes(value, min(length, 4 * MAX_TEXT)).decode("utf-8", "replace")
+                    yield name, clip(text, MAX_TEXT)
+                case str(name) if wire == VARINT:
+                    yield name, min(value - (1 << 64) * (value >> 63), MAX_NUMBER)      # negative ones have 64 bits
+
+
+def protobuf(window: Window) -> tuple[str, dict[str, Any]]:
+    """The format of a message, and its details; raises Malformed when it is none of those that are known."""
+    message, kinds = Message(window), Kinds()
+    for number, wire, value, length in message.fields(0, window.length):
+        kinds[number, wire] = kinds.get((number, wire), (0,))[0] + 1, value, length
+        if number > MAX_FIELD or len(kinds) > MAX_KINDS:
+            break
+    numbers = {number for number, _ in kinds}
+    for name, needed, allowed, details in MESSAGES:
+        if needed <= kinds.keys() and numbers <= allowed:
+            try:
+                return name, details(message, window.length, kinds)
+            except BudgetExceeded:
+                return name, {"warnings": ["it has more fields than are looked at: what the rest does is not known"]}
+            except Malformed:
+                continue
+    raise Malformed("it is no message of a format that is known")
+
+
+def gathered(fields: Iterable[tuple[str, Any]]) -> dict[str, list[Any]]:
+    """All the values of each name."""
+    found = defaultdict[str, list[Any]](list)
+    for name, value in fields:
+        if name:
+            found[name].append(value)
+    return found
+
+
+def last(found: dict[str, list[Any]], *names: str) -> dict[str, Any]:
+    """The last value of those names that there are: of a field that comes twice it counts."""
+    return {name: found[name][-1] for name in names if name in found}
+
+
+# ---- ONNX
+
+
+MAX_IR_VERSION = 99     # 13 today; a field of another meaning would have any number
+ELEMENT_TYPES = dict(enumerate((
+    "undefined", "float32", "uint8", "int8", "uint16", "int16", "int32", "int64", "string", "bool", "float16",
+    "float64", "uint32", "uint64", "complex64", "complex128", "bfloat16", "float8e4m3fn", "float8e4m3fnuz",
+    "float8e5m2", "float8e5m2fnuz", "uint4", "int4", "float4e2m1", "float8e8m0", "uint2", "int2", "float6e2m3",
+    "float6e3m2")))
+
+
+def onnx_input(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Name, type and shape of an input: ValueInfoProto, and of its TypeProto what is a tensor."""
+    found = gathered(fields)
+    shape = [each.get("size") for each in found["dimension"][:MAX_SHOWN]] if found["shape"] else None
+    kinds = [ELEMENT_TYPES.get(number, f"type {number}") for number in found["type"]]
+    return {"name": "", "type": kinds[-1] if kinds else None, "shape": shape} | last(found, "name")
+
+
+TENSOR: Tree = {13: ("external", {1: "key", 2: "value"}, dict)}
+BODY: Tree = {}         # a graph in an attribute, like a loop's: read for its tensors that are in other files
+NODE: Tree = {HAS: b"location", 5: ("", {5: ("", TENSOR), 6: ("", BODY), 10: ("", TENSOR), 11: ("", BODY)})}
+WEIGHT: Tree = {8: "weight", **TENSOR}
+SPARSE: Tree = {1: ("", WEIGHT), 2: ("", TENSOR)}
+BODY |= {1: ("", NODE), 5: ("", TENSOR), 15: ("", SPARSE)}
+SHAPE: Tree = {1: ("dimension", {1: "size", 2: "size"}, dict)}
+INPUT: Tree = {1: "name", 2: ("", {1: ("", {1: "type", 2: ("shape", SHAPE)})})}
+MODEL: Tree = {
+    1: "ir_version", 2: "producer", 3: "producer_version", 8: ("opset", {1: "domain", 2: "version"}, dict),
+    7: ("", {1: ("node", NODE), 5: ("", WEIGHT), 11: ("input", INPUT, onnx_input), 15: ("", SPARSE)}),
+    20: ("", {1: ("", BODY), 2: ("", BODY)}), 25: ("", {7: ("", NODE)})}
+
+
+def onnx(message: Message, end: int, _: Kinds) -> dict[str, Any]:
+    found = gathered(message.walk(0, end, MODEL))
+    details = {"ir_version": 0, "producer": "", "producer_version": ""} | last(
+        found, "ir_version", "producer", "producer_version")
+    version, weights = details["ir_version"], set(found["weight"])
+    if type(version) is not int or not 0 < version <= MAX_IR_VERSION or not found["opset"]:
+        raise Malformed("it has no graph")
+    details["opsets"] = {str(each.get("domain") or "ai.onnx"): each.get("version", 0)
+                         for each in found["opset"][:MAX_SHOWN]}
+    details["nodes"] = len(found["node"])
+    details["inputs"] = [each for each in found["input"] if each["name"] not in weights][:MAX_SHOWN]
+    external = list(dict.fromkeys(
+        str(each.get("value")) for each in found["external"] if each.get("key") == "location"))
+    if external:
+        details["external_data"] = external[:MAX_SHOWN]
+    return details | {"warnings": [f"its weights are read from {location}, outside the model's folder"
+                                   for location in external if outside(location)]}
+
+
+def outside(path: str) -> bool:
+    """Whether a relative path may lead out of its folder, on any system; what was cut off may."""
+    return bool(re.search(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)|…$", path))
+
+
+# ---- TensorFlow and Paddle
+
+
+# Operations that read or write files or run Python. Those of checkpoints, Save and Restore, are in every SavedModel.
+WATCHED = re.compile(
+    r"(?:Flex)?(?:\w*(?:File(?!name|spec)|PyFunc|DatasetToTF|SnapshotDataset)\w*|RecordInput|LoadAndRemapMatrix|Debug\w+|"
+    r"(?:Experimental)?(?:CSV|LMDB|Sql|TFRecord|FixedLengthRecord|TextLine|Cache|Save|Load)(?:Dataset|Reader)(?:V2)?|"
+    r"GenerateVocabRemapping|DumpTensor|ImmutableConst|PrintV2|DistributedSave|Skipgram)|"
+    r"py_func|py_layer|(?:save|load)(?:_combine)?|read_file")
+GRAPH: Tree = {1: ("node", {2: "op"}), 2: ("", {1: ("", {3: ("", {2: "op"})})}), 3: "version"}
+SAVED_MODEL: Tree = {1: "schema", 2: ("", {
+    1: ("", {4: "tags", 5: "tensorflow_version"}), 2: ("", GRAPH), 5: ("", {1: "signatures"})})}
+PROGRAM: Tree = {1: ("", {1: "block", 4: ("node", {3: "op"})}), 4: ("", {1: "version"})}
+
+
+def watched(operations: Iterable[str]) -> list[str]:
+    return [f"its operation {name} {'runs Python' if 'py' in name.lower() else 'reads or writes files'}"
+            for name in sorted(set(operations)) if WATCHED.fullmatch(name)]
+
+
+def graph(message: Message, end: int, _: Kinds, tree: Tree = GRAPH, also: str = "op") -> dict[str, Any]:
+    """Nodes and operations of a graph, and what else is named in the tree; `also` is a field that there must be."""
+    found = gathered(message.walk(0, end, tree))
+    operations = set(found["op"])
+    if not operations or not found[also] or last(found, "schema") not in ({}, {"schema": 1}) or not all(
+            isinstance(name, str) and re.fullmatch(r"\w[\w.>]*", name) for name in operations):
+        raise Malformed("it has no graph")
+    lists = {name: found[name][:MAX_SHOWN] for name in ("tags", "signatures") if found[name]}
+    return lists | last(found, "tensorflow_version", "version") | {
+        "nodes": len(found["node"]), "warnings": watched(operations)}
+
+
+# ---- CoreML and SentencePiece
+
+
+FIRST_KIND, MAX_FIELD = 200, 3000   # the fields of CoreML that hold the model, one for each kind of them
+LAYERS: Tree = {1: ("", {500: ("", {10: "custom"})})}
+PARTS: Tree = dict.fromkeys((303, 403, 500), ("", LAYERS)) | {555: ("", {10: "custom"})}
+PIPELINE: Tree = {1: ("", PARTS)}
+PARTS |= {202: ("", PIPELINE)} | dict.fromkeys((200, 201), ("", {1: ("", PIPELINE)}))
+COREML: Tree = {1: "specification_version", 2: ("", {
+    1: ("inputs", {1: "name"}, dict), 10: ("outputs", {1: "name"}, dict),
+    100: ("", {1: "description", 2: "model_version", 3: "author", 4: "license"})}), **PARTS}
+PIECE_MODELS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
+
+
+def coreml(message: Message, end: int, kinds: Kinds) -> dict[str, Any]:
+    if max(kinds)[0] < FIRST_KIND:
+        raise Malformed("it has no model")
+    found = gathered(message.walk(0, end, COREML))
+    custom = list(dict.fromkeys(map(str, found["custom"])))[:MAX_SHOWN]
+    return {name: [each.get("name") for each in found[name]][:MAX_SHOWN] for name in ("inputs", "outputs")} | last(
+        found, "specification_version", "description", "model_version", "author", "license") | {
+        "warnings": [f"native code of its app runs in it, the class {name}" for name in custom]}
+
+
+def sentencepiece(message: Message, _: int, kinds: Kinds) -> dict[str, Any]:
+    pieces, (_, trainer, length) = kinds[1, BYTES][0], kinds[2, BYTES]
+    kind = dict(message.walk(trainer, trainer + length, {3: "type"})).get("type", 1)
+    return {"pieces": pieces, "model_type": PIECE_MODELS.get(kind)}
+
+
+MESSAGES = (    # format, fields that there must be with their wire types, numbers that there may be, details
+    ("onnx", {(1, VARINT), (7, BYTES), (8, BYTES)}, set(range(1, 100)), onnx),
+    ("savedmodel", {(1, VARINT), (2, BYTES)}, {1, 2}, partial(graph, tree=SAVED_MODEL)),
+    ("coreml", {(1, VARINT), (2, BYTES)}, {1, 2, 10, *range(FIRST_KIND, MAX_FIELD + 1)}, coreml),
+    ("sentencepiece", {(1, BYTES), (2, BYTES), (3, BYTES)}, {1, 2, 3, 4, 5}, sentencepiece),
+    ("graphdef", {(1, BYTES), (4, BYTES)}, {1, 2, 3, 4}, graph),
+    ("paddle", {(1, BYTES)}, {1, 4, 5}, partial(graph, tree=PROGRAM, also="block")))
