@@ -414,10 +414,11 @@ def main() -> None:
             raise SystemExit(f"model_server: {error}") from error
         try:
             server = Server(application, settings.host, settings.port, settings.threads,
-                            raise_descriptor_limit(), idle=settings.idle_seconds, proxy=settings.trusted_proxy,
-                            prefix=settings.url_prefix)
+                            raise_descriptor_limit(), idle=settings.idle_seconds, grace=settings.grace_seconds,
+                            proxies=settings.trusted_proxy, prefix=settings.url_prefix)
         except (OSError, ValueError) as error:
-            raise SystemExit(f"model_server: cannot listen on {settings.host}:{settings.port}: {error}") from error
+            place = f"{settings.host or '*'}:{settings.port}"
+            raise SystemExit(f"model_server: cannot listen on {place}: {error}") from error
         threads.start("index", store.index.watch, measured)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())

@@ -236,8 +236,9 @@ class Application:
             request.body = arrived
             if isinstance(arrived.refusal, ProtocolError):
                 raise arrived.refusal   # what there is of the head is not to be trusted
-        request.check_host()    # again: a proxy that is believed may have named another one
-        route = route or self.find(request)
+        if route is None:
+            request.check_host()
+            route = self.find(request)
         self.authorize(request, route)  # again, where a body has come: its token may have been withdrawn meanwhile
         if request.body is not arrived:
             request.body = self.body_of(request, route)

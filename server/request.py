@@ -86,12 +86,17 @@ class Request:
 
     @property
     def host(self) -> str:
-        return self.header("Host") or f"{self.environ['SERVER_NAME']}:{self.environ['SERVER_PORT']}"
+        if host := self.header("Host"):
+            return host
+        name: str = self.environ["SERVER_NAME"]
+        return f"{f'[{name}]' if ':' in name else name}:{self.environ['SERVER_PORT']}"   # RFC 3986 3.2.2
 
     def check_host(self) -> None:
-        """Raises HttpError where the host, the client's or that of the proxy that is believed, cannot be in a URL."""
+        """Raises HttpError where host or scheme, the client's or those of a trusted proxy, cannot be in a URL."""
         if not HOST.fullmatch(self.host):   # RFC 9112 3.2: an invalid one must be 400
             raise BadRequest(f"the Host {self.host[:100]!r} is none: send the host's name or address, and its port")
+        if (scheme := self.environ["wsgi.url_scheme"]) not in ("http", "https"):
+            raise BadRequest(f"the proxy's X-Forwarded-Proto ends with {scheme[:100]!r}: have it send http or https")
 
     @property
     def prefix(self) -> str:

@@ -3,8 +3,10 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_network
 from pathlib import Path
+
+from server.forwarded import Network
 
 VERSION = "1.0.0"     # of the server: CHANGELOG.md and the Dockerfile have it too, and a test compares them
 SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)", re.IGNORECASE)
@@ -19,13 +21,14 @@ class Settings:
     """Everything that can be set, from environment variables; `max_size` is in bytes, None for no limit."""
 
     storage_path: Path | None = None    # None: where the container has it, else ./models
-    host: str = "0.0.0.0"
+    host: str = ""              # empty: all addresses of the machine, of both families
     port: int = 8000
     threads: int = 8
     idle_seconds: int = 120     # of silence after which a connection is closed, and for the head of a request
+    grace_seconds: int = 10     # for running requests after SIGTERM; docker stop waits 10
     max_size: int | None = None
     verify_rate: int = 100 << 20    # bytes a second: a fifth of a core, and most disks have as many left
-    trusted_proxy: str | None = None    # the address from which X-Forwarded-For, -Proto and -Host are believed
+    trusted_proxy: tuple[Network, ...] = ()     # from which X-Forwarded-For, -Proto and -Host are believed
     url_prefix: str = ""        # the path below which a proxy has this server
     overwrite: bool = True
     tokens_file: Path | None = None
@@ -44,13 +47,14 @@ class Settings:
             raise ValueError(f"MODEL_ANONYMOUS is {anonymous!r}: set it to all, read or none")
         return cls(
             storage_path=Path(path) if path else None,
-            host=env.get("SERVER_HOST") or "0.0.0.0",
-            port=whole_number(env, "SERVER_PORT", 8000, 0, 65535),
+            host=env.get("SERVER_HOST") or "",
+            port=port_of(env),
             threads=whole_number(env, "SERVER_THREADS", 8, 1, 256),
             idle_seconds=whole_number(env, "SERVER_IDLE_SECONDS", 120, 1, 86400),
+            grace_seconds=whole_number(env, "SERVER_GRACE_SECONDS", 10, 0, 3600),
             max_size=size_of(env, "MODEL_MAX_SIZE"),
             verify_rate=size_of(env, "MODEL_VERIFY_RATE") or cls.verify_rate,
-            trusted_proxy=address_of(env.get("TRUSTED_PROXY", "")),
+            trusted_proxy=networks_of(env.get("TRUSTED_PROXY", "")),
             url_prefix=prefix_of(env.get("URL_PREFIX", "")),
             overwrite=one_of(env, "MODEL_OVERWRITE", "allow", "deny") == "allow",
             tokens_file=Path(tokens) if tokens else None,
@@ -108,11 +112,20 @@ def size_of(env: Mapping[str, str], name: str) -> int | None:
     return int(found[1]) << 10 * " KMGT".index(found[2].upper() or " ")
 
 
-def address_of(text: str) -> str | None:
+def networks_of(text: str) -> tuple[Network, ...]:
+    """The addresses and networks between commas."""
     try:
-        return str(ip_address(text)) if text else None
-    except ValueError:
-        raise ValueError(f"TRUSTED_PROXY is {text!r}: set it to the IP address of the proxy") from None
+        return tuple(ip_network(word.strip()) for word in text.split(",")) if text else ()
+    except ValueError as error:
+        raise ValueError(f"TRUSTED_PROXY is {text!r}: set it to the IP address of the proxy, or to several addresses "
+                         f"and networks, like 10.42.0.0/16, 127.0.0.1 ({error})") from None
+
+
+def port_of(env: Mapping[str, str]) -> int:
+    if (text := env.get("SERVER_PORT", "")).startswith("tcp://"):
+        raise ValueError(f"SERVER_PORT is {text!r}: Kubernetes puts that into every container for a Service named "
+                         "'server'; set enableServiceLinks: false for the pod, or SERVER_PORT to a port")
+    return whole_number(env, "SERVER_PORT", 8000, 0, 65535)
 
 
 def prefix_of(text: str) -> str:

@@ -1,5 +1,6 @@
 """One connection: reads while the disk keeps up, cleans up after a client that leaves."""
 
+import logging
 import os
 import socket
 import threading
@@ -10,11 +11,14 @@ from typing import Any, cast
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
 
+from server.forwarded import Network
+from server.heads import TLS
 from server.turns import Memory, Turns
 from server.uploads import BLOCK
 from server.waitress_adapter.parser import HEAD_BLOCK, Overloaded, StreamingParser
 from server.waitress_adapter.task import FileBuffer, FileSlice, Paused, StreamingTask
 
+log = logging.getLogger("model_server")
 TURN = 2 << 20                  # bytes of a file sent to one client before the next one's: under a ms
 TURN_SECONDS = 0.005            # for the body of one client, before the next one's
 AHEAD = 512 * 1024              # bytes of a list made and not yet taken by its reader, when making it pauses
@@ -33,16 +37,18 @@ class StreamingChannel(HTTPChannel):
     rest = b""          # what has come behind the request that is answered just now
     has_turn = False
     lingers = close_when_flushed = will_close = False
-    at_once = False     # its next request is for the network thread to answer
     paused = False      # its answer waits until the client has taken more of it
     last_activity: float
+    addr: tuple[Any, ...]
     current_outbuf_count: int
     turn = 0    # bytes of files it may send before the others have theirs
     linger_until = 0.0
 
-    def __init__(self, application: Any, turns: Turns, memory: Memory, *args: Any, **kwargs: Any) -> None:
-        self.application, self.turns, self.memory = application, turns, memory
+    def __init__(self, application: Any, turns: Turns, memory: Memory, trusted: tuple[Network, ...], *args: Any,
+                 **kwargs: Any) -> None:
+        self.application, self.turns, self.memory, self.trusted = application, turns, memory, trusted
         super().__init__(*args, **kwargs)
+        self.addr = (self.addr[0].removeprefix("::ffff:"), *self.addr[1:])  # RFC 4291 2.5.5.2: it comes over IPv4
         self.requests_lock = threading.RLock()  # give_up() may be called with it held
 
     def task_class(self, channel: "StreamingChannel", request: StreamingParser) -> StreamingTask:
@@ -72,7 +78,7 @@ class StreamingChannel(HTTPChannel):
             return True
         if self.request is not None:
             self.will_close = self.will_close or self.request.overdue()
-            if self.request.congested():
+            if self.request.admitting or self.request.congested():
                 self.last_activity = time.time()    # it is our disk that is silent, not the client
                 return False
         ready = bool(super().readable())
@@ -82,11 +88,22 @@ class StreamingChannel(HTTPChannel):
             return False
         return ready
 
+    def writable(self) -> bool:
+        return not self.admitting and bool(super().writable())  # who admits it may be sending 100 Continue
+
+    @property
+    def admitting(self) -> bool:
+        return self.request is not None and self.request.admitting
+
+    def takes(self) -> bool:
+        """Whether what comes now is of its next request, or of the one that is on its way."""
+        return not self.admitting and bool(super().readable())
+
     def handle_read(self) -> None:
         if self.linger_until:
             if self.recv(BLOCK) and time.monotonic() > self.linger_until:
                 self.handle_close()
-        elif not super().readable():
+        elif not self.takes():
             return  # it was given up since it asked: what comes now is of that request, and must not be taken for one
         elif self.rest:
             self.read_rest(time.monotonic() + TURN_SECONDS)
@@ -118,7 +135,7 @@ class StreamingChannel(HTTPChannel):
         return len(data) == size
 
     def read_rest(self, until: float) -> None:
-        while self.rest and super().readable() and time.monotonic() < until:
+        while self.rest and self.takes() and time.monotonic() < until:
             rest, self.rest = self.rest, b""
             self.received(rest)
 
@@ -138,23 +155,24 @@ class StreamingChannel(HTTPChannel):
             if self.request is None:
                 data = data.lstrip(b"\r\n")     # RFC 9112 2.2: empty lines before a request are to be ignored
                 self.request = StreamingParser(self.adj) if data else None
-            while data and self.request is not None:
+            while data and self.request is not None and not self.request.admitting:
                 data = data[self.receive_some(self.request, data):]
             self.rest = data
         self.memory.count(self)
-        if self.at_once:
-            self.at_once = False
-            self.service()
         return True
 
     def receive_some(self, request: StreamingParser, data: bytes) -> int:
         """How many of these bytes it has taken, of the head or of the body of this request."""
         begun = request.headers_finished
         taken: int = request.received(data)
-        if request.headers_finished and not begun:
-            request.begin_body(self)
-        if request.expect_continue and request.headers_finished and not self.sent_continue:
-            self.send_continue()
+        if request.foreign:
+            log.info("%s sent %s, not HTTP", self.addr[0], request.foreign)
+            self.will_close = request.foreign == TLS
+        elif request.headers_finished and not begun:
+            request.admitting = not request.completed
+            request.expect_continue &= request.admitting    # or it waits for a body that never comes
+            if request.admitting:
+                self.server.add_task(self)
         self.memory.count(self)
         self.memory.make_room()     # before it is complete, and has to be kept
         if self.request is not request or not self.connected:
@@ -177,7 +195,7 @@ class StreamingChannel(HTTPChannel):
 
     @property
     def fixed(self) -> bool:
-        return bool(self.requests)
+        return bool(self.requests) or self.admitting
 
     def give_up(self) -> None:
         with self.requests_lock:    # a thread may be about to send 100 Continue
@@ -192,12 +210,33 @@ class StreamingChannel(HTTPChannel):
         self.memory.count(self)
 
     def service(self) -> None:
-        with suppress(Paused):
-            super().service()
+        """What looks at the disk: decides what becomes of a body that is to come, or answers a request."""
+        if self.request is not None and self.request.admitting:
+            self.admit(self.request)
+        else:
+            with suppress(Paused):
+                super().service()
         self.memory.count(self)
 
+    def admit(self, request: StreamingParser) -> None:
+        body = self.application.admit(self.task_class(self, request).get_environment())
+        body.wake = self.server.pull_trigger
+        with self.requests_lock:
+            request.begin_body(body)
+            if request.completed:
+                self.request = None
+                self.hand_over(request)
+            elif request.expect_continue and self.connected:
+                self.send_continue()
+            request.admitting = False
+        if not self.connected:      # handle_close() has left it to us
+            request.close()
+        self.server.pull_trigger()
+
     def wants_no_thread(self) -> bool:
-        """Whether its one request is answered faster than a thread is woken; of many in a row others had to wait."""
+        """Whether service() takes less time than a thread to wake, where the disk is in order."""
+        if self.admitting:
+            return True
         request, *more = self.requests
         task = self.task_class(self, request)
         if more or request.error or request.body_rcv or task.blocks is not None:
@@ -246,7 +285,8 @@ class StreamingChannel(HTTPChannel):
         return sent
 
     def handle_close(self) -> None:
-        if self.request is not None:
+        self.connected = False
+        if self.request is not None and not self.request.admitting:
             self.request.close()    # nobody else closes a request that is half received
         self.rest = b""
         super().handle_close()
@@ -255,6 +295,10 @@ class StreamingChannel(HTTPChannel):
             paused, self.paused = self.paused, False
         if paused:      # else a thread is at it, and closes it
             self.requests[0].close()
+
+    def local_address(self) -> str:
+        """The address that its client has connected to."""
+        return str(self.socket.getsockname()[0]).removeprefix("::ffff:")
 
     def busy(self) -> bool:
         return bool(self.request is not None or self.requests or self.rest or self.total_outbufs_len)

@@ -8,7 +8,7 @@ from waitress.receiver import FixedStreamReceiver
 from waitress.utilities import BadRequest, RequestHeaderFieldsTooLarge
 
 from server.chunked import BadChunk, ChunkedDecoder
-from server.heads import BAD_TARGET, HOST, TRANSFER_ENCODING, plain_head
+from server.heads import BAD_TARGET, HOST, LONGEST_BEGINNING, TLS, TRANSFER_ENCODING, looks_like, plain_head
 from server.turns import FIELD
 from server.uploads import CHUNKED_STEP, REQUEST, Body
 from server.waitress_adapter.task import STREAM
@@ -57,7 +57,11 @@ class StreamingParser(HTTPRequestParser):
     command, path, request_uri, query, fragment, url_scheme = "-", "/", "", "", "", "http"  # until they are known
     refused = completed = False
     body_rcv: Any = None
+    expect_continue: bool = False
     task: Any = None    # StreamingTask     # that answers it, once it has come
+    admitting = False   # whether what becomes of its body is being decided
+    _is_http = False    # its first line is a request line
+    foreign: str | None = None      # what it is where it is no HTTP
 
     def __init__(self, adj: Any) -> None:
         super().__init__(adj)
@@ -72,6 +76,10 @@ class StreamingParser(HTTPRequestParser):
             return int(super().received(data))
         before = len(self._head)
         self._head += data
+        if not self._is_http and (before < LONGEST_BEGINNING or b"\n" in data):
+            if what := looks_like(bytes(self._head)):
+                return self._not_http(what, data)
+            self._is_http = b"\n" in data
         end = self._head.find(b"\r\n\r\n", max(0, before - 3))
         if (len(self._head) if end < 0 else end) >= MAX_HEADERS:
             return self._too_large(f"the head of the request is longer than {MAX_HEADERS} bytes", data)
@@ -88,6 +96,14 @@ class StreamingParser(HTTPRequestParser):
     def _too_large(self, detail: str, data: bytes) -> int:
         self._head = bytearray()
         self.error = RequestHeaderFieldsTooLarge(detail)
+        self.completed = self.headers_finished = True
+        return len(data)
+
+    def _not_http(self, what: str, data: bytes) -> int:
+        self._head = bytearray()
+        self.foreign, self.empty = what, what == TLS    # whose client could not read an answer
+        self.error = BadRequest(f"this is {what}, and this server speaks HTTP: begin with a line like "
+                                "GET /health HTTP/1.1 that ends with CRLF")
         self.completed = self.headers_finished = True
         return len(data)
 
@@ -112,14 +128,9 @@ class StreamingParser(HTTPRequestParser):
             if wrong:
                 raise ParsingError(detail)
 
-    def begin_body(self, channel: Any) -> None:
-        """To be called once the head is here."""
-        if self.completed or self.body_rcv is None:
-            self.expect_continue = False    # or the connection waits for a body that never comes
-            return
-        environ = channel.task_class(channel, self).get_environment()
-        body = environ["wsgi.input"] = channel.application.admit(environ)
-        body.wake = channel.server.pull_trigger
+    def begin_body(self, body: Body) -> None:
+        """Gives the body, which has still to come, to what admit() made of the head."""
+        self.environ["wsgi.input"] = body
         self.body_rcv = ChunkedReceiver(body) if self.chunked else FixedStreamReceiver(self.content_length, body)
         if body.refusal and (self.expect_continue or "X_FORWARDED_EXPECT" in self.headers):
             # RFC 9110 10.1.1: a final status, and the body is not asked for; nginx passes Expect on under this name

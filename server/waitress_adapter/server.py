@@ -3,10 +3,15 @@
 It hands each block of a body on as it is received, and sends files without reading them.
 """
 
+import errno
 import logging
+import select
+import socket
 import sys
 import threading
 import time
+from collections import deque
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -14,50 +19,97 @@ from waitress import wasyncore
 from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ThreadedTaskDispatcher
 
+from server import threads as helpers
+from server.forwarded import Network
+from server.relay import Relay
 from server.turns import Memory, Turns
 from server.uploads import BLOCK
 from server.waitress_adapter.channel import StreamingChannel
 from server.waitress_adapter.parser import MAX_HEADERS
 
-GRACE = 10.0                    # seconds for running requests after SIGTERM, docker stop waits 10
-PROXY_HEADERS = "x-forwarded-for x-forwarded-proto x-forwarded-host"
+BACKLOG = 1024      # connections that wait to be accepted, as waitress has it
 
 
 class Dispatcher(ThreadedTaskDispatcher):
-    """Gives requests to threads, but for those that take less time than to give them away and back."""
+    """Gives requests to threads, but for those that take less time than to give them away and back.
 
-    network_thread = 0
+    The thread that runs the loop answers these itself, as long as another one is there to go on with the loop when the
+    disk lets one of them wait.
+    """
+
+    def __init__(self, relay: Relay) -> None:
+        super().__init__()
+        self._relay = relay
+        self._short: deque[StreamingChannel] = deque()
 
     def add_task(self, task: StreamingChannel) -> None:
-        if threading.get_ident() == self.network_thread and task.wants_no_thread():
-            task.at_once = True
+        if self._relay.leads() and task.wants_no_thread():
+            self._short.append(task)
         else:
-            super().add_task(task)
+            super().add_task(Errand(task))
+
+    def answer_short(self) -> bool:
+        """Answers what takes no thread, and says whether this thread still leads."""
+        while self._short:
+            task = self._short.popleft()
+            if not self._relay.watched:
+                super().add_task(Errand(task))
+            elif not self._relay.call(partial(attend, task)):
+                return False
+        return True
+
+
+class Errand:
+    """A channel that waits for a thread. The thread keeps this until its next one, but no channel that has closed."""
+
+    def __init__(self, channel: StreamingChannel) -> None:
+        self._channels = [channel]
+
+    def service(self) -> None:
+        self._channels.pop().service()
+
+    def cancel(self) -> None:
+        self._channels.pop().cancel()
+
+
+def attend(task: StreamingChannel) -> None:
+    try:
+        task.service()
+    except Exception:   # noqa: BLE001  logged, and the connection is closed, as for a fault in what it reads
+        task.handle_error()
 
 
 class Server:
-    """waitress with our channel. run() returns after stop(), when the running requests are done or GRACE is over."""
+    """waitress with our channel and our loop. `host` is empty for all addresses of the machine, of both families.
+
+    run() returns after stop(), when the running requests are done or `grace` seconds are over. Raises OSError and
+    ValueError where it cannot listen.
+    """
 
     def __init__(self, application: Any, host: str, port: int, threads: int, connections: int, *, idle: int,
-                 proxy: str | None = None, prefix: str = "") -> None:
+                 grace: float = 10, proxies: tuple[Network, ...] = (), prefix: str = "") -> None:
         self._map: dict[int, Any] = {}
+        self._metrics = application.services.metrics
         self._turns, memory = Turns(), Memory()
-        self._stopping = False
-        self._dispatcher = Dispatcher()
+        self._stopping, self._grace, self._deadline = False, grace, 0.0
+        self._stopped = threading.Event()
+        self._relay = Relay()
+        self._dispatcher = Dispatcher(self._relay)
         self._dispatcher.set_thread_count(threads)
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)     # it warns of each request that waits
         create_server(
-            application, map=self._map, _dispatcher=self._dispatcher, host=host, port=port, ident="ai-model-repository",
-            connection_limit=connections, channel_timeout=idle, cleanup_interval=min(30, idle),
-            trusted_proxy=proxy, trusted_proxy_headers=PROXY_HEADERS if proxy else (), url_prefix=prefix,
-            asyncore_use_poll=True, recv_bytes=BLOCK, max_request_header_size=MAX_HEADERS,
+            application, map=self._map, _dispatcher=self._dispatcher, ident="ai-model-repository",
+            connection_limit=connections, channel_timeout=idle, cleanup_interval=min(30, idle), backlog=BACKLOG,
+            clear_untrusted_proxy_headers=False,    # it would answer in its own way: see server.forwarded
+            url_prefix=prefix, recv_bytes=BLOCK, max_request_header_size=MAX_HEADERS,
             max_request_body_size=sys.maxsize,  # ours is checked where it can be answered
             outbuf_high_watermark=sys.maxsize,  # what a slow reader has not taken yet holds no thread
+            **({"host": host, "port": port} if host else {"sockets": [socket_of_both_families(port)]}),
         )
         self._listeners = [entry for entry in self._map.values() if isinstance(entry, BaseWSGIServer)]
         for listener in self._listeners:
-            listener.channel_class = partial(StreamingChannel, application, self._turns, memory)
-        self.addresses = [f"http://{x.effective_host}:{x.effective_port}" for x in self._listeners]
+            listener.channel_class = partial(StreamingChannel, application, self._turns, memory, proxies)
+        self.addresses = [f"http://{in_url(x.effective_host)}:{x.effective_port}" for x in self._listeners]
 
     def stop(self) -> None:
         """Asks run() to return; may be called from a signal handler."""
@@ -65,20 +117,55 @@ class Server:
         self._listeners[0].pull_trigger()
 
     def run(self) -> None:
-        self._dispatcher.network_thread = threading.get_ident()
-        while not self._stopping:
-            self._round(1)
-        for listener in self._listeners:
-            wasyncore.dispatcher.close(listener)
-        deadline = time.monotonic() + GRACE
-        while self._close_channels(idle_only=True) and time.monotonic() < deadline:
-            self._round(0.1)
-        self._close_channels(idle_only=False)
+        """To be called in the main thread, which has nothing to do then but to take signals."""
+        for number in range(2):
+            helpers.start(f"network-{number}", self._serve, self._metrics)
+        self._stopped.wait()
         self._dispatcher.shutdown(timeout=1)
 
-    def _round(self, timeout: float) -> None:
-        wasyncore.loop(timeout=0 if self._turns else timeout, use_poll=True, map=self._map, count=1)
+    def _serve(self) -> None:
+        while self._relay.follow():
+            self._lead()
+
+    def _lead(self) -> None:
+        """Runs the loop until the server has stopped, or another thread has taken it over."""
+        while not self._is_over():
+            if not self._round(0.1 if self._stopping else 1):
+                return
+        self._close_channels(idle_only=False)
+        self._relay.end()
+        self._stopped.set()
+
+    def _is_over(self) -> bool:
+        if not self._stopping:
+            return False
+        if not self._deadline:
+            self._deadline = time.monotonic() + self._grace
+            for listener in self._listeners:
+                wasyncore.dispatcher.close(listener)
+        return not self._close_channels(idle_only=True) or time.monotonic() > self._deadline
+
+    def _round(self, timeout: float) -> bool:
+        """Looks at every connection once, and says whether this thread still leads."""
+        for entry, events in self._ready(0 if self._turns else timeout):
+            wasyncore.readwrite(entry, events)
+            if not self._dispatcher.answer_short():
+                return False    # another thread has asked meanwhile which are ready
         self._turns.give()
+        return self._dispatcher.answer_short()
+
+    def _ready(self, timeout: float) -> Iterator[tuple[Any, int]]:
+        """What is ready in at most so many seconds, with its events. wasyncore.loop would not end in the middle."""
+        poll = select.poll()
+        for descriptor, entry in list(self._map.items()):
+            events = select.POLLIN | select.POLLPRI if entry.readable() else 0
+            if entry.writable() and not entry.accepting:
+                events |= select.POLLOUT
+            if events:
+                poll.register(descriptor, events)
+        for descriptor, events in poll.poll(timeout * 1000):
+            if entry := self._map.get(descriptor):  # else it was closed in this round
+                yield entry, events
 
     def _close_channels(self, idle_only: bool) -> int:
         """Closes connections; says how many are left."""
@@ -87,3 +174,19 @@ class Server:
         for channel in closing:
             channel.handle_close()
         return len(channels) - len(closing)
+
+
+def socket_of_both_families(port: int) -> socket.socket:
+    """Listens on all addresses of IPv6 and IPv4 where the machine has both, else on those of IPv4; raises OSError."""
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(("::", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+    return socket.create_server(("0.0.0.0", port), backlog=BACKLOG)
+
+
+def in_url(address: str) -> str:
+    """The address as a URL has it (RFC 3986 3.2.2)."""
+    return f"[{address}]" if ":" in address else address

@@ -6,6 +6,7 @@ from waitress.buffers import ReadOnlyFileBasedBuffer
 from waitress.task import WSGITask
 
 from server.errors import ProtocolError
+from server.forwarded import forward
 from server.uploads import Body
 
 STREAM = "model_server.stream"  # in an environment: takes blocks over, see downloads.send
@@ -43,6 +44,9 @@ class StreamingTask(WSGITask):
         environ: dict[str, Any] = self.request.environ  # made already where the network thread might have answered
         if not environ:
             environ |= super().get_environment()
+            if not environ.get("HTTP_HOST"):    # as with HTTP/1.0; waitress has a name for that which nobody can ask
+                environ["SERVER_NAME"] = self.channel.local_address()
+            forward(environ, self.channel.trusted)
             environ["wsgi.file_wrapper"] = FileBuffer
             del environ["waitress.client_disconnected"]     # which refers to the channel, and the channel to this
             environ[STREAM] = self.stream    # for blocks what file_wrapper is for files

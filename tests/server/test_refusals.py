@@ -200,7 +200,7 @@ BELOW = {
     "HTTP/0.9":             b"GET /health\r\n\r\n",
     "HTTP/3.0":             head("GET /health", version="3.0"),
     "lower-case method":    head("get /health"),
-    "binary":               b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    "binary":               b"\x00\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
     "70 KB header":         head("GET /health", "X-Long: " + "y" * 70_000),
     "70 KB target":         head("GET /" + "y" * 70_000),
     "70 KB of headers":     head("GET /health", *["X: y" * 10] * 1_700),

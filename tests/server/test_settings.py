@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import time
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from support.process import run_to_its_end
 
 from server.settings import Settings
 
-DEFAULTS = {"storage_path": None, "host": "0.0.0.0", "port": 8000, "threads": 8, "max_size": None, "overwrite": True,
+DEFAULTS = {"storage_path": None, "host": "", "port": 8000, "threads": 8, "max_size": None, "overwrite": True,
             "allowed_formats": frozenset(), "pickle": "allow"}
 
 
@@ -29,6 +30,10 @@ DEFAULTS = {"storage_path": None, "host": "0.0.0.0", "port": 8000, "threads": 8,
     ({"MODEL_MAX_SIZE": "1000"}, {"max_size": 1000}), ({"MODEL_MAX_SIZE": "500M"}, {"max_size": 500 << 20}),
     ({"MODEL_MAX_SIZE": "20G"}, {"max_size": 20 << 30}),
     ({"MODEL_VERIFY_RATE": "2M"}, {"verify_rate": 2 << 20}), ({"MODEL_VERIFY_RATE": ""}, {"verify_rate": 100 << 20}),
+    ({"SERVER_GRACE_SECONDS": "0"}, {"grace_seconds": 0}), ({"SERVER_GRACE_SECONDS": ""}, {"grace_seconds": 10}),
+    ({"TRUSTED_PROXY": "192.0.2.1"}, {"trusted_proxy": (ip_network("192.0.2.1/32"),)}),
+    ({"TRUSTED_PROXY": "10.42.0.0/16, 127.0.0.1,fd00::/8"},
+     {"trusted_proxy": tuple(map(ip_network, ("10.42.0.0/16", "127.0.0.1", "fd00::/8")))}),
     ({"MODEL_OVERWRITE": "allow"}, {}), ({"MODEL_OVERWRITE": "deny"}, {"overwrite": False}),
     ({"MODEL_TOKENS_FILE": "/run/secrets/tokens"}, {"tokens_file": Path("/run/secrets/tokens")}),
     *(({"MODEL_ANONYMOUS": value}, {"anonymous": value}) for value in ("all", "read", "none")),
@@ -51,7 +56,9 @@ def test_settings_come_from_the_environment(env, changed):
 
 @pytest.mark.parametrize(("name", "value"), [
     *(("SERVER_PORT", value) for value in ("http", "-1", "65536", "80.0", " 80", "0x50", "\uff18\uff10", "²",
-    "9" * 5000, "80\n")),
+    "9" * 5000, "80\n", "tcp://10.96.3.4:8000")),
+    *(("SERVER_GRACE_SECONDS", value) for value in ("-1", "1.5", "3601", "10s")),
+    *(("TRUSTED_PROXY", value) for value in ("nginx", "10.42.0.1/16", "10.0.0.1,", "10.0.0.1 10.0.0.2", "*")),
     *(("SERVER_THREADS", value) for value in ("0", "-1", "many", "1e3", "9" * 5000)),
     *(("MODEL_MAX_SIZE", value) for value in ("0", "-1", "M", "12X", "1.5G", "1 G", "\uff15G", "9" * 5000, "5G\n")),
     *(("MODEL_VERIFY_RATE", value) for value in ("0", "fast", "1.5M")),
@@ -77,6 +84,47 @@ def test_a_bad_value_stops_the_server_with_one_clear_line(tmp_path, name, value)
     assert ended.returncode > 0
     assert ended.stdout.count("\n") == 1, ended.stdout
     assert value in ended.stdout
+
+
+def test_the_port_that_kubernetes_injects_for_a_service_is_explained(tmp_path):
+    ended = run_to_its_end(tmp_path, SERVER_PORT="tcp://10.96.3.4:8000")
+    assert (ended.returncode > 0, ended.stdout.count("\n")) == (True, 1), ended.stdout
+    assert "Kubernetes" in ended.stdout and "enableServiceLinks: false" in ended.stdout
+
+
+def test_without_a_host_it_listens_on_every_family_of_the_machine(start):
+    server = start(SERVER_HOST="")
+    families = ["127.0.0.1", *(["[::1]"] if socket.has_dualstack_ipv6() else [])]
+    for address in families:
+        got = requests.put(f"http://{address}:{server.port}/models/p/a/1/m", b"x", timeout=10)
+        assert got.json()["url"] == got.headers["Location"] == f"http://{address}:{server.port}/models/p/a/1/m"
+    for address in families:    # as it came, and not as ::ffff:127.0.0.1
+        server.wait_for_log(f" {address.strip('[]')}\n")
+    if len(families) == 2:
+        assert f" at http://[::]:{server.port}, " in server.log()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("header", ["", "Host:\r\n"])
+def test_without_a_host_header_urls_have_the_address_that_was_asked(start, host, header):
+    if host == "::1" and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    server = start(SERVER_HOST=host)
+    with socket.create_connection((host, server.port), 10) as sock, sock.makefile("rb") as answer:
+        sock.sendall(f"PUT /models/p/a/1/m HTTP/1.0\r\n{header}Content-Length: 1\r\n\r\nx".encode())
+        shown = f"[{host}]" if ":" in host else host
+        assert f"\r\nLocation: http://{shown}:{server.port}/models/p/a/1/m\r\n".encode() in answer.read()
+
+
+def test_a_request_has_the_seconds_of_grace_that_are_set(start):
+    server = start(SERVER_GRACE_SECONDS="1")
+    with server.connect() as wire:
+        wire.send("PUT /models/p/a/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf")
+        assert requests.get(f"{server.url}/health", timeout=10).status_code == 200
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert 0.9 < time.monotonic() - started < 8     # with 10 seconds it would take them
+    assert not (server.storage / "p").exists()
 
 
 def test_a_port_that_is_taken_stops_it_with_one_clear_line_and_leaves_nothing(live_server, tmp_path):
