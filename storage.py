@@ -1,11 +1,11 @@
-"""The store: a tree of directories that is the truth, written by drafts and read without locks.
+"""The store: models in a tree of directories, which is the only record of them, written by drafts, read without locks.
 
     {root}/{project_id}/{app_name}/{version}/{model_name}/model
     {root}/{project_id}/{app_name}/{version}/{model_name}/metadata.json
-    {root}/.staging/                  drafts, locks, what is being removed; never listed
+    {root}/.staging/                  drafts, locks, what is being removed: see repository/staging.py; never listed
 
-A model appears by one rename of a finished directory and is replaced by one exchange of two. Directories are
-walked by descriptor and without following symbolic links, so no name and no planted link leads out of the root.
+A model appears by one rename of a finished directory, and is replaced by exchanging two directories. Directories are
+walked by descriptor and without following symbolic links, so no name and no planted link can lead out of the root.
 """
 
 import io
@@ -29,7 +29,7 @@ from repository.errors import (
     StorageFull,
     StoreError,
 )
-from repository.model import Details, Inspection, Model, ModelKey, now
+from repository.model import Details, Inspection, Model, ModelKey, Names, now
 from repository.reading import ModelReader, OpenModel
 from repository.replacement import Replacement
 from repository.staging import Staging
@@ -37,60 +37,65 @@ from repository.tree_index import Batch, Index
 
 log = logging.getLogger("model_server.storage")
 T = TypeVar("T")
-Check = Callable[[Model | None], None]  # raises to refuse a change, given what is stored now
+Check = Callable[[Model | None], None]  # given the stored model, raises to refuse a change
 
 
 class Published(NamedTuple):
+    """What became of a draft. `created`: there was no such model; `unchanged`: the same one was stored already."""
+
     model: Model
     created: bool
     unchanged: bool
 
 
 class Storage:
-    """The models below `root`. Opening it claims a staging directory of its own and mends what a crash left."""
+    """The models below `root`. Opening it creates a staging directory for this process and repairs what a crash left.
+
+    Raises StorageFailed or Obstructed if it cannot be written; a full or read-only storage is opened all the same.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._tree = Tree(root)
         self._staging = Staging(self._tree)
         self._replacement = Replacement(self._tree, self._staging)
-        self.verdicts: dict[tuple[str, ...], metadata.Verdict] = {}     # that could not be written
+        self.verdicts: dict[Names, metadata.Verdict] = {}   # those that could not be written to metadata.json
         self._reader = ModelReader(self._tree, self._staging, self.verdicts)
         self.buffers = filesystem.Buffers()
         self._probed = -inf
-        # a list asks for each model once, and would push out those in demand
+        # a list reads each model once, and would push popular ones out of the cache
         find = partial(self.find, keep=False)
         self.index = Index(self._reader.subdirectories, self._reader.changed, self._reader.sign, find)
-        # the mount is asked, not an attempt: who may not write there anyway would see that first
+        # ask the mount instead of trying to write: missing permissions would be reported first
         if root.is_dir() and self.read_only:
-            log.warning("%s is mounted read-only: models are served, not taken", root)
+            log.warning("%s is mounted read-only: models are served, but no changes are accepted", root)
             return
-        with filesystem.own_words():
+        with filesystem.as_store_errors():
             root.mkdir(parents=True, exist_ok=True)
         try:
             self.probe()
-        except StorageFull as error:    # to serve and to delete is what is needed now
+        except StorageFull as error:    # serving and deleting models is what is needed now
             log.warning("%s", error)
         except BaseException:
             self._staging.close()
             raise
 
     def _claim(self) -> None:
-        """Takes a session where there is none, and mends what a crash left; locks models, so none may be locked."""
-        with filesystem.own_words():
+        """Creates a session if there is none, and repairs what a crash left. The caller must hold no model's lock."""
+        with filesystem.as_store_errors():
             if self._staging.claim():
                 self._restore_replaced()
 
     @property
     def read_only(self) -> bool:
-        """Whether the storage is mounted read-only, which may change at any time."""
+        """Whether the storage is mounted read-only; this can change at any time."""
         try:
             return bool(os.statvfs(self.root).f_flag & os.ST_RDONLY)
         except OSError:
-            return False    # it shows where it is written to
+            return False    # the next write will raise the error
 
     def close(self) -> None:
-        """Gives the staging directory back; drafts still open are gone."""
+        """Removes the staging directory of this process, with any drafts still open."""
         self.index.close()
         self._staging.close()
 
@@ -100,12 +105,12 @@ class Storage:
             raise ReadOnly(filesystem.READ_ONLY)
         if names:
             self._claim()
-            with filesystem.own_words(), self._staging.session() as session, self._tree.nearest(*names) as place:
+            with filesystem.as_store_errors(), self._staging.session() as session, self._tree.nearest(*names) as place:
                 self._tree.check_names(*names)
                 if (mount := place.mount()) != session.mount():
                     raise ReadOnly(
-                        f"{'/'.join(names)} is on a file system of its own ({mounted_at(mount[1])}), to which no model "
-                        "can be moved from the storage's: what is there is served and not changed")
+                        f"{'/'.join(names)} is on a file system of its own ({mounted_at(mount[1])}), and models cannot "
+                        "be moved there from the storage's: they are served but cannot be changed")
 
     def __enter__(self) -> Self:
         return self
@@ -116,94 +121,101 @@ class Storage:
     # ---- reading
 
     def open(self, key: ModelKey) -> OpenModel:
-        """Opens the bytes and the metadata of one version; raises ModelNotFound."""
+        """Opens a model; bytes and metadata belong to the same upload.
+
+        Raises ModelNotFound, ModelUnreadable, StorageFailed.
+        """
         return self._reader.open(key)
 
     def info(self, key: ModelKey, keep: bool = True) -> Model:
-        """What is known of one model; raises ModelNotFound. It may be kept in memory to answer faster again."""
+        """The info of one model; raises what open() raises. If `keep` is true, the model enters a cache in memory."""
         return self._reader.info(key, keep)
 
     def knows(self, key: ModelKey) -> bool:
-        """Whether info() of this model may be expected to read no file."""
-        return self._reader.knows(key)
+        """Whether info() will probably answer without reading a file."""
+        return self._reader.is_cached(key)
 
     def peek(self, key: ModelKey) -> OpenModel:
-        """The same as open() for who needs no bytes."""
+        """open() without the contents, for HEAD."""
         return OpenModel(self.info(key), io.BytesIO())
 
     def find(self, key: ModelKey, keep: bool = True) -> Model | None:
-        """What is known of one model, None when it is not there; see info()."""
+        """info(), but None if there is no such model."""
         try:
             return self.info(key, keep)
         except ModelNotFound:
             return None
 
     def keys(self, *names: str) -> Iterator[ModelKey]:
-        """The models below the given names, in order."""
-        with filesystem.own_words():
-            for found in self._tree.scan((), names):
-                if self._reader.sign(found):
-                    yield ModelKey(*found)
+        """The models below these names, in order, read from the disk and not from the index."""
+        with filesystem.as_store_errors():
+            for model in self._tree.scan((), names):
+                if self._reader.sign(model):
+                    yield ModelKey(*model)
 
-    def lines(self, names: tuple[str, ...], after: tuple[str, ...] = ()) -> Iterator[Batch]:
-        """See Index.lines."""
-        for key in self._reader.look_again():
+    def lines(self, names: Names, after: Names = ()) -> Iterator[Batch]:
+        """The models below `names` that come after `after`, in order: batches of Model.line. Raises StorageFailed."""
+        for key in self._reader.retry_unreadable():
             self.index.forget(key)
-        with filesystem.own_words():
+        with filesystem.as_store_errors():
             yield from self.index.lines(names, after)
 
     def versions(self, project_id: str, app_name: str, model_name: str) -> Iterator[str]:
-        """The versions that have this model, in no useful order."""
-        with filesystem.own_words():
+        """The versions that have this model, in the order of their names as text."""
+        with filesystem.as_store_errors():
             for version in self._reader.subdirectories(project_id, app_name):
                 place = (project_id, app_name, version)
                 if model_name in self._reader.subdirectories(*place) and self._reader.sign((*place, model_name)):
                     yield version
 
     def free_bytes(self) -> int:
-        with filesystem.own_words():
+        """Bytes that this process can still write; raises StorageFailed."""
+        with filesystem.as_store_errors():
             disk = os.statvfs(self.root)
             return disk.f_bavail * disk.f_frsize
 
     def probe(self, at_most: float = 0.0) -> None:
-        """Raises StorageFull or StorageFailed unless a file can be written, or could `at_most` seconds ago.
+        """Raises StorageFull or StorageFailed unless a file can be written, or could at most `at_most` seconds ago.
 
-        Never on a read-only storage.
+        Does nothing on a read-only storage.
         """
         if self.read_only or self.probed_within(at_most):
             return
         try:
             self._claim()
-            with filesystem.own_words():
+            with filesystem.as_store_errors():
                 self._staging.probe()
         except StorageFull as error:
             disk = os.statvfs(self.root)
-            if disk.f_files and not disk.f_favail:      # some file systems count none
-                raise StorageFull("the storage has no inode left for another file (df -i): delete models, "
-                                         "or remove other files") from error.__cause__
+            if disk.f_files and not disk.f_favail:      # some file systems do not count inodes
+                raise StorageFull("the storage has no inode left for another file (df -i): delete models or other "
+                                  "files") from error.__cause__
             raise
         self._probed = time.monotonic()
 
     def probed_within(self, seconds: float) -> bool:
-        """Whether a probe has succeeded so lately."""
+        """Whether a probe has succeeded in the last `seconds`."""
         return time.monotonic() - self._probed < seconds
 
     def is_lost(self) -> bool:
-        """Whether not even the root can be read, so that a fault is the server's and not that of one model."""
+        """Whether even the root cannot be read, so that the whole storage has failed and not just one model."""
         return self._reader.is_lost()
 
     # ---- changing
 
     def draft(self) -> "Draft":
-        """A place to write a model to; leaves no trace unless published."""
+        """A new draft, to be published or discarded. Raises ReadOnly, StorageFull, StorageFailed."""
         self.check_writable()
-        with filesystem.own_words():
+        with filesystem.as_store_errors():
             return Draft(self, self._staging)
 
     def delete(self, key: ModelKey, check: Check) -> Model:
-        """Removes one model for good when `check` lets it; raises ModelNotFound."""
+        """Deletes one model, and returns what it was; the deletion is on disk when this returns.
+
+        `check` may raise to refuse it. Raises ModelNotFound, ReadOnly, StorageFailed. Works on a full disk.
+        """
         grave = self._staging.new_name()
-        with filesystem.own_words(), ExitStack() as undo:
+        with filesystem.as_store_errors(), ExitStack() as undo:
             with self._changing(key):
                 model = self.info(key)
                 check(model)
@@ -217,19 +229,19 @@ class Storage:
             return model
 
     def amend(self, key: ModelKey, change: Callable[[Model], Model]) -> Model:
-        """Replaces what metadata.json tells of a model by what `change` makes of it.
+        """Replaces the metadata of a model by that of the model that `change` returns, which may raise to refuse it.
 
-        Raises ModelNotFound; InvalidMetadata for what could not be read back; MetadataUnreadable where what is there
-        cannot be read, for a change would be the end of it.
+        The change is on disk when this returns. Raises ModelNotFound; InvalidMetadata if the result could not be read
+        back; MetadataUnreadable if the current metadata cannot be read, and the change would destroy it.
         """
         scratch = f"{self._staging.new_name()}.json"
-        with filesystem.own_words(), self._changing(key), ExitStack() as undo:
+        with filesystem.as_store_errors(), self._changing(key), ExitStack() as undo:
             current = self.info(key)
             if (model := change(current)) == current:
                 return current
             if not current.readable:
-                raise MetadataUnreadable(f"{filesystem.METADATA} of {key} cannot be read, the log says why, and a "
-                                         "change would replace it: mend it on the disk, or upload the model again")
+                raise MetadataUnreadable(f"{filesystem.METADATA} of {key} cannot be read (the log says why), and a "
+                                         "change would replace it: repair the file, or upload the model again")
             document = metadata.encoded(model.as_document())
             session = undo.enter_context(self._staging.session())
             undo.callback(session.unlink, scratch)
@@ -245,40 +257,44 @@ class Storage:
 
     @contextmanager
     def _changing(self, key: ModelKey) -> Iterator[None]:
-        """One change of a model at a time, among all processes on this storage."""
+        """Holds the lock of a model, so that all processes on this storage change it one at a time."""
         self.check_writable(*key.names)
         with self._staging.locked(key):
             self._replacement.restore(key)
             yield
 
     def _restore_replaced(self) -> None:
+        """Restores the old versions that interrupted replacements set aside."""
         for key in self._replacement.left_aside():
             with self._changing(key):
-                pass    # which restores it
+                pass    # entering restores it
         self._replacement.clear()
 
-    # ---- marks of corrupt models, see verification.py
+    # ---- marks of corrupt models, see server/verifier.py
 
     def mark(self, key: ModelKey) -> None:
-        """Marks a model as corrupt, on disk when this returns; before its metadata tells it, as a crash may come."""
-        with filesystem.own_words():
+        """Marks a model as corrupt; the mark is on disk when this returns. Call it before the metadata says so."""
+        with filesystem.as_store_errors():
             self._staging.mark(key)
 
     def unmark(self, key: ModelKey) -> None:
-        """Takes the mark of a model away, unless it turns out to be corrupt after all."""
-        with filesystem.own_words(), self._changing(key):    # nobody marks and writes meanwhile
+        """Removes the mark of a model, unless the model is corrupt after all."""
+        with filesystem.as_store_errors(), self._changing(key):    # so that nobody else marks it meanwhile
             model = self.find(key)
             if model is None or not model.corrupt:
                 self._staging.unmark(key)
 
     def marked(self) -> Iterator[ModelKey]:
-        """The models that are marked as corrupt; a mark may be wrong and is never believed."""
-        with filesystem.own_words():
+        """The models that are marked as corrupt. Marks can be out of date: check the info of each."""
+        with filesystem.as_store_errors():
             yield from self._staging.marked()
 
 
 class Draft:
-    """A model on its way in, in a directory of its own; gone at the end of its `with` unless published."""
+    """A model that is being written, in a directory of its own in `.staging`. Used by one thread at a time.
+
+    Call discard() in the end, after publish() too.
+    """
 
     def __init__(self, store: Storage, staging: Staging) -> None:
         self._store, self._staging = store, staging
@@ -294,37 +310,43 @@ class Draft:
         self._open = True
 
     def write(self, blocks: Sequence[bytes | memoryview]) -> None:
-        """Appends blocks; raises StorageFull."""
-        with filesystem.own_words():
+        """Appends these blocks to the model; raises StorageFull or StorageFailed."""
+        with filesystem.as_store_errors():
             self._file.write(blocks)
 
-    def examine(self, look: Callable[[BinaryIO, int], T]) -> T:
-        """What `look` says of the bytes written and of their number."""
-        with filesystem.own_words():
-            return look(self._file.written(), self._file.size)
+    def examine(self, inspect: Callable[[BinaryIO, int], T]) -> T:
+        """Calls `inspect` with the bytes, as an open file, and their number; nothing can be written after this."""
+        with filesystem.as_store_errors():
+            return inspect(self._file.written(), self._file.size)
 
     def publish(self, key: ModelKey, sha256: str, details: Details, check: Check,
                 inspection: Inspection | None = None) -> Published:
-        """Makes the draft the model `key` when `check` lets it; on disk when this returns."""
-        with filesystem.own_words():
+        """Makes the draft the model `key`, creating or replacing it; bytes and metadata are on disk when this returns.
+
+        `sha256` is the hex digest of the bytes. `check` may raise to refuse the change, given the model that is stored.
+        Readers see the old or the new model, complete. Raises InvalidMetadata, ModelExists, ReadOnly, StorageFull and
+        StorageFailed; then the old model is still in place.
+        """
+        with filesystem.as_store_errors():
             model = self._seal(key, sha256, details, inspection)
             with self._store._changing(key):
                 current = self._store.find(key)
                 check(current)
                 if current and (current.sha256, current.details, current.corrupt) == (sha256, details, False):
                     with self._store._tree.walk(*key.names[:3]) as parent:
-                        parent.sync()   # it may be another's, not yet acknowledged
+                        parent.sync()   # another request may have stored it and not have synced it yet
                     return Published(current, created=False, unchanged=True)
                 try:
                     self._store._replacement.place(self._name, key, replacing=current is not None)
                 except (OSError, StoreError):
-                    self._store._replacement.restore(key)   # which may be aside
+                    self._store._replacement.restore(key)   # if it was set aside
                     raise
                 finally:
                     self._store.index.forget(key)
             return Published(model, created=current is None, unchanged=False)
 
     def _seal(self, key: ModelKey, sha256: str, details: Details, inspection: Inspection | None) -> Model:
+        """Finishes the file, writes metadata.json beside it, and syncs both and their directory."""
         with self._store._tree.nearest(*key.names[:3]) as place:
             group = place.group()
         filesystem.give(group, self._file.descriptor)
@@ -336,8 +358,7 @@ class Draft:
         try:
             directory = self._staging.session(self._name)
         except FileNotFoundError as error:
-            raise StorageFailed("somebody removed the model from .staging while it arrived: "
-                                       "send it again") from error
+            raise StorageFailed("the model was removed from .staging during its upload: send it again") from error
         with directory:
             descriptor = directory.create(filesystem.METADATA)
             filesystem.give(group, descriptor, directory.descriptor)
@@ -351,7 +372,7 @@ class Draft:
             os.close(self._file.descriptor)
 
     def discard(self) -> None:
-        """Removes what is left of the draft: all of it, or the old version that it replaced."""
+        """Removes what is left: the whole draft, or the old model that it replaced. Logs what cannot be removed."""
         self._close()
         try:
             with self._staging.session() as session:
@@ -360,9 +381,3 @@ class Draft:
             pass
         except (OSError, StorageFailed) as error:
             log.error("cannot remove %s: %s", self._name, error)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.discard()

@@ -1,1 +1,1 @@
-"""What a model is and how it lies on disk; no HTTP."""
+"""What a model is and how it is stored on disk; no HTTP."""

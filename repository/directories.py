@@ -1,4 +1,4 @@
-"""Directories by descriptor: no link below the top of a tree is followed, so nothing that is planted leads out."""
+"""Directories by descriptor. No link below the top of a tree is followed, so a planted link cannot lead out of it."""
 
 import ctypes
 import errno
@@ -17,25 +17,26 @@ from typing import Self
 
 from repository import filesystem
 from repository.folding import Folding, OtherName
-from repository.model import NAME, NAME_FIELDS, RESERVED_PROJECTS
+from repository.model import NAME, NAME_FIELDS, RESERVED_PROJECTS, Names
 
 log = logging.getLogger("model_server.directories")
-TOP = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC   # the top itself may be a link: whoever runs the server named it
+TOP = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC   # the top itself can be a link: the operator chose it
 LISTED = TOP | os.O_NOFOLLOW
-REACHED = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC     # not opened, only found: a network less to ask
-HERE = -100             # AT_FDCWD
-OPENAT2 = 437           # its number on all architectures; neither Python nor glibc has a function for it
+# O_PATH: a network file system need not be asked to open it
+REACHED = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+AT_FDCWD = -100         # fcntl.h
+OPENAT2 = 437           # the same number on all architectures; neither Python nor glibc has a function for it
 BENEATH, NO_SYMLINKS = 0x08, 0x04   # openat2(2): RESOLVE_…
 NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-NO_LOCK = (errno.ELOOP, errno.EISDIR, errno.ENXIO)      # a link, a directory, a socket in place of a lock file
-TRIES = 50              # how often directories are made that others, who prune, remove at the same time
+NO_LOCK = (errno.ELOOP, errno.EISDIR, errno.ENXIO)      # a link, a directory or a socket in place of a lock file
+TRIES = 50              # attempts to create directories that other processes prune at the same time
 DIRECTORY = "a directory"
-KEPT = 1.0              # seconds for which the top is not looked up again by those who only look
+KEPT = 1.0              # seconds for which readers use the same descriptor of the top
 KINDS = {stat.S_IFLNK: "a symbolic link", stat.S_IFREG: "a file", stat.S_IFDIR: DIRECTORY}
 
 
 class Directory:
-    """An open directory. `way` are the descriptors down to it, `place` is for messages alone."""
+    """An open directory. `way` are the descriptors on the way to it, its own last; `place` is only for messages."""
 
     def __init__(self, place: str, *way: int) -> None:
         self.place = place
@@ -52,10 +53,10 @@ class Directory:
         while self._way:
             os.close(self._way.pop())
 
-    __del__ = close     # of the top, which nobody else closes: see Tree
+    __del__ = close     # for the descriptor of the top that Tree keeps, which has no `with`
 
     def descend(self, name: str, create: bool) -> None:
-        """Goes on to a directory in this one."""
+        """Moves on to a directory in this one, which is created if `create` says so; raises OSError."""
         try:
             below = os.open(name, LISTED, dir_fd=self.descriptor)
         except FileNotFoundError:
@@ -69,24 +70,24 @@ class Directory:
         self.place += f"/{name}"
 
     def open(self, name: str) -> "Directory":
-        """A directory in this one."""
+        """A directory in this one; raises OSError."""
         return Directory(f"{self.place}/{name}", os.open(name, LISTED, dir_fd=self.descriptor))
 
     def mount(self) -> tuple[int, str]:
-        """Its device and the number of its mount, both the same for all between which files can be renamed."""
-        # one file system may be mounted twice, one mount hold two subvolumes; without /proc the device has to do
+        """The device and the id of the mount; files can be renamed only between places where both are equal."""
+        # one file system can be mounted twice, and one mount can hold two subvolumes; without /proc, only the device
         with suppress(FileNotFoundError), open(f"/proc/self/fdinfo/{self.descriptor}", encoding="ascii") as file:
-            found = re.search(r"^mnt_id:\s*(\d+)", file.read(), re.MULTILINE)
-            return os.fstat(self.descriptor).st_dev, found[1] if found else ""
+            mount = re.search(r"^mnt_id:\s*(\d+)", file.read(), re.MULTILINE)
+            return os.fstat(self.descriptor).st_dev, mount[1] if mount else ""
         return os.fstat(self.descriptor).st_dev, ""
 
     def group(self) -> int | None:
-        """The group that new entries take over (setgid), None for that of the process."""
+        """The group that new entries inherit from this directory (setgid); None if they get that of the process."""
         status = os.fstat(self.descriptor)
         return status.st_gid if status.st_mode & stat.S_ISGID else None
 
     def sync(self) -> None:
-        """All of the way up, not what is new alone: another process that made a parent may not have synced it yet."""
+        """Syncs every directory up to the top: one that another process created may not have been synced yet."""
         for descriptor in reversed(self._way):
             os.fsync(descriptor)
 
@@ -94,7 +95,7 @@ class Directory:
         return os.listdir(self.descriptor)
 
     def kind(self, name: str) -> str | None:
-        """What an entry is, in words; None where there is none."""
+        """What an entry is, in words; None if it does not exist."""
         try:
             mode = os.lstat(name, dir_fd=self.descriptor).st_mode
         except FileNotFoundError:
@@ -117,9 +118,9 @@ class Directory:
         os.rename(name, new_name, src_dir_fd=self.descriptor, dst_dir_fd=target.descriptor)
 
     def rename_new(self, name: str, target: "Directory", new_name: str) -> bool:
-        """Renames a directory to where nothing is; False when something is there."""
+        """Renames a directory unless something is at the new name; returns whether it did."""
         try:
-            # rename(2) replaces an empty directory only, so of two writers one wins even where no lock works
+            # rename(2) replaces only empty directories, so one of two writers wins even without working locks
             self.rename(name, target, new_name)
         except OSError as error:
             if error.errno in (*filesystem.OCCUPIED, errno.ENOTDIR):
@@ -128,7 +129,7 @@ class Directory:
         return True
 
     def exchange(self, name: str, target: "Directory", other: str) -> bool:
-        """renameat2(2) with RENAME_EXCHANGE, which Python lacks; False where the file system or libc lacks it."""
+        """Exchanges two entries: renameat2(2), RENAME_EXCHANGE. Returns False if the file system or libc cannot."""
         exchange = 2
         renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
         if renameat2 is None:
@@ -141,9 +142,9 @@ class Directory:
         return True
 
     def open_lock(self, name: str, access: int = os.O_RDONLY) -> int:
-        """The descriptor of a file that is for locking alone; raises files.InTheWay where that is no regular file."""
+        """The descriptor of a lock file, created if missing; raises InTheWay if it is not a regular file."""
         try:
-            # NONBLOCK: a planted fifo must not hang us
+            # NONBLOCK: opening a planted fifo must not block
             flags = access | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(name, flags, 0o666, dir_fd=self.descriptor)
         except OSError as error:
@@ -156,16 +157,16 @@ class Directory:
         return descriptor
 
     def lock(self, name: str, flags: int = 0) -> int:
-        """A descriptor that holds the lock of this name until it is closed; with LOCK_NB raises BlockingIOError."""
-        access = os.O_RDONLY    # open for writing it would keep the file system from being mounted read-only
+        """A descriptor that holds the lock of this name until it is closed; BlockingIOError if `flags` is LOCK_NB."""
+        access = os.O_RDONLY    # a file open for writing would prevent `mount -o remount,ro`
         while True:
             descriptor = self.open_lock(name, access)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
                 if self.has(name, descriptor):
-                    return descriptor   # else it was removed while we waited, and others lock a new one
+                    return descriptor   # otherwise it was removed while we waited, and others lock a new one
             except OSError as error:
-                # NFS makes a byte-range lock of it, which wants to be able to write
+                # NFS turns flock into a byte-range lock, which needs a descriptor open for writing
                 if error.errno != errno.EBADF or access == os.O_RDWR:
                     os.close(descriptor)
                     raise
@@ -173,40 +174,40 @@ class Directory:
             os.close(descriptor)
 
     def has(self, name: str, descriptor: int) -> bool:
-        """Whether the file of this name is the one that is open."""
+        """Whether this name still refers to the file that is open."""
         try:
             return os.path.samestat(os.lstat(name, dir_fd=self.descriptor), os.fstat(descriptor))
         except FileNotFoundError:
             return False
 
     def remove(self, name: str) -> None:
-        """Removes an entry and all in it, its model first, as readers rely on; what stays is left to the next start."""
+        """Removes an entry and its contents, the model first, as readers expect; logs what the next start has to do."""
         try:
             if self.kind(name) == DIRECTORY:
                 with suppress(FileNotFoundError), self.open(name) as below:
                     below.unlink(filesystem.MODEL)
-                shutil.rmtree(name, dir_fd=self.descriptor)     # which follows no link either
+                shutil.rmtree(name, dir_fd=self.descriptor)     # follows no link either
             else:
                 self.unlink(name)
-        except (OSError, RecursionError) as error:      # the latter: somebody nested a thousand directories
+        except (OSError, RecursionError) as error:      # RecursionError: a thousand nested directories
             if getattr(error, "errno", None) not in filesystem.GONE:
                 log.error("cannot remove %s/%s: %s", self.place, name, error)
 
 
 class Tree:
-    """The directories below `top`, by their names on the way down. Names have no slash in them: see models.NAME."""
+    """The directories below `top`, each found by its names from the top down; names contain no slash."""
 
     def __init__(self, top: Path) -> None:
         self.top = os.fspath(top)
-        # hears of directories below the top that are passed over because they may not be read
-        self.unreadable: Callable[[tuple[str, ...], OSError], None] = lambda names, error: None
-        self.linked: Callable[[tuple[str, ...]], None] = lambda names: None     # the same, because they are links
+        # called for directories below the top that are skipped because they cannot be read, or are links
+        self.unreadable: Callable[[Names, OSError], None] = lambda names, error: None
+        self.linked: Callable[[Names], None] = lambda names: None
         self.folding = Folding()
-        self._kept: Directory | None = None     # the top; closed when the last one that uses it is done with it
+        self._kept: Directory | None = None     # the top; closed with its last reference
         self._kept_until = 0.0
 
     def reach(self, *names: str, flags: int = REACHED) -> Directory:
-        """One directory to look into, found by as few system calls as can be; raises OSError, of files.ABSENT too."""
+        """Opens a directory to read it, with as few system calls as possible; raises OSError, ABSENT included."""
         if not names:
             return Directory(self.top, os.open(self.top, flags & ~os.O_NOFOLLOW))
         top, now = self._kept, time.monotonic()
@@ -228,7 +229,7 @@ class Tree:
             self.folding.check(top.descriptor, names)
 
     def nearest(self, *names: str) -> Directory:
-        """The innermost of these nested directories that is there."""
+        """The innermost of these nested directories that exists."""
         for depth in range(len(names), 0, -1):
             try:
                 return self.reach(*names[:depth])
@@ -238,8 +239,8 @@ class Tree:
         return self.reach()
 
     def walk(self, *names: str, create: bool = False) -> Directory:
-        """A directory to change, with all on the way to it; raises files.InTheWay for what is no directory."""
-        self._kept_until = 0.0      # what is changed where a link at the top leads to now is read there
+        """Opens a directory to change it, with those on the way; raises InTheWay for what is not a directory."""
+        self._kept_until = 0.0      # if the top is a link that was changed, later reads follow it too
         tries = TRIES if create else 1
         while True:
             tries -= 1
@@ -259,28 +260,28 @@ class Tree:
                         raise filesystem.InTheWay(f"{directory.place}/{name}", directory.kind(name)) from error
                 if error.errno not in filesystem.GONE:
                     raise
-                if not tries:   # or others prune the parents that were just made
+                if not tries:   # until then, another process may have pruned what was just created
                     raise FileNotFoundError(errno.ENOENT, f"{directory.place}/{name} is gone") from error
 
     def subdirectories(self, *names: str) -> list[str]:
-        """The directories in one that have a name of ours, in order; none where that is no directory itself."""
+        """The subdirectories whose names follow the grammar, in order; [] if this is not a directory."""
         try:
             with self.reach(*names, flags=LISTED) as directory, os.scandir(directory.descriptor) as entries:
                 named = [entry for entry in entries if NAME.fullmatch(entry.name)]
-                found = [entry.name for entry in named if entry.is_dir(follow_symlinks=False)]
+                children = [entry.name for entry in named if entry.is_dir(follow_symlinks=False)]
                 for entry in named:
                     if entry.is_symlink():
                         self.linked((*names, entry.name))
         except OSError as error:
-            if isinstance(error, PermissionError) and names:    # like lost+found, where the top is that of a disk
+            if isinstance(error, PermissionError) and names:    # such as lost+found, if the top is that of a disk
                 self.unreadable(names, error)
             elif error.errno not in filesystem.ABSENT:
                 raise
             return []
-        return sorted(found)
+        return sorted(children)
 
-    def scan(self, base: tuple[str, ...], names: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-        """The four names of each directory at a model's depth below `base` that begin with `names`, in order."""
+    def scan(self, base: Names, names: Names = ()) -> Iterator[Names]:
+        """The directories at the depth of a model below `base`, as four names that begin with `names`, in order."""
         if len(names) == len(NAME_FIELDS):
             yield names
             return
@@ -289,7 +290,7 @@ class Tree:
                 yield from self.scan(base, (*names, name))
 
     def prune(self, *names: str) -> None:
-        """Removes these nested directories from the innermost outwards as far as they are empty."""
+        """Removes the innermost of these nested directories, and then each one around it, as long as they are empty."""
         for depth in range(len(names), 0, -1):
             try:
                 with self.reach(*names[: depth - 1]) as above:
@@ -302,15 +303,15 @@ class Tree:
                     return
 
     def clear(self, *names: str, levels: int = len(NAME_FIELDS)) -> None:
-        """Removes the empty directories below one, so many levels of them, and that when nothing is left in it."""
+        """Removes the empty directories in up to `levels` levels below one, and then itself if it is empty."""
         for name in self.subdirectories(*names) if levels else ():
             self.clear(*names, name, levels=levels - 1)
-        with suppress(OSError), self.reach(*names[:-1]) as above:    # not empty: another process is at work there
+        with suppress(OSError), self.reach(*names[:-1]) as above:    # not empty: another process is using it
             os.rmdir(names[-1], dir_fd=above.descriptor)
 
 
-def open_beneath(top: int, names: tuple[str, ...], flags: int) -> int:
-    """The descriptor of a directory below `top`, by one system call where there is openat2(2): Linux 5.6."""
+def open_beneath(top: int, names: Names, flags: int) -> int:
+    """The descriptor of a directory below `top`, by one system call if openat2(2) is available (Linux 5.6)."""
     if call := openat2():
         return call(top, "/".join(names).encode(), flags)
     with Directory("", os.dup(top)) as way:
@@ -320,7 +321,7 @@ def open_beneath(top: int, names: tuple[str, ...], flags: int) -> int:
 
 
 def mounted_at(mount: str) -> str:
-    """What is mounted where, in words, for the number of a mount; see proc_pid_mountinfo(5)."""
+    """Describes the mount with this id: its type, device and directory; see proc_pid_mountinfo(5)."""
     with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:
         for line in lines:
             before, _, after = line.partition(" - ")
@@ -337,7 +338,7 @@ class OpenHow(ctypes.Structure):
 
 @functools.cache
 def openat2() -> Callable[[int, bytes, int], int] | None:
-    """openat2(2) without following links, of (descriptor, path, flags); None where the kernel does not let us."""
+    """openat2(2) without following links, as a function of (descriptor, path, flags); None if it is unavailable."""
     syscall = getattr(ctypes.CDLL(None, use_errno=True), "syscall", None)
     if syscall is None:
         return None
@@ -354,7 +355,7 @@ def openat2() -> Callable[[int, bytes, int], int] | None:
         return descriptor
 
     try:
-        os.close(call(HERE, b".", REACHED))
+        os.close(call(AT_FDCWD, b".", REACHED))
     except OSError:
         return None
     return call

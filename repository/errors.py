@@ -1,64 +1,64 @@
-"""The store's words for what can be wrong."""
+"""The exceptions of the store."""
 
 from collections.abc import Sequence
 
 
 class StoreError(Exception):
-    """What the store has to say against a request."""
+    """The store cannot do what was asked; the message says why, and what to do."""
 
 
 class InvalidName(StoreError):
-    pass
+    """A name does not follow the grammar of names."""
 
 
 class InvalidMetadata(StoreError):
-    pass
+    """Metadata has too many fields, or too long ones, or cannot be written as JSON."""
 
 
 class MetadataUnreadable(StoreError):
-    """A change would replace what nobody could read."""
+    """A change would replace a metadata.json that cannot be read."""
 
 
 class ModelNotFound(StoreError):
-    pass
+    """There is no such model, or the caller may not know of it."""
 
 
 def absent(names: Sequence[str]) -> ModelNotFound:
-    """The words for a model that is not there, and the same ones for a model that a caller may not know of."""
+    """The error for a model that does not exist, and for one that the caller may not know of."""
     return ModelNotFound(f"there is no model {'/'.join(names)}")
 
 
 class ModelExists(StoreError):
-    pass
+    """The model exists, or something else stands at its path."""
 
 
 class ReadOnly(StoreError):
-    pass
+    """The storage is mounted read-only, or this part of it cannot be changed."""
 
 
 class NotEmpty(StoreError):
-    """A delete would take more than one model with it."""
+    """A delete would remove more than one model."""
 
 
 class StorageFull(StoreError):
-    pass
+    """There is no space or no inode left."""
 
 
 class ModelCorrupt(StoreError):
-    """The bytes of a model are known not to be what was uploaded."""
+    """The bytes of a model are known to differ from those that were uploaded."""
 
 
 class StorageFailed(StoreError):
-    """The file system under the store failed; the cause is the OSError."""
+    """The file system failed; `__cause__` is the OSError."""
 
 
 class ModelUnreadable(StorageFailed):
-    """It failed for the files of one model, and the storage answers."""
+    """The files of one model cannot be read; the rest of the storage can."""
 
 
 class StorageLost(StorageFailed):
-    """It fails for everything that there is."""
+    """Nothing in the storage can be read."""
 
 
 class Obstructed(StorageFailed):
-    """Something else stands where the server keeps its own files; the words say what to do."""
+    """Something else stands where the server keeps its own files; the message says what to do."""

@@ -1,4 +1,4 @@
-"""What the store asks of files: writing past the page cache, opening without hanging, telling states of one apart."""
+"""Files as the store needs them: writing past the page cache, opening without blocking, identifying their state."""
 
 import errno
 import fcntl
@@ -15,31 +15,32 @@ from repository.folding import OtherName
 from repository.model import Stamp
 
 METADATA = "metadata.json"
-MODEL = "model"         # the file that goes first when a directory is removed
+MODEL = "model"         # when a directory is removed, this file is removed first
 FULL = (errno.ENOSPC, errno.EDQUOT)
-GONE = (errno.ENOENT, errno.ESTALE)     # ESTALE: removed through another mount, where the file system has several
+GONE = (errno.ENOENT, errno.ESTALE)     # ESTALE: on a network file system, removed through another mount
 ABSENT = (*GONE, errno.ENOTDIR, errno.ELOOP)    # ELOOP: a symbolic link, which is never followed
-READ_ONLY = "the storage is mounted read-only: this server serves models and takes none"
-NO_MOVE = ("it cannot be moved, as it is in a lower layer of an overlay or on another file system: it is served and "
-           "not changed. Give the storage a volume of its own")
+READ_ONLY = "the storage is mounted read-only: this server serves models but accepts no changes"
+NO_MOVE = ("it cannot be moved, because it is in a lower layer of an overlay or on another file system: it is served "
+           "but cannot be changed. Give the storage a volume of its own")
 IN_THE_WAY = (errno.ENOTDIR, errno.ELOOP)
-OF_ONE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EUCLEAN, errno.EBADMSG)   # what one file or directory may say
+# errors that can concern a single file or directory while the rest of the storage works
+OF_ONE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EUCLEAN, errno.EBADMSG)
 OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
-ALIGNMENT = 4096        # bytes: direct I/O takes multiples of a disk's block, of which none is larger
-BUFFER = 2 << 20        # bytes of one direct write; twice as much is no faster
-BUFFERS = 4             # writes at once; one alone keeps a disk nearly busy
+ALIGNMENT = 4096        # bytes: direct I/O needs multiples of the disk's block size, which is at most this
+BUFFER = 2 << 20        # bytes of one direct write; twice as much is not faster
+BUFFERS = 4             # concurrent writes; even one keeps a disk nearly busy
 
 
 class InTheWay(NotADirectoryError):
-    """What stands where a directory, or a lock file of ours, should be, and is none; `kind` is what it is, in words."""
+    """Something else stands where a directory or a lock file should be; `kind` says what, in words."""
 
     def __init__(self, path: str, kind: str | None) -> None:
         super().__init__(errno.ENOTDIR, f"{path} is {kind or 'gone'}")
 
 
 @contextmanager
-def own_words() -> Iterator[None]:
-    """Turns an OSError from below into the store's own words."""
+def as_store_errors() -> Iterator[None]:
+    """Turns an OSError into the StoreError that says the same to a user."""
     try:
         yield
     except OSError as error:
@@ -58,7 +59,7 @@ def own_words() -> Iterator[None]:
 
 
 class Buffers:
-    """Memory at addresses that direct I/O takes; as many writes are under way at once as there are buffers."""
+    """Page-aligned memory, as direct I/O needs it. The number of buffers limits how many writes run at once."""
 
     def __init__(self) -> None:
         self._free: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
@@ -67,6 +68,7 @@ class Buffers:
 
     @contextmanager
     def one(self) -> Iterator[memoryview]:
+        """A buffer of BUFFER bytes for the length of a `with`; waits until one is free."""
         buffer = self._free.get()
         try:
             yield memoryview(buffer)
@@ -75,21 +77,22 @@ class Buffers:
 
 
 class NewFile:
-    """A file that is written once, from its beginning to its end, by one thread at a time.
+    """A file that is written once, from beginning to end, by one thread at a time.
 
-    It goes past the page cache where the file system can do that: to copy a model there and wait until it has left
-    again takes longer than the disk does, and pushes out the models that are being read.
+    If the file system supports it, the writes bypass the page cache: copying a model into the cache and flushing it
+    takes longer than writing it to the disk, and evicts the models that are being read.
     """
 
     def __init__(self, descriptor: int, buffers: Buffers) -> None:
         self.size = 0
         self._buffers = buffers
-        self._rest = b""    # less than ALIGNMENT, which is left for the end
+        self._rest = b""    # fewer than ALIGNMENT bytes, to be written with the next block or at the end
         self.descriptor = descriptor
-        with suppress(OSError):     # EINVAL: not on this file system
+        with suppress(OSError):     # EINVAL: this file system does not support it
             fcntl.fcntl(self.descriptor, fcntl.F_SETFL, os.O_DIRECT)
 
     def write(self, blocks: Iterable[bytes | memoryview]) -> None:
+        """Appends blocks of any size; raises OSError."""
         with self._buffers.one() as buffer:
             filled = len(self._rest)
             buffer[:filled] = self._rest
@@ -108,25 +111,25 @@ class NewFile:
             self._rest = bytes(buffer[whole:filled])
 
     def _put(self, data: bytes | memoryview) -> None:
-        while data:     # a disk that fills up takes a part and refuses with the next call
+        while data:     # when the disk fills up, one call writes a part and the next one fails
             data = data[os.write(self.descriptor, data) :]
 
     def written(self) -> BinaryIO:
-        """All of it, open for reading until this is closed; nothing is written after that."""
+        """The file, open for reading until its descriptor is closed; nothing can be written after this call."""
         fcntl.fcntl(self.descriptor, fcntl.F_SETFL, 0)
         self._put(self._rest)
         self._rest = b""
         return open(self.descriptor, "rb", buffering=0, closefd=False)
 
     def finish(self) -> os.stat_result:
-        """Puts all of it on disk; says what the file is then."""
+        """Syncs the file to the disk; returns its final status."""
         self.written()
         os.fsync(self.descriptor)
         return os.fstat(self.descriptor)
 
 
 def write_new(descriptor: int, data: bytes) -> None:
-    """Writes these bytes to a new file, which is closed and on disk when this returns."""
+    """Writes a new file, syncs it to the disk and closes it."""
     with open(descriptor, "wb") as file:
         file.write(data)
         file.flush()
@@ -134,47 +137,51 @@ def write_new(descriptor: int, data: bytes) -> None:
 
 
 def give(group: int | None, *descriptors: int) -> None:
-    """Gives files, and directories with the setgid bit, to a group, as the kernel does for what is made in place."""
+    """Gives files and directories to a group, directories with the setgid bit; nothing if `group` is None.
+
+    The kernel does this for files created in a setgid directory, but not for those that are moved there.
+    """
     if group is None:
         return
     for descriptor in descriptors:
-        with suppress(PermissionError):     # of a group that this process is not in; it was tried
+        with suppress(PermissionError):     # this process is not a member of the group
             os.fchown(descriptor, -1, group)
             if stat.S_ISDIR(mode := os.fstat(descriptor).st_mode):
                 os.fchmod(descriptor, stat.S_IMODE(mode) | stat.S_ISGID)
 
 
 class NotRegular(FileNotFoundError):
-    """Something is there, and no regular file."""
+    """Something of this name exists, but it is not a regular file."""
 
 
 def open_regular(name: str, directory: int) -> BinaryIO:
-    """Opens a regular file in a directory, no link followed; raises FileNotFoundError for all that is none."""
+    """Opens a regular file in a directory without following links; raises FileNotFoundError, NotRegular included."""
     try:
-        # NONBLOCK: a planted fifo must not hang us
+        # NONBLOCK: opening a planted fifo must not block
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):   # a link, a socket
-            raise NotRegular(error.errno, f"{name} is no regular file") from error
+            raise NotRegular(error.errno, f"{name} is not a regular file") from error
         if error.errno in GONE:
             raise FileNotFoundError(errno.ENOENT, f"{name} is gone") from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise NotRegular(errno.EISDIR, f"{name} is no regular file")
+        raise NotRegular(errno.EISDIR, f"{name} is not a regular file")
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
 def stamp(name: str, directory: int) -> Stamp | None:
-    """None where there is no regular file, nor behind a link. Raises what is not an answer."""
+    """The state of a regular file in a directory; None if there is none or only a link. Raises other OSErrors."""
     try:
         status = os.lstat(name, dir_fd=directory)
     except OSError as error:
         if error.errno in ABSENT:
             return None
-        raise   # EIO, of which os.path.isfile would make a no
+        raise   # such as EIO, for which os.path.isfile would return False
     return stamp_of(status) if stat.S_ISREG(status.st_mode) else None
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    """The part of a file's status that changes when the file does."""
+    return Stamp(status.st_ino, status.st_size, status.st_mtime_ns)

@@ -1,4 +1,4 @@
-"""metadata.json: the bytes that are written, reading them back, and what was read lately."""
+"""metadata.json: writing it, reading it back, and a cache of the models read recently."""
 
 import json
 import logging
@@ -6,53 +6,60 @@ import re
 import threading
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from repository import filesystem
 from repository.errors import InvalidMetadata
 from repository.model import NAME_FIELDS, Details, Inspection, Model, ModelKey, Stamp, as_text
 
-log = logging.getLogger("model_server.models")
+log = logging.getLogger("model_server.metadata")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-MAX_CUSTOM = 64         # custom metadata fields, as the contract says
-MAX_DEPTH = 64          # levels of a JSON document; somebody sends thousands to make us recurse
-MAX_FIELD = 8 * 1024    # bytes of any field as it is written, as the contract says
-Verdict = tuple[Stamp, str, bool]   # of a verification: the file that was read, when, whether it is corrupt
+MAX_CUSTOM = 64         # custom metadata fields; see docs/api.md
+MAX_DEPTH = 64          # levels of a JSON document; thousands of levels are sent only to exhaust the stack
+MAX_FIELD = 8 * 1024    # bytes of any field as it is written; see docs/api.md
 MAX_CUSTOM_TEXT = MAX_CUSTOM * MAX_FIELD    # bytes of all custom fields in one JSON object
-KNOWN_FIELDS = (*NAME_FIELDS, "description", "framework", "sha256", "metadata")
+OUR_FIELDS = (*NAME_FIELDS, "description", "framework", "sha256", "metadata")   # all others are custom
+
+
+class Verdict(NamedTuple):
+    """The result of a verification of one state of a file."""
+
+    stamp: Stamp
+    verified_at: str
+    corrupt: bool
 
 
 def described(key: ModelKey, document: Mapping[str, Any], stamp: Stamp, verdict: Verdict | None) -> Model:
-    """The model of this file with what its metadata.json tells, of which nothing is trusted to be there.
+    """The model made of the file with this stamp and of its metadata.json, in which no field is taken for granted.
 
-    `document` is {} where there is no metadata.json.
+    `document` is {} if there is no metadata.json. `verdict` takes precedence over it.
     """
-    known = {name: value for name, value in document.items() if isinstance(value, str)}
-    sha256, custom, promised = known.get("sha256"), document.get("metadata"), dict[str, Any]()
-    if sha256 is not None and (not SHA256.fullmatch(sha256) or document.get("size") != stamp[1]):
-        log.warning("%s/metadata.json is broken: it tells of another file than the model beside it", key)
+    texts = {name: value for name, value in document.items() if isinstance(value, str)}
+    sha256, custom, promised = texts.get("sha256"), document.get("metadata"), dict[str, Any]()
+    if sha256 is not None and (not SHA256.fullmatch(sha256) or document.get("size") != stamp.size):
+        log.warning("%s/metadata.json is broken: it describes another file than the model beside it", key)
         if SHA256.fullmatch(sha256) and type(document.get("size")) is int:
             promised = {"size": document["size"], "sha256": sha256}
         sha256 = None
-    verified_at, corrupt = known.get("verified_at"), document.get("corrupt") is True
-    if verdict and verdict[0] == stamp:
-        _, verified_at, corrupt = verdict
-    kind, told = known.get("format"), document.get("details")
+    verified_at, corrupt = texts.get("verified_at"), document.get("corrupt") is True
+    if verdict and verdict.stamp == stamp:
+        verified_at, corrupt = verdict.verified_at, verdict.corrupt
+    kind, details = texts.get("format"), document.get("details")
     return Model(
-        key, stamp[1], sha256,
-        Details(known.get("filename"), known.get("description"), known.get("framework"),
+        key, stamp.size, sha256,
+        Details(texts.get("filename"), texts.get("description"), texts.get("framework"),
                 custom if isinstance(custom, dict) else {}),
-        known.get("uploaded_at"), known.get("updated_at"), mtime_ns=stamp[2], inode=stamp[0],
-        inspection=Inspection(kind, told) if sha256 and kind and isinstance(told, dict) else None,
+        texts.get("uploaded_at"), texts.get("updated_at"), mtime_ns=stamp.mtime_ns, inode=stamp.inode,
+        inspection=Inspection(kind, details) if sha256 and kind and isinstance(details, dict) else None,
         verified_at=verified_at, corrupt=corrupt, promised=promised)
 
 
 def details_of(fields: Mapping[str, str], filename: str | None) -> Details:
-    """What the fields of an upload say beside the names; raises InvalidMetadata for too many or too long ones.
+    """The details in the fields of an upload; raises InvalidMetadata for too many fields or too long ones.
 
     The field `metadata` is a JSON object of custom fields, which keep their types.
     """
-    custom: dict[str, Any] = {name: value for name, value in fields.items() if name not in KNOWN_FIELDS}
+    custom: dict[str, Any] = {name: value for name, value in fields.items() if name not in OUR_FIELDS}
     if "metadata" in fields:
         given = object_of(fields["metadata"])
         for name in sorted(given.keys() & custom.keys()):
@@ -80,7 +87,7 @@ def object_of(text: str) -> dict[str, Any]:
 
 
 def check_details(details: Details) -> None:
-    """Raises InvalidMetadata for too many fields, for too long ones, and for what JSON in UTF-8 cannot hold."""
+    """Raises InvalidMetadata for too many fields, too long ones, and values that JSON in UTF-8 cannot represent."""
     if len(details.metadata) > MAX_CUSTOM:
         raise InvalidMetadata(f"{len(details.metadata)} custom metadata fields: at most {MAX_CUSTOM} are kept")
     ours = {"filename": details.filename, "description": details.description, "framework": details.framework}
@@ -89,11 +96,11 @@ def check_details(details: Details) -> None:
     for name, size in sizes:
         if size > MAX_FIELD:
             raise InvalidMetadata(f"metadata field {name[:100]!r} is longer than {MAX_FIELD} bytes: it takes {size} "
-                                  "as JSON in UTF-8, the name of a custom field included")
+                                  "as JSON in UTF-8, including the name of a custom field")
 
 
 def written_size(value: Any) -> int:
-    """Bytes of a value in metadata.json, of a string those between the quotes; raises InvalidMetadata."""
+    """Bytes of a value in metadata.json, for a string without its quotes; raises InvalidMetadata."""
     try:
         return len(as_text(value).encode()) - 2 * isinstance(value, str)
     except (ValueError, RecursionError) as error:
@@ -101,7 +108,7 @@ def written_size(value: Any) -> int:
 
 
 def patched(details: Details, patch: Any) -> Details:
-    """The details after a JSON merge patch (RFC 7396); raises InvalidMetadata, for computed fields too."""
+    """The details after a JSON merge patch (RFC 7396); raises InvalidMetadata, also for fields that are computed."""
     if not isinstance(patch, dict):
         raise InvalidMetadata('send a JSON object, like {"description": "…", "metadata": {"stage": "prod"}}')
     for name, value in patch.items():
@@ -117,32 +124,32 @@ def patched(details: Details, patch: Any) -> Details:
 
 
 def parse_json(text: bytes) -> Any:
-    """A JSON document that can be written again as one, not nested too deep; raises ValueError.
+    """Parses a JSON document; raises ValueError if it is nested too deeply, or could not be written again.
 
-    json.loads takes NaN, 1e999 and half a surrogate pair, and what it can nest json.dumps cannot.
+    json.loads accepts NaN, 1e999 and lone surrogates, and deeper nesting than json.dumps can write.
     """
     try:
         document = json.loads(text)
-        levels = text.count(b"{") + text.count(b"[")    # at the most: to look is a quarter of what a list has to do
+        levels = text.count(b"{") + text.count(b"[")    # an upper bound; counting exactly slowed lists by a quarter
         if levels > MAX_DEPTH and not is_shallow(document, MAX_DEPTH):
             raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
         as_text(document).encode()
     except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
+        raise ValueError("it is nested too deeply") from error
     return document
 
 
 def is_shallow(value: Any, levels: int) -> bool:
-    """Whether it has at most so many levels, what is innermost included."""
+    """Whether a JSON value is nested at most so many levels deep, the innermost value included."""
     level = [value]
-    for _ in range(levels):     # one after the other: a call for each value took longer than parsing it
+    for _ in range(levels):     # level by level: a recursive call for each value took longer than parsing
         inside = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
         level = list(chain.from_iterable(inside))
     return not level
 
 
 def merge(target: Any, patch: Any) -> Any:
-    """RFC 7396 2, to the letter."""
+    """The algorithm of RFC 7396, section 2."""
     if not isinstance(patch, dict):
         return patch
     result = dict(target) if isinstance(target, dict) else {}
@@ -154,25 +161,23 @@ def merge(target: Any, patch: Any) -> Any:
     return result
 
 
-log = logging.getLogger("model_server.metadata")
-
-# Bytes of a document, read and written, without indents. What users give is 0.6 MiB at most, what inspection adds less
-# than 2, and what users gave an earlier version came to 6.3: the result of a verification always has room.
+# Bytes of a document without indentation. Fields from users take at most 0.6 MiB, those from inspection less than 2,
+# and an earlier version accepted 6.3 from users; so there is always room for the result of a verification.
 MAX_METADATA = 8 << 20
-MAX_INDENTED = 64 << 20     # bytes with indents, which that version wrote at each level: some 50 MiB at the most
-BLOCK = 64 * 1024           # bytes of one read; most files have one or two thousand
-RECENT_BYTES = 64 << 20     # of memory for models read lately: some 3,000 ordinary ones by the worst case below
+MAX_INDENTED = 64 << 20     # bytes with indentation; the earlier version indented each level, which came to 50 MiB
+READ_BLOCK = 64 * 1024      # bytes of one read; most files have one or two thousand bytes
+RECENT_BYTES = 64 << 20     # of memory for models read recently: some 3,000 ordinary ones, by the worst case below
 RECENT_LARGEST = 16 * 1024  # bytes of a file that is kept: a few large ones would push out all others
-EXPANSION = 32              # bytes of memory for one of the file, at worst: {"": {"": {"": …
-OVERHEAD = 1024             # bytes of memory that a model takes without what its file says
+EXPANSION = 32              # bytes of memory for each byte of the file, at worst: {"": {"": {"": …
+MODEL_BYTES = 1024          # bytes of memory of a Model without the contents of its file
 INDENT = re.compile(rb"\n +")
 
 
 def encoded(document: Mapping[str, Any]) -> bytes:
     """The bytes of a metadata.json; raises InvalidMetadata for what decoded() would refuse.
 
-    One line for each field, which is how people and deploy/backup.sh read it. An indent at each level would turn a
-    field of 8 KiB into hundreds.
+    Each field has a line of its own: people and deploy/backup.sh rely on that. Indenting every level as well could turn
+    a field of 8 KiB into hundreds of KiB.
     """
     try:
         fields = ",\n".join(f"  {as_text(name)}: {as_text(value)}" for name, value in document.items())
@@ -184,17 +189,17 @@ def encoded(document: Mapping[str, Any]) -> bytes:
 
 
 def decoded(text: bytes) -> dict[str, Any]:
-    """The document of a metadata.json; raises ValueError for one that is too long, too deep, or no JSON object."""
+    """Parses a metadata.json; raises ValueError if it is too long, nested too deeply, or not a JSON object."""
     if len(text) > MAX_METADATA:
         raise ValueError(f"it is longer than {MAX_METADATA} bytes")
     document = parse_json(text)
     if not isinstance(document, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     return document
 
 
 def read(directory: int, key: ModelKey) -> dict[str, Any] | None:
-    """What is in the directory of a model: {} where there is none, None where it cannot be read. Raises OSError."""
+    """The metadata.json in the directory of a model; {} if there is none, None if it is broken. Raises OSError."""
     try:
         with filesystem.open_regular(filesystem.METADATA, directory) as file:
             return decoded(unindented(file))
@@ -206,22 +211,22 @@ def read(directory: int, key: ModelKey) -> dict[str, Any] | None:
 
 
 def unindented(file: BinaryIO) -> bytes:
-    """The text of a file without the white space that lines begin with; raises ValueError for one that is too long."""
+    """The text of a file without the indentation of its lines; raises ValueError if it is too long."""
     blocks, length, indented = list[bytes](), 0, 0
-    while block := file.read(BLOCK):
+    while block := file.read(READ_BLOCK):
         indented += len(block)
-        blocks.append(INDENT.sub(b"\n", block))    # no string in JSON holds a line feed as it is
+        blocks.append(INDENT.sub(b"\n", block))    # a JSON string contains no unescaped line feed
         length += len(blocks[-1])
         if length > MAX_METADATA or indented > MAX_INDENTED:
             raise ValueError(f"it is longer than {MAX_METADATA} bytes")
     return b"".join(blocks)
 
 
-State = tuple[Any, ...]     # of what a model was made of: equal means that it would be made the same
+State = tuple[Any, ...]     # everything a Model is made from: if it is equal, so is the Model
 
 
 class Recent:
-    """Models that were read lately, so that an info a second time reads no file. Within RECENT_BYTES."""
+    """A cache of models read recently: asking for the same info again reads no file. Uses RECENT_BYTES at most."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -229,15 +234,16 @@ class Recent:
         self._bytes = 0
 
     def get(self, key: ModelKey) -> tuple[State, Model] | None:
+        """The model and the state it was read in, None if it is not in the cache."""
         return self._kept.get(key)
 
     def keep(self, key: ModelKey, state: State, model: Model, size: int) -> None:
-        """Keeps it in place of what there was; `size` is the bytes of its metadata.json."""
+        """Stores a model, replacing its older state; `size` is that of its metadata.json in bytes."""
         with self._lock:
             if self._bytes > RECENT_BYTES:
                 self._kept.clear()
                 self._bytes = 0
-            self._kept.pop(key, None)   # its bytes stay counted: that is on the safe side
+            self._kept.pop(key, None)   # its bytes stay counted, which errs on the safe side
             if size <= RECENT_LARGEST:
-                self._bytes += OVERHEAD + EXPANSION * size
+                self._bytes += MODEL_BYTES + EXPANSION * size
                 self._kept[key] = state, model

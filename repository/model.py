@@ -1,4 +1,4 @@
-"""What a model is: its four names, what is known of it, and the words for what can be wrong with it. No I/O."""
+"""What a model is: its four names, what is known about it, and how info and lists show it. No I/O."""
 
 import hashlib
 import json
@@ -6,15 +6,23 @@ import re
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from repository.errors import InvalidName
 
+Names = tuple[str, ...]     # 0 to 4 names: of everything, a project, an application, a version, a model
 NAME_RULE = "use 1 to 128 of A-Z a-z 0-9 . _ + -, beginning with a letter, digit or _"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
-RESERVED_PROJECTS = frozenset({"list", "upload"})   # the routes /models/list and /models/upload hide them
-HERE = "\0"             # JSON escapes it, so nothing else that a line holds is one
-Stamp = tuple[int, int, int]    # of a file: inode, size in bytes, mtime in ns, which tell one state of it from another
+RESERVED_PROJECTS = frozenset({"list", "upload"})   # hidden by the routes /models/list and /models/upload
+URL_PLACEHOLDER = "\0"  # JSON escapes this character, so it cannot occur in a line otherwise
+
+
+class Stamp(NamedTuple):
+    """Identifies one state of a file; `size` is in bytes."""
+
+    inode: int
+    size: int
+    mtime_ns: int
 
 
 def counted(number: int, noun: str) -> str:
@@ -24,7 +32,7 @@ def counted(number: int, noun: str) -> str:
 
 @dataclass(frozen=True, order=True)
 class ModelKey:
-    """The four names of a model; raises InvalidName, so a key that exists is safe to join to a path."""
+    """The four names of a model; raises InvalidName, so an existing key is safe to join to a path."""
 
     project_id: str
     app_name: str
@@ -36,7 +44,7 @@ class ModelKey:
             check_name(field_name, value)
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> Names:
         return (self.project_id, self.app_name, self.version, self.model_name)
 
     def __str__(self) -> str:
@@ -51,12 +59,12 @@ def check_name(field_name: str, value: str) -> None:
     if not NAME.fullmatch(value):
         raise InvalidName(f"{field_name} {value[:200]!r} is not a name: {NAME_RULE}")
     if field_name == "project_id" and value in RESERVED_PROJECTS:
-        raise InvalidName(f"project_id {value!r} is taken by a route of this server: choose another")
+        raise InvalidName(f"project_id {value!r} is reserved for a route of this server: choose another")
 
 
 @dataclass(frozen=True, eq=False)
 class Details:
-    """What a user says about a model; `metadata` holds the custom fields, any JSON."""
+    """What a user says about a model; `metadata` holds the custom fields, whose values can be any JSON."""
 
     filename: str | None = None
     description: str | None = None
@@ -64,7 +72,7 @@ class Details:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
-        """As JSON: to Python 1, 1.0 and true are equal, and a change of one into another would be no change."""
+        """Compares as JSON: in Python 1, 1.0 and True are equal, so a change from one to another would go unnoticed."""
         return isinstance(other, Details) and as_text(vars(self), sort=True) == as_text(vars(other), sort=True)
 
     __hash__ = None     # type: ignore[assignment]
@@ -72,7 +80,7 @@ class Details:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What the server saw in the bytes of a model; both go into JSON as they are."""
+    """What the server found in the bytes of a model; both values can be written as JSON."""
 
     format: str
     details: dict[str, Any]
@@ -80,10 +88,10 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Model:
-    """One stored model. `size` is in bytes; what a foreign or broken metadata.json does not tell is None.
+    """One stored model. `size` is in bytes; what a foreign or broken metadata.json does not say is None.
 
-    `promised` is the size and the digest that metadata.json tells where they are of another file than this one.
-    Not `readable` is a model with a metadata.json that could not be read, which may say anything.
+    `promised` holds the size and digest from metadata.json if they do not belong to this file, otherwise nothing.
+    `readable` is false if metadata.json exists but could not be read, so that its contents are not known.
     """
 
     key: ModelKey
@@ -102,9 +110,10 @@ class Model:
 
     @property
     def stamp(self) -> Stamp:
-        return (self.inode, self.size, self.mtime_ns)
+        return Stamp(self.inode, self.size, self.mtime_ns)
 
     def as_json(self) -> dict[str, Any]:
+        """The fields of info, without those that depend on the place and the server."""
         return {
             **dict(zip(NAME_FIELDS, self.key.names, strict=True)),
             "filename": self.details.filename,
@@ -122,40 +131,41 @@ class Model:
         }
 
     def as_document(self) -> dict[str, Any]:
-        """What metadata.json holds. Of a damaged file it goes on telling what it should be."""
+        """The contents of metadata.json. For a damaged file they keep the size and digest that it should have."""
         return {**self.as_json(), **self.promised}
 
     @cached_property
     def line(self) -> bytes:
-        """What info and lists say of it as JSON, with HERE where the server's URL belongs, which varies."""
-        most = json.dumps({**self.as_json(), "path": f"{self.key}/model"})
-        return f'{most[:-1]}, "url": "{HERE}/models/{self.key}"}}'.encode()
+        """The entry in info and lists, as JSON; URL_PLACEHOLDER stands for the base URL, which varies by request."""
+        start = json.dumps({**self.as_json(), "path": f"{self.key}/model"})[:-1]
+        return f'{start}, "url": "{URL_PLACEHOLDER}/models/{self.key}"}}'.encode()
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with what info says."""
+        """A digest of the info: 32 hex digits that change when the info does."""
         return hashlib.sha256(self.line).hexdigest()[:32]
 
 
 def with_url(lines: bytes, base_url: str) -> bytes:
-    """Lines of models as the server at this URL tells them."""
-    return lines.replace(HERE.encode(), json.dumps(base_url)[1:-1].encode())    # JSON has nothing of a URL to escape
+    """Replaces the placeholder in lines of models by this URL."""
+    return lines.replace(URL_PLACEHOLDER.encode(), json.dumps(base_url)[1:-1].encode())
 
 
 def now() -> str:
-    """The moment as metadata tells it, UTC."""
+    """The current time as metadata.json has it: ISO 8601, UTC, milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def url_of(key: ModelKey, base_url: str) -> str:
-    return f"{base_url}/models/{key}"   # no name has a character that a URL would quote
+    """The address of the download."""
+    return f"{base_url}/models/{key}"   # names contain no character that has to be quoted in a URL
 
 
 def describe(model: Model, base_url: str) -> dict[str, Any]:
-    """What info, lists and answers to uploads say of a model."""
+    """The JSON of a model in answers to uploads, changes and deletes."""
     return {**model.as_json(), "path": f"{model.key}/model", "url": url_of(model.key, base_url)}
 
 
 def as_text(value: Any, sort: bool = False) -> str:
-    """A value as metadata.json has it; raises ValueError for NaN and the infinities, which are not JSON."""
+    """A value as it is written to metadata.json; raises ValueError for NaN and infinities, which JSON does not have."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=sort)

@@ -1,9 +1,9 @@
-"""Putting a finished draft in the place of a model: by one rename, one exchange, or three renames.
+"""Moving a finished draft to the path of its model: by one rename, one exchange, or three renames.
 
-Not every file system has an atomic exchange (RENAME_EXCHANGE): GlusterFS has none. There the old version is renamed
-first to a place below the staging directory that is named after its key. Readers look for it there, and the next start,
-or the next change of this model, brings it back after a crash. Then the new version takes its place, and the old one
-goes the way of what is removed.
+Some file systems, such as GlusterFS, have no atomic exchange (RENAME_EXCHANGE). There, the old version is first set
+aside: it is renamed to a directory below `.staging` with the same names, where readers look for it. Then the new
+version is renamed into place, and the old one is removed. After a crash in between, the next start or the next change
+of this model restores the old version.
 """
 
 from collections.abc import Iterator
@@ -14,28 +14,28 @@ from repository.errors import ModelExists, StorageFailed
 from repository.model import ModelKey
 from repository.staging import REPLACED, STAGING, Staging
 
-TRIES = 50      # how often parents are made again that deletes prune at the same time
+TRIES = 50      # attempts to create parents that deletes prune at the same time
 
 
 class Replacement:
-    """Places drafts in a tree. Every method is to be called with the lock of the model held."""
+    """Moves drafts into a tree. The caller of each method holds the lock of the model."""
 
     def __init__(self, tree: Tree, staging: Staging) -> None:
         self._tree, self._staging = tree, staging
 
     def place(self, draft: str, key: ModelKey, replacing: bool) -> None:
-        """Puts a finished draft in place; what it replaces stands at `draft` afterwards.
+        """Moves a finished draft into place, on disk when this returns; the version it replaces is then at `draft`.
 
-        Raises ModelExists where something is there and `replacing` is false.
+        Raises ModelExists if something is in the way and `replacing` is false.
         """
         aside, name = False, key.model_name
         with self._staging.session() as session:
             for _ in range(TRIES):
-                # a delete may prune the parents between our making them and our rename
+                # a delete can prune the parents after they are created and before the rename
                 with suppress(FileNotFoundError), self._tree.walk(*key.names[:-1], create=True) as parent:
                     if not session.rename_new(draft, parent, name):
                         if not replacing:
-                            raise ModelExists(f"{key} is taken by something that appeared just now or is no model")
+                            raise ModelExists(f"{key} is taken by something that is no model or was just created")
                         if not session.exchange(draft, parent, name):
                             self._set_aside(parent, key)
                             aside = True
@@ -46,7 +46,7 @@ class Replacement:
                             replaced.rename(name, session, draft)
                         self._tree.prune(STAGING, REPLACED, *key.names[:-1])
                     return
-        raise StorageFailed(f"the directories of {key} vanish as fast as they are made")
+        raise StorageFailed(f"the directories of {key} are removed as fast as they are created")
 
     def _set_aside(self, parent: Directory, key: ModelKey) -> None:
         with self._staging.at(REPLACED, *key.names[:-1], create=True) as replaced:
@@ -54,7 +54,7 @@ class Replacement:
             replaced.sync()
 
     def restore(self, key: ModelKey) -> None:
-        """Brings back the old version that a replacement left aside, in a crash or by a fault."""
+        """Moves back the old version if a crash or an error left it set aside."""
         try:
             self._staging.at(REPLACED, *key.names).close()
         except FileNotFoundError:
@@ -62,14 +62,14 @@ class Replacement:
         place = key.names[:-1]
         with self._staging.at(REPLACED, *place) as replaced, self._tree.walk(*place, create=True) as parent:
             if not replaced.rename_new(key.model_name, parent, key.model_name):
-                replaced.remove(key.model_name)     # the new version had arrived
+                replaced.remove(key.model_name)     # the new version is in place
             parent.sync()
         self._tree.prune(STAGING, REPLACED, *place)
 
     def left_aside(self) -> Iterator[ModelKey]:
-        """The models of which a replacement left an old version aside."""
+        """The models whose old version is set aside."""
         yield from [ModelKey(*names) for names in self._tree.scan((STAGING, REPLACED))]
 
     def clear(self) -> None:
-        """Removes what is left empty of the places set aside."""
+        """Removes the empty directories of versions that were set aside."""
         self._tree.clear(STAGING, REPLACED)

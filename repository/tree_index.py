@@ -1,7 +1,7 @@
-"""A cache of the tree for lists: what each directory held when it was last looked at. May be dropped at any time.
+"""A cache of the tree for lists: the contents of each directory when it was last checked. It can be dropped any time.
 
-A directory is looked at again when it is asked for and was not looked at for FRESH seconds: one stat tells whether it
-changed. What this process changes is forgotten at once. Nothing of it is ever written to disk.
+When a directory is needed and its last check is more than FRESH seconds ago, one stat shows whether it has changed.
+What this process changes itself is forgotten at once. The cache is never written to disk.
 """
 
 import threading
@@ -9,143 +9,167 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from repository.model import NAME_FIELDS, Model, ModelKey
+from repository.model import NAME_FIELDS, Model, ModelKey, Names
 
-Names = tuple[str, ...]
-Batch = tuple[Names, dict[str, bytes]]  # the names of a version, and the lines of models in it by their last name
-Signature = tuple[int, int] | None      # of the two files of a model, and its bytes; None: there is no model
-FRESH = 0.9     # seconds; twice that and a pass over 100,000 models stay below the two seconds that we promise
-LOOKED = 1.8    # the same for the files of a model, which are many more, and which no pass looks at
-RACY = 2.0      # seconds in which a directory may change again without a new mtime, on the coarsest file system
-WATCHED = 60.0  # seconds after the last list for which the directories are watched
-SOME = 100      # models in one batch: no page of a version with thousands waits for all of them
-BATCH = 128 * 1024      # bytes of lines in one batch, but for the last of them: a hundred ordinary ones have less
-KEPT_BYTES = 128 << 20  # of all lines that are kept: 100,000 ordinary models take some 85 MiB
-KEPT_LARGEST = 32 * 1024    # bytes of a line that is kept, 40 times an ordinary one: a few could push out all others
-OVERHEAD = 200          # bytes that keeping a line takes beside it: two entries of dictionaries, the object
+FRESH = 0.9     # seconds; twice that, plus a pass over 100,000 models, is less than the promised two seconds
+FRESH_LINES = 1.8       # seconds, for the files of models: there are many more, and no background pass checks them
+RACY = 2.0      # seconds in which a directory can change again without a new mtime, on the coarsest file system
+WATCHED = 60.0  # seconds after the last list during which the directories are checked in the background
+BATCH_MODELS = 100      # models in one batch: a page of a version with thousands need not wait for all of them
+BATCH_BYTES = 128 * 1024    # of the lines in one batch, not counting the last one: 100 ordinary models have less
+KEPT_BYTES = 128 << 20  # of all lines in the cache: 100,000 ordinary models take some 85 MiB
+KEPT_LARGEST = 32 * 1024    # bytes of a line, 40 times an ordinary one: a few larger ones could push out all others
+LINE_OVERHEAD = 200     # bytes that the cache needs for a line in addition: two dictionary entries, the object
 DEPTH = len(NAME_FIELDS) - 1
+
+
+class Batch(NamedTuple):
+    """Some models of one version: its three names, and the models' lines by name, in order."""
+
+    version: Names
+    lines: dict[str, bytes]
+
+
+class Signature(NamedTuple):
+    """Identifies the state of a model's two files; `size` is that of the model in bytes."""
+
+    state: int
+    size: int
+
+
+class Total(NamedTuple):
+    """Sums over the models in a part of the tree."""
+
+    models: int
+    size: int   # bytes
 
 
 @dataclass(slots=True)
 class Directory:
-    """`children` are in order; `total` is models and bytes below, None when it must be added up again."""
+    """What is known about one directory. `children` are in order; `total` is None if it has to be computed again."""
 
     children: list[str] = field(default_factory=list)
-    stamp: int = 0              # mtime in ns of what `children` tells; 0 when that may have changed since
+    stamp: int = 0              # mtime in ns when `children` were read; 0 if they may have changed since
     checked: float = 0.0
-    total: tuple[int, int] | None = None
-    looked: float = 0.0         # when the lines were last compared with the models' files
-    # In order too where there are at most SOME children; then it never changes, a new one takes its place.
+    total: Total | None = None
+    compared: float = 0.0       # when the lines were last compared with the models' files
+    # With at most BATCH_MODELS children it is in order and never changed, only replaced.
     lines: dict[str, bytes] = field(default_factory=dict)
-    states: dict[str, int] = field(default_factory=dict)    # of the files that the lines tell of
-    size: int = 0               # bytes that keeping the lines takes
+    states: dict[str, int] = field(default_factory=dict)    # of the files that the lines were read from
+    size: int = 0               # bytes of memory that the lines take
 
 
 class Index:
-    """What it asks the store: the `children` of a directory, when that `changed` (its mtime in ns, -1: there is none),
-    to `sign` the state of a model's files, and to `find` a model.
+    """The cache, kept up to date from four functions of the store.
+
+    `children` lists the names in a directory; `changed` is its mtime in ns, -1 if it does not exist; `sign` returns the
+    signature of a model, and `find` the model, each None if there is none.
     """
 
     def __init__(self, children: Callable[..., list[str]], changed: Callable[[Names], int],
-                 sign: Callable[[Names], Signature], find: Callable[[ModelKey], Model | None]) -> None:
+                 sign: Callable[[Names], Signature | None], find: Callable[[ModelKey], Model | None]) -> None:
         self._children, self._changed, self._sign, self._find = children, changed, sign, find
         self._lock = threading.RLock()
         self._directories: dict[Names, Directory] = {}
         self._refreshed = self._asked = self._cleared = 0.0
-        self._kept = 0          # bytes that keeping all lines takes
-        self._changes = 0       # of totals; one added up during a change is not kept
+        self._kept = 0          # bytes of memory that all lines take
+        self._changes = 0       # number of changes; a total computed while it grew is not kept
         self._closed = threading.Event()
 
     def lines(self, names: Names, after: Names = ()) -> Iterator[Batch]:
-        """The models below `names` beyond `after`, in order, some of one version at a time: see Model.line."""
+        """The models below `names` that come after `after`, in order, as batches of Model.line."""
         self._asked = time.monotonic()
         if self.reaches(names):
-            for place in self._places(names, after):
-                yield from self._lines_in(place, after)
+            for version in self._versions(names, after):
+                yield from self._lines_in(version, after)
 
     def line(self, model: Names) -> bytes | None:
-        """What a list says of one model, read from its files; None when it is not there."""
-        found = self._find(ModelKey(*model))
-        return found.line if found else None
+        """The line of one model, read from its files; None if there is no such model."""
+        stored = self._find(ModelKey(*model))
+        return stored.line if stored else None
 
-    def total(self, names: Names = (), at_most: float = 2 * FRESH) -> tuple[int, int]:
-        """How many models are below `names` and how many bytes they have, as of at most so many seconds ago."""
+    def total(self, names: Names = (), at_most: float = 2 * FRESH) -> Total:
+        """The number of models below `names` and their bytes, at most `at_most` seconds old."""
         if time.monotonic() - self._refreshed > at_most:
             self._refresh()
-        return self._total(names) if self.reaches(names) else (0, 0)
+        return self._total(names) if self.reaches(names) else Total(0, 0)
 
     def forget(self, key: ModelKey) -> None:
-        """Looks again at what this process has just changed."""
+        """Makes the next list check this model and the directories above it; call it after each change of a model."""
         with self._lock:
             self._changes += 1
             for depth in range(DEPTH + 1):
                 if directory := self._directories.get(key.names[:depth]):
-                    directory.checked = directory.looked = directory.stamp = 0
+                    directory.checked = directory.compared = directory.stamp = 0
                     directory.total = None
 
     def watch(self) -> None:
-        """Reads the tree once, then follows it while lists are asked for; returns after close(). Raises OSError."""
+        """Reads the whole tree, then keeps checking it while lists are requested, until close(). Raises OSError."""
         self.total()
         while not self._closed.wait(FRESH):
             if time.monotonic() - self._asked < WATCHED:
                 self._refresh(pause=0.001)
 
     def close(self) -> None:
+        """Makes watch() return."""
         self._closed.set()
 
     def reaches(self, names: Names) -> bool:
-        """Whether these directories are there, none of them a link."""
+        """Whether these nested directories exist and none of them is a link."""
         for depth, name in enumerate(names):
-            children = self._look(names[:depth]).children
-            place = bisect_left(children, name)
-            if place == len(children) or children[place] != name:
+            children = self._checked(names[:depth]).children
+            index = bisect_left(children, name)
+            if index == len(children) or children[index] != name:
                 return False
         return True
 
-    def _places(self, names: Names, after: Names) -> Iterator[Names]:
-        """The directories of versions below `names`, in order, from that of `after` on."""
+    def _versions(self, names: Names, after: Names) -> Iterator[Names]:
+        """The versions below `names`, in order, beginning with that of `after`."""
         depth = len(names)
         if depth == DEPTH:
             yield names
             return
         first = after[depth] if after[:depth] == names and depth < len(after) else ""
-        children = self._look(names).children
+        children = self._checked(names).children
         for name in children[bisect_left(children, first):]:
-            yield from self._places((*names, name), after)
+            yield from self._versions((*names, name), after)
 
-    def _total(self, names: Names) -> tuple[int, int]:
+    def _total(self, names: Names) -> Total:
+        """The total of a directory that exists, computed from those below it unless it is cached."""
         directory = self._directories.get(names)
         if directory is None or directory.total is None:
-            directory = self._look(names)
+            directory = self._checked(names)
         if total := directory.total:
             return total
-        if len(names) == DEPTH:     # another thread has forgotten it just now
+        if len(names) == DEPTH:     # another thread has just forgotten it
             return self._total(names)
         changes = self._changes
         below = [self._total((*names, name)) for name in directory.children]
-        total = sum(count for count, _ in below), sum(size for _, size in below)
+        total = Total(sum(each.models for each in below), sum(each.size for each in below))
         with self._lock:
             if changes == self._changes:
                 directory.total = total
         return total
 
     def _refresh(self, pause: float = 0.0) -> None:
-        """Looks at every directory known; the files of each model are looked at when it is asked for."""
+        """Checks every cached directory, but not the files of the models."""
         started = time.monotonic()
         for number, names in enumerate(list(self._directories)):
-            self._look(names)
+            self._checked(names)
             if pause and number % 200 == 199:
-                time.sleep(pause)   # requests go first
+                time.sleep(pause)   # lets requests run
         self._refreshed = started
 
     def _fresh(self, names: Names) -> Directory | None:
+        """The directory if its last check is recent enough."""
         directory = self._directories.get(names)
         return directory if directory and directory.checked and time.monotonic() - directory.checked < FRESH else None
 
-    def _look(self, names: Names) -> Directory:
-        """The directory as it is, or was less than FRESH ago."""
-        if directory := self._fresh(names):     # most are: a list asks for thousands
+    def _checked(self, names: Names) -> Directory:
+        """The directory as it is now, or was less than FRESH seconds ago."""
+        if directory := self._fresh(names):     # the usual case, so without the lock: a list needs thousands
             return directory
         with self._lock:
             if directory := self._fresh(names):
@@ -160,15 +184,16 @@ class Index:
             return directory
 
     def _read(self, names: Names, directory: Directory, mtime: int) -> None:
+        """Reads a directory that has changed; -1 as its mtime means that it was removed."""
         children = self._children(*names) if mtime >= 0 else []
         total = None
         if len(names) == DEPTH:
-            signed = {name: self._sign((*names, name)) for name in children}
-            sizes = {name: signature[1] for name, signature in signed.items() if signature}
-            children, total, directory.looked = list(sizes), (len(sizes), sum(sizes.values())), 0.0
+            signatures = {name: self._sign((*names, name)) for name in children}
+            sizes = {name: signature.size for name, signature in signatures.items() if signature}
+            children, total, directory.compared = list(sizes), Total(len(sizes), sum(sizes.values())), 0.0
         for gone in set(directory.children).difference(children):
             self._drop((*names, gone))
-        self._changes += directory.checked > 0      # the first look at it changes nothing that was added up
+        self._changes += directory.checked > 0      # the first check changes no total
         directory.children, directory.stamp = children, mtime if abs(time.time_ns() - mtime) > RACY * 1e9 else 0
         for depth in range(len(names)):
             if above := self._directories.get(names[:depth]):
@@ -177,92 +202,94 @@ class Index:
         self._replace(directory, {name: directory.lines[name] for name in children if name in directory.lines})
 
     def _drop(self, names: Names) -> None:
+        """Removes a directory and all those below it from the cache."""
         if directory := self._directories.pop(names, None):
             self._replace(directory, {})
             for name in directory.children:
                 self._drop((*names, name))
 
-    def _lines_in(self, place: Names, after: Names) -> Iterator[Batch]:
-        directory = self._look(place)
-        if time.monotonic() - directory.looked > LOOKED:
-            self._compare(place, directory)
+    def _lines_in(self, version: Names, after: Names) -> Iterator[Batch]:
+        """The models of one version that come after `after`."""
+        directory = self._checked(version)
+        if time.monotonic() - directory.compared > FRESH_LINES:
+            self._compare(version, directory)
         names = directory.children
-        if place == after[:DEPTH]:
+        if version == after[:DEPTH]:
             names = names[bisect_right(names, after[DEPTH]):]
-        elif len(names) == len(directory.lines) <= SOME and directory.size <= BATCH:
-            yield place, directory.lines
+        elif len(names) == len(directory.lines) <= BATCH_MODELS and directory.size <= BATCH_BYTES:
+            yield Batch(version, directory.lines)
             return
-        for start in range(0, len(names), SOME):
-            for batch in self._read_models(place, directory, names[start : start + SOME]):
-                yield place, batch
+        for start in range(0, len(names), BATCH_MODELS):
+            yield from self._read_models(version, directory, names[start : start + BATCH_MODELS])
 
-    def _compare(self, place: Names, directory: Directory) -> None:
-        """Drops the lines of models that are not what they were."""
+    def _compare(self, version: Names, directory: Directory) -> None:
+        """Drops the cached lines of models whose files have changed, by one signature for each."""
         with self._lock:
             moment = time.monotonic()
-            signed = {name: self._sign((*place, name)) for name in directory.lines}
-            same = {name for name, signature in signed.items() if signature and signature[0] == directory.states[name]}
-            if len(same) < len(signed):
+            signatures = {name: self._sign((*version, name)) for name in directory.lines}
+            same = {name for name, signature in signatures.items()
+                    if signature and signature.state == directory.states[name]}
+            if len(same) < len(signatures):
                 self._replace(directory, {name: line for name, line in directory.lines.items() if name in same})
-            directory.looked = moment
+            directory.compared = moment
 
-    def _read_models(self, place: Names, directory: Directory, names: list[str]) -> Iterator[dict[str, bytes]]:
-        """The lines of these models, in batches; those that were read are kept where there is room."""
-        looked, batch, size = directory.looked, dict[str, bytes](), 0
-        states = dict[str, int]()   # of those that were read
+    def _read_models(self, version: Names, directory: Directory, names: list[str]) -> Iterator[Batch]:
+        """The lines of these models, from the cache or from their files; those read are cached if there is room."""
+        compared, lines, size = directory.compared, dict[str, bytes](), 0
+        states = dict[str, int]()   # of the models that were read
         for name in names:
             line = directory.lines.get(name)
             if line is None:
-                signature = self._sign((*place, name))
-                line = self.line((*place, name))    # a change since then shows next time
-                if not signature or line is None:   # it was deleted just now
+                signature = self._sign((*version, name))
+                line = self.line((*version, name))  # if it changes in between, the next comparison shows it
+                if not signature or line is None:   # it has just been deleted
                     continue
-                states[name] = signature[0]
-            batch[name] = line
+                states[name] = signature.state
+            lines[name] = line
             size += len(line)
-            if size > BATCH:
-                self._keep(place, directory, looked, batch, states)
-                yield batch
-                batch, states, size = {}, {}, 0
-        self._keep(place, directory, looked, batch, states)
-        yield batch
+            if size > BATCH_BYTES:
+                self._keep(version, directory, compared, lines, states)
+                yield Batch(version, lines)
+                lines, states, size = {}, {}, 0
+        self._keep(version, directory, compared, lines, states)
+        yield Batch(version, lines)
 
-    # ---- what is kept
+    # ---- the memory for lines
 
-    def _keep(self, place: Names, directory: Directory, looked: float, batch: dict[str, bytes], states: dict[str, int],
-              ) -> None:
-        """Keeps the lines that were read since the directory was `looked` at; `states` are those of their files."""
+    def _keep(self, version: Names, directory: Directory, compared: float, lines: dict[str, bytes],
+              states: dict[str, int]) -> None:
+        """Caches lines that were read from files in these `states`, unless the directory changed since `compared`."""
         if not states:
             return
-        with self._lock:    # not before: a disk that stalls would stop everybody who asks what is there
-            if directory.looked != looked or self._directories.get(place) is not directory:
-                return      # what was read may be forgotten already
-            new = {name: batch[name] for name in states.keys() - directory.lines.keys()
-                   if len(batch[name]) <= KEPT_LARGEST}
+        with self._lock:    # not while reading: a stalled disk would block every other list
+            if directory.compared != compared or self._directories.get(version) is not directory:
+                return      # what was read may be out of date
+            new = {name: lines[name] for name in states.keys() - directory.lines.keys()
+                   if len(lines[name]) <= KEPT_LARGEST}
             size = size_of(new)
             if not new or not self._has_room(size):
                 return
             directory.states |= {name: states[name] for name in new}
-            if len(directory.children) <= SOME:
-                known = directory.lines | new
-                self._replace(directory, {name: known[name] for name in directory.children if name in known})
+            if len(directory.children) <= BATCH_MODELS:
+                merged = directory.lines | new
+                self._replace(directory, {name: merged[name] for name in directory.children if name in merged})
             else:
                 directory.lines.update(new)
                 directory.size += size
                 self._kept += size
 
     def _has_room(self, size: int) -> bool:
-        """Whether so many bytes more may be kept; what no list has asked for lately makes room for them."""
+        """Whether `size` more bytes fit into the cache; lines that no list needed recently are dropped for them."""
         moment = time.monotonic()
         if self._kept + size > KEPT_BYTES and moment - self._cleared > WATCHED:
             self._cleared = moment
             for directory in self._directories.values():
-                if moment - directory.looked > WATCHED:
+                if moment - directory.compared > WATCHED:
                     self._replace(directory, {})
         return self._kept + size <= KEPT_BYTES
 
     def _replace(self, directory: Directory, lines: dict[str, bytes]) -> None:
-        """Keeps these lines of the directory alone, which are among those that it has."""
+        """Replaces the cached lines of a directory; `states` must have one for each of them."""
         size = size_of(lines)
         self._kept += size - directory.size
         directory.lines, directory.size = lines, size
@@ -270,5 +297,5 @@ class Index:
 
 
 def size_of(lines: dict[str, bytes]) -> int:
-    """Bytes that keeping these lines takes."""
-    return sum(map(len, lines.values())) + OVERHEAD * len(lines)
+    """Bytes of memory that these lines take in the cache."""
+    return sum(map(len, lines.values())) + LINE_OVERHEAD * len(lines)

@@ -1,4 +1,4 @@
-"""Who may do what: the file of tokens, who sent a request, and what they may do. No sockets, no models."""
+"""Access control: the file of tokens, the caller of a request, and what a caller may do. No sockets, no models."""
 
 import base64
 import codecs
@@ -15,22 +15,22 @@ from pathlib import Path
 
 from repository import metadata
 from repository.errors import InvalidName
-from repository.model import NAME, NAME_FIELDS, check_name
+from repository.filesystem import stamp_of
+from repository.model import NAME, NAME_FIELDS, Names, Stamp, check_name
 from server.errors import HttpError
 
 log = logging.getLogger("model_server.access")
-Names = tuple[str, ...]
 VERBS = ("read", "create", "update", "delete")
-ANONYMOUS = "anonymous"     # who sends no token; no token may be called this
-TOKEN_PREFIX = "amr_"       # so that who finds one in a file, a person or a scanner, knows what it is
-TOKEN_BYTES = 32            # that many random ones cannot be guessed, so a plain SHA-256 keeps them secret
-MAX_TOKENS_FILE = 1 << 20   # bytes: some ten thousand tokens, and each request is compared with all of them
-MAX_SHOWN = 20              # of the tokens that the line at start tells of
+ANONYMOUS = "anonymous"     # the name of callers without a token; no token can have it
+TOKEN_PREFIX = "amr_"       # so that people and scanners recognise a token that they find in a file
+TOKEN_BYTES = 32            # random bytes: too many to guess, so a plain SHA-256 does not reveal the token
+MAX_TOKENS_FILE = 1 << 20   # bytes: some ten thousand tokens; each request is compared with all of them
+MAX_LOGGED_GRANTS = 20      # in the log line at startup
 CREDENTIALS = re.compile("(bearer|basic) +([!-~]+)", re.IGNORECASE)    # RFC 9110 11.4
 
 
 class Refused(HttpError):
-    """The caller may not do `verb` to what has these `names`."""
+    """The caller lacks the permission `verb` for what has these `names`."""
 
     def __init__(self, detail: str, verb: str, names: Names) -> None:
         super().__init__(detail)
@@ -38,22 +38,22 @@ class Refused(HttpError):
 
 
 class Unauthorized(Refused):
-    """It is not known who asks."""
+    """The caller has no token, or an unknown one."""
 
     status = 401
-    # both: who has a token for Bearer sends it unasked, curl and wget answer to Basic alone
+    # both: Bearer tokens are sent unasked, and curl and wget answer only a challenge for Basic
     headers = (("WWW-Authenticate", 'Bearer realm="models"'), ("WWW-Authenticate", 'Basic realm="models"'))
 
 
 class Forbidden(Refused):
-    """It is known who asks, and they lack the right."""
+    """The caller's token lacks the permission."""
 
     status = 403
 
 
 @dataclass(frozen=True)
 class Grant:
-    """`verbs` are allowed for all that is at or below `place`: (), (project,) or (project, app)."""
+    """Allows `verbs` for everything at or below `place`: (), (project,) or (project, app)."""
 
     verbs: frozenset[str]
     place: Names = ()
@@ -64,35 +64,36 @@ class Grant:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request, by the name of their token."""
+    """The sender of a request: the name of their token, and what it allows."""
 
     name: str = ANONYMOUS
     grants: tuple[Grant, ...] = ()
 
     @property
     def known(self) -> bool:
+        """Whether the caller sent a token."""
         return self.name != ANONYMOUS
 
     def may(self, verb: str, names: Names) -> bool:
-        """Whether `verb` is allowed for all that is at or below these names."""
+        """Whether `verb` is allowed for everything at or below these names."""
         return any(verb in grant.verbs and names[: len(grant.place)] == grant.place for grant in self.grants)
 
     def places(self, verb: str, names: Names) -> list[Names]:
-        """Where at or below these names `verb` is allowed: in the order of a list, none within another."""
+        """The places at or below these names where `verb` is allowed, in order; none is inside another."""
         if self.may(verb, names):
             return [names]
-        found = {g.place for g in self.grants if verb in g.verbs and g.place[: len(names)] == names}
-        return sorted(place for place in found if place[:-1] not in found)
+        granted = {g.place for g in self.grants if verb in g.verbs and g.place[: len(names)] == names}
+        return sorted(place for place in granted if place[:-1] not in granted)
 
     def check(self, verb: str, names: Names, *, partly: bool = False) -> None:
-        """Raises Refused unless `verb` is allowed there; `partly` is content with some of what is below."""
+        """Raises Refused unless `verb` is allowed for all below these names or, if `partly`, for some of it."""
         if self.places(verb, names) if partly else self.may(verb, names):
             return
         where = "/".join(names) or ("anything" if partly else "everything")
         if not self.known:
-            raise Unauthorized(f"to {verb} {where} takes a token: send it as the password, with any user name, or as "
-                               "Authorization: Bearer", verb, names)
-        raise Forbidden(f"the token {self.name} has no right to {verb} {where}: use one that has", verb, names)
+            raise Unauthorized(f"a token is needed to {verb} {where}: send it as the password, with any user name, or "
+                               "as Authorization: Bearer", verb, names)
+        raise Forbidden(f"the token {self.name} has no permission to {verb} {where}: use one that has it", verb, names)
 
 
 GRANTS_OF_ANONYMOUS = {"all": (Grant(frozenset(VERBS)),), "read": (Grant(frozenset({"read"})),), "none": ()}
@@ -103,10 +104,10 @@ EVERYBODY = Caller(grants=GRANTS_OF_ANONYMOUS["all"])
 
 
 def parse_tokens(text: str) -> dict[str, Caller]:
-    """The callers that a file of tokens tells of, by the SHA-256 of their token; raises ValueError, with no content.
+    """The callers in a file of tokens, by the SHA-256 of their token in hex. Each line is name:sha256:verbs:prefix.
 
-    Each line is name:sha256:verbs:prefix. A token on several lines may do what each of them says, and a name may have
-    several tokens.
+    A token on several lines is granted what each of them says; one name can have several tokens. Raises ValueError with
+    the number of the bad line, but not its content.
     """
     callers: dict[str, Caller] = {}
     for number, line in enumerate(text.split("\n"), 1):
@@ -125,9 +126,9 @@ def parse_tokens(text: str) -> dict[str, Caller]:
 
 
 def read_tokens(path: Path) -> bytes:
-    """What is in the file of tokens. Raises OSError, and ValueError when it is not a regular file or too long.
+    """The contents of the file of tokens. Raises OSError, and ValueError if it is too long or not a regular file.
 
-    A fifo without a writer would keep its reader for ever, and a device may have no end.
+    Reading a fifo without a writer would block forever, and a device can be endless.
     """
     with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -146,6 +147,7 @@ def text_of(written: bytes) -> str:
 
 
 def parse_line(line: str) -> tuple[str, Caller]:
+    """The SHA-256 and the caller in one line; raises ValueError."""
     fields = line.split(":")
     if len(fields) != 4:
         raise ValueError("it is not name:sha256:verbs:prefix")
@@ -160,6 +162,7 @@ def parse_line(line: str) -> tuple[str, Caller]:
 
 
 def place_of(prefix: str) -> Names:
+    """The names in the prefix of a line, () for `*`; raises ValueError."""
     if prefix == "*":
         return ()
     names = tuple(prefix.split("/"))
@@ -172,7 +175,7 @@ def place_of(prefix: str) -> Names:
 
 
 def new_token(name: str, verbs: str, prefix: str) -> tuple[str, str]:
-    """A token that nobody had before, and its line for the file of tokens; raises ValueError."""
+    """A new token, and its line for the file of tokens; raises ValueError."""
     token = TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
     line = f"{name}:{hashlib.sha256(token.encode()).hexdigest()}:{verbs}:{prefix}"
     parse_line(line)
@@ -183,22 +186,22 @@ def new_token(name: str, verbs: str, prefix: str) -> tuple[str, str]:
 
 
 def token_in(authorization: str) -> bytes | None:
-    """The token in an Authorization header: that of Bearer, the password of Basic; None when it cannot be read."""
-    found = CREDENTIALS.fullmatch(authorization.strip())
-    if not found:
+    """The token in an Authorization header: that of Bearer, or the password of Basic; None if it is malformed."""
+    credentials = CREDENTIALS.fullmatch(authorization.strip())
+    if not credentials:
         return None
-    if found[1].lower() == "bearer":
-        return found[2].encode()
+    if credentials[1].lower() == "bearer":
+        return credentials[2].encode()
     try:
-        return base64.b64decode(found[2], validate=True).partition(b":")[2]     # RFC 7617 2
+        return base64.b64decode(credentials[2], validate=True).partition(b":")[2]     # RFC 7617 2
     except ValueError:
         return None
 
 
 class Guard:
-    """Tells who sent a request. Reads the file of tokens again when it changes, and keeps to the old one if it is bad.
+    """Finds the caller of a request. Reads the file of tokens when it changes; keeps the old tokens if it is bad.
 
-    `anonymous` is all, read or none. Raises ValueError when it cannot begin.
+    `anonymous` is all, read or none. Raises ValueError if the file is bad at startup, or nobody could do anything.
     """
 
     def __init__(self, path: Path | None, anonymous: str) -> None:
@@ -206,20 +209,20 @@ class Guard:
         self._anonymous = Caller(grants=GRANTS_OF_ANONYMOUS[anonymous])
         self._lock = threading.Lock()
         self._complaint = ""    # why the file could not be read the last time
-        self._stamp = self._look()
+        self._stamp = self._current_stamp()
         self._callers = self._read()
         if not self._callers and anonymous == "none":
             raise ValueError("nobody may do anything: MODEL_ANONYMOUS is none, and no line of MODEL_TOKENS_FILE "
                              f"({path or 'not set'}) has a token")
 
     def __str__(self) -> str:
-        """Who may do what, in short."""
-        told = [f"{caller.name} {grant}" for caller in self._callers.values() for grant in caller.grants]
-        more = [f"{len(told) - MAX_SHOWN} more"] if len(told) > MAX_SHOWN else []
-        return ", ".join([f"anonymous {self._setting}", *told[:MAX_SHOWN], *more])
+        """A summary of who may do what, for the log."""
+        grants = [f"{caller.name} {grant}" for caller in self._callers.values() for grant in caller.grants]
+        more = [f"{len(grants) - MAX_LOGGED_GRANTS} more"] if len(grants) > MAX_LOGGED_GRANTS else []
+        return ", ".join([f"anonymous {self._setting}", *grants[:MAX_LOGGED_GRANTS], *more])
 
     def caller(self, authorization: str | None, verb: str, names: Names) -> Caller:
-        """Who sent this header and wants to do that; raises Unauthorized for what is no token of ours."""
+        """The caller who sent this Authorization header; raises Unauthorized, which keeps the verb and names."""
         self._keep_up()
         if authorization is None:
             return self._anonymous
@@ -227,49 +230,50 @@ class Guard:
         if token is None:
             raise Unauthorized("the Authorization header cannot be read: send Bearer and the token, or Basic with the "
                                "token as the password", verb, names)
-        digest, found = hashlib.sha256(token).hexdigest(), None
-        for known, caller in self._callers.items():     # all of them, so that the time it takes tells nothing
-            if hmac.compare_digest(known, digest):
-                found = caller
-        if found is None:
-            raise Unauthorized("the token is not known here: it is mistyped, or was taken back", verb, names)
-        # a token takes away nothing that its holder may do without it
-        return replace(found, grants=found.grants + self._anonymous.grants) if self._anonymous.grants else found
+        sent, holder = hashlib.sha256(token).hexdigest(), None
+        for digest, caller in self._callers.items():    # always all of them, so that the time taken reveals nothing
+            if hmac.compare_digest(digest, sent):
+                holder = caller
+        if holder is None:
+            raise Unauthorized("this token is unknown: it was mistyped, or has been withdrawn", verb, names)
+        # a token never takes away what is permitted without it
+        return replace(holder, grants=holder.grants + self._anonymous.grants) if self._anonymous.grants else holder
 
     def _keep_up(self) -> None:
-        if self._look() == self._stamp:
+        """Reads the file again if it has changed."""
+        if self._current_stamp() == self._stamp:
             return
         with self._lock:
-            stamp = self._look()
+            stamp = self._current_stamp()
             if stamp == self._stamp:
-                return      # another thread was here
+                return      # another thread has read it
             self._stamp = stamp
             try:
                 self._callers, self._complaint = self._read(), ""
                 log.info("the tokens have changed: %s", self)
             except ValueError as error:
-                if str(error) != self._complaint:   # a fifo or a device changes with each byte that passes it
+                if str(error) != self._complaint:   # once: a fifo or a device changes with each byte
                     log.error("the tokens stay as they were: %s", error)
                 self._complaint = str(error)
 
-    def _look(self) -> tuple[int, int, int] | None:
+    def _current_stamp(self) -> Stamp | None:
         try:
-            status = os.stat(self._path) if self._path else None
+            return stamp_of(os.stat(self._path)) if self._path else None
         except OSError:
-            return None     # reading it will tell why
-        return status and (status.st_ino, status.st_size, status.st_mtime_ns)
+            return None     # reading the file will raise the error
 
     def _read(self) -> dict[str, Caller]:
+        """The callers in the file; raises ValueError with its path, and with what to do."""
         try:
             return parse_tokens(text_of(read_tokens(self._path)) if self._path else "")
         except OSError as error:
             raise ValueError(f"MODEL_TOKENS_FILE {self._path} cannot be read as uid {os.geteuid()} "
-                             f"({error.strerror}): it holds no secrets, so let that user read it") from error
+                             f"({error.strerror}): it contains no secrets, so let that user read it") from error
         except ValueError as error:
             raise ValueError(f"MODEL_TOKENS_FILE {self._path}, {error}") from None
 
 
 def guard_of(path: Path | None, anonymous: str | None) -> Guard | None:
-    """The guard that these settings ask for; None when everybody may do everything. Raises ValueError."""
+    """The guard for these settings; None if everybody may do everything. Raises ValueError."""
     anonymous = anonymous or ("none" if path else "all")
     return None if path is None and anonymous == "all" else Guard(path, anonymous)

@@ -1,18 +1,18 @@
-"""What the command line asks for instead of serving."""
+"""The commands of model_server.py other than serving: --version and token."""
 
 import sys
 
 from server.access import new_token
 from server.settings import VERSION
 
-USAGE = """usage: python model_server.py                             serves; settings are environment variables
-       python model_server.py --version                   prints the version
-       python model_server.py token NAME VERBS PREFIX  makes a token; VERBS: read,create,update,delete or some of them,
-                                                       PREFIX: a project, project/app, or '*'"""
+USAGE = """usage: python model_server.py                          starts the server; settings are environment variables
+       python model_server.py --version                prints the version
+       python model_server.py token NAME VERBS PREFIX  makes a token; VERBS: some of read,create,update,delete,
+                                                       PREFIX: a project, project/app, or '*' for everything"""
 
 
 def command(arguments: list[str]) -> int:
-    """What the command line asks for instead of serving; the exit status."""
+    """Runs the command in these arguments; returns the exit status."""
     if arguments == ["--version"]:
         sys.stdout.write(f"ai-model-repository {VERSION}\n")
         return 0
@@ -20,7 +20,7 @@ def command(arguments: list[str]) -> int:
 
 
 def token_command(arguments: list[str]) -> int:
-    """The command `token NAME VERBS PREFIX`: the token goes to stderr, its line for the file of tokens to stdout."""
+    """Runs `token NAME VERBS PREFIX`: prints the token to stderr, and its line for the file of tokens to stdout."""
     if len(arguments) != 4 or arguments[0] != "token":
         sys.stderr.write(f"{USAGE}\n")
         return 2

@@ -1,4 +1,4 @@
-"""What can be wrong with a request, each with the status of its answer; and the status of the store's words."""
+"""The errors of requests, each with its status, and the status of each error of the store."""
 
 from repository.errors import (
     InvalidMetadata,
@@ -24,19 +24,19 @@ STATUS_OF: dict[type[StoreError], int] = {
     ModelExists: 409,
     MetadataUnreadable: 409,
     NotEmpty: 409,
-    # What is wrong with one model is no 5xx: proxies take a server that answers with those out of service, for all
-    # models. 404 and 410 would be kept by caches, and read as "there is no such file"; curl, wget and the clients of
-    # the Hugging Face Hub ask again after 408, 429 and 5xx alone. RFC 9110 15.5.10: the user may resolve it.
+    # A fault of one model is not a 5xx: because of those, proxies take a server out of service, with all its models.
+    # Caches would keep a 404 or 410, and clients would take it for "there is no such file". After a 409, curl, wget
+    # and the clients of the Hugging Face Hub do not retry. RFC 9110 15.5.10: the user might be able to resolve it.
     ModelCorrupt: 409,
     ModelUnreadable: 409,
-    StorageFailed: 500,     # in this request: what others ask for may well be there
-    StorageLost: 503,       # the one status that tells a proxy to ask another server
+    StorageFailed: 500,     # of this request: others may well succeed
+    StorageLost: 503,       # the only status that tells a proxy to try another server
     StorageFull: 507,
 }
 
 
 class HttpError(Exception):
-    """A request that is answered with `status`, a sentence that says what to do, and headers of its own."""
+    """Answers a request with `status`, these headers, and a message that says what was wrong and what to do."""
 
     status = 400
     headers: tuple[tuple[str, str], ...] = ()
@@ -47,21 +47,21 @@ class HttpError(Exception):
 
 
 class OptionsAnswered(HttpError):
-    """Not an error: OPTIONS is answered before there is a handler to ask."""
+    """Not an error: OPTIONS is answered before a handler is called."""
 
     status = 204
 
 
 class BadRequest(HttpError):
-    """What was sent cannot be taken as it is."""
+    """The request is malformed or incomplete."""
 
 
 class DigestMismatch(BadRequest):
-    """The bytes that arrived are not those that the client claims to have sent."""
+    """The bytes that arrived do not have the digest that the client sent."""
 
 
 class NotFound(HttpError):
-    """No route has this path."""
+    """There is no route with this path."""
 
     status = 404
 
@@ -111,7 +111,7 @@ class QueueFull(HttpError):
 
 
 class ProtocolError(HttpError):
-    """Not HTTP as this server takes it."""
+    """The request is not valid HTTP, or beyond a limit of the server."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail, *((("Retry-After", "1"),) if status == 429 else ()))

@@ -1,4 +1,4 @@
-"""The head of a request (RFC 9112 2 to 5) before it is parsed: bytes in, bytes out. No files, no sockets."""
+"""Checks of a request's head before waitress parses it (RFC 9112, sections 2 to 5): bytes in, bytes out."""
 
 import re
 
@@ -6,7 +6,7 @@ REQUEST_LINE = re.compile(rb"[!-~]+ [^ ]+ HTTP/[0-9]\.[0-9] *")
 FOLDED = re.compile(rb"\n[ \t]")
 HOST = re.compile(rb"^host:", re.IGNORECASE | re.MULTILINE)
 TRANSFER_ENCODING = re.compile(rb"^transfer-encoding[ \t]*:", re.IGNORECASE | re.MULTILINE)
-BAD_TARGET = re.compile(r"[\x00-\x20\x7f#]")    # a raw TAB would vanish, a fragment be cut off
+BAD_TARGET = re.compile(r"[\x00-\x20\x7f#]")    # waitress drops a raw TAB, and cuts off a fragment
 TLS = "a TLS handshake"
 LONGEST_BEGINNING = 16      # bytes that tell which protocol it is, where one of these begins so
 BEGINNINGS = (
@@ -18,13 +18,13 @@ BEGINNINGS = (
 
 
 def plain_head(head: bytes) -> bytes:
-    """The same head without what parsing may take minutes for; raises ValueError with what is wrong.
+    """The head without white space around its values; raises ValueError, with what is wrong with it.
 
-    waitress' expressions for the request line and for a field are quadratic in what no client sends: a target without a
-    version behind it, and white space around a value.
+    The regular expressions of waitress take quadratic time, minutes for a long head, on two things that no client
+    sends: a target that is not followed by a version, and much white space around a value.
     """
     if FOLDED.search(head):     # RFC 9112 5.2
-        raise ValueError("a header is folded over two lines")
+        raise ValueError("a header is folded over several lines")
     line, _, fields = head.partition(b"\r\n")
     if not REQUEST_LINE.fullmatch(line):
         raise ValueError("the request does not begin with a line like: GET /health HTTP/1.1")

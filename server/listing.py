@@ -1,130 +1,162 @@
-"""Lists of models: which ones are wanted, page by page, in the format that was asked for."""
+"""Lists of models: which ones are selected, page by page, in the requested format."""
 
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
-from repository.model import HERE, NAME_FIELDS, ModelKey, with_url
-from repository.tree_index import Batch, Names
+from repository.model import NAME_FIELDS, URL_PLACEHOLDER, ModelKey, Names, with_url
+from repository.tree_index import Batch
 from server.errors import BadRequest
 from server.responses import Response
 from storage import Storage
 
 MAX_PAGE = 1000     # models on one page
-BLOCK = 64 * 1024   # bytes; the first is sent after some 100 models, a millisecond
-PIECE = 256 * 1024  # bytes given to the server at once, which buffers what is not taken yet: most blocks are shorter
+MIN_BLOCK = 64 * 1024   # bytes; the first block is sent after some 100 models, that is, a millisecond
+MAX_BLOCK = 256 * 1024  # bytes handed to the server at once, which buffers what is not sent yet; few blocks are longer
 PAGE_BYTES = 1 << 20    # of lines that a page holds until they are sent, 1,000 ordinary ones; others are read again
-Entry = tuple[Names, str, bytes | None]     # of a page: the version, the last name, the line unless it is read again
+FILTERS = ("framework", "model_format", "q", "corrupt")
 
 
-def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Names], query: Mapping[str, str],
+@dataclass(frozen=True)
+class ListQuery:
+    """The query of a list, checked. `limit` is None for all models; `parameters` are those of the query, as sent."""
+
+    form: str
+    limit: int | None
+    after: Names
+    filters: Mapping[str, str]      # those of FILTERS that were given
+    metadata: Mapping[str, str]     # values by the name of the custom field
+    parameters: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, parameters: Mapping[str, str]) -> Self:
+        """Raises BadRequest; parameters that lists do not know are ignored."""
+        form = parameters.get("format", "json")
+        if form not in LINES_OF and form != "json":
+            raise BadRequest(f"format {form[:50]!r} is not known: use json, {', '.join(LINES_OF)}")
+        if parameters.get("corrupt", "true") not in ("true", "false"):
+            raise BadRequest(f"corrupt {parameters['corrupt'][:50]!r} is neither true nor false")
+        filters = {name: parameters[name] for name in FILTERS if name in parameters}
+        metadata = {name.removeprefix("metadata."): value for name, value in parameters.items()
+                    if name.startswith("metadata.")}
+        return cls(form, limit_in(parameters), cursor_in(parameters), filters, metadata, parameters)
+
+    @property
+    def is_filtered(self) -> bool:
+        return bool(self.filters or self.metadata)
+
+    def selects(self, model: Mapping[str, Any]) -> bool:
+        """Whether all filters hold for a model, given as its JSON."""
+        for name, value in (("framework", model["framework"] or ""), ("model_format", model["format"] or ""),
+                            ("corrupt", as_text(model["corrupt"]))):
+            if self.filters.get(name, value) != value:
+                return False
+        text = "\n".join((*(model[name] for name in NAME_FIELDS), model["description"] or ""))
+        if self.filters.get("q", "").casefold() not in text.casefold():
+            return False
+        return all(as_text(model["metadata"].get(name)) == value for name, value in self.metadata.items())
+
+
+class PageEntry(NamedTuple):
+    """A model on a page; its line is None if it would take too much memory, and is read again when it is sent."""
+
+    version: Names
+    name: str
+    line: bytes | None
+
+
+def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Names], parameters: Mapping[str, str],
                   base_url: str) -> Response:
-    """The models below `names` that are at these places, in order, streamed; raises BadRequest."""
-    form, below = query.get("format", "json"), tuple(names.values())
-    if form not in LINES_OF and form != "json":
-        raise BadRequest(f"format {form[:50]!r} is not known: use json, {', '.join(LINES_OF)}")
-    if query.get("corrupt", "true") not in ("true", "false"):
-        raise BadRequest(f"corrupt {query['corrupt'][:50]!r} is neither true nor false")
-    found = wanted(store, places, query, cursor_of(query))
+    """The models below `names` that are also below one of `places`, in order, streamed; raises BadRequest."""
+    query, below = ListQuery.parse(parameters), tuple(names.values())
+    batches = selected(store, places, query, query.after)
     headers: list[tuple[str, str]] = []
     more: dict[str, Any] = {}
-    if "limit" in query:
-        page, goes_on = page_of(found, limit_of(query))
-        more["total_models"] = (sum(len(lines) for _, lines in wanted(store, places, query, ())) if is_filtered(query)
-                                else sum(store.index.total(place)[0] for place in places))
+    if query.limit is not None:
+        page, goes_on = page_of(batches, query.limit)
+        more["total_models"] = (sum(len(batch.lines) for batch in selected(store, places, query, ()))
+                                if query.is_filtered else sum(store.index.total(place).models for place in places))
         if goes_on:
-            place, last, _ = page[-1]
-            more["next"] = "/".join((*place, last))
-            link = f"{base_url}/models/{'/'.join(below) or 'list'}?{urlencode({**query, 'after': more['next']})}"
+            more["next"] = "/".join((*page[-1].version, page[-1].name))
+            link = f"{base_url}/models/{'/'.join(below) or 'list'}?{urlencode({**parameters, 'after': more['next']})}"
             headers.append(("Link", f'<{link}>; rel="next"'))
-        found = lines_of(store, page)
-    if form == "json":
-        kind, blocks = "application/json", json_list(names, found, more, base_url)
+        batches = batches_of(store, page)
+    if query.form == "json":
+        kind, blocks = "application/json", json_list(names, batches, more, base_url)
     else:
-        kind = "application/x-ndjson" if form == "ndjson" else "text/plain; charset=utf-8"
-        texts = (LINES_OF[form](place, lines, len(below)) for place, lines in found)
+        kind = "application/x-ndjson" if query.form == "ndjson" else "text/plain; charset=utf-8"
+        texts = (LINES_OF[query.form](batch, len(below)) for batch in batches)
         blocks = (with_url(b"".join(block), base_url) for block in in_blocks(texts))
     blocks = in_pieces(blocks)
     first, second = next(blocks, b""), next(blocks, None)
-    # whole where it is short: waitress closes the connection after an answer without a length
+    # a short list is sent as a whole: waitress closes the connection after an answer without Content-Length
     whole = first if second is None else chain((first, second), blocks)
     return Response(200, [("Content-Type", kind), ("Cache-Control", "no-cache"), *headers], whole)
 
 
-def page_of(found: Iterator[Batch], limit: int) -> tuple[deque[Entry], bool]:
-    """The next models, at most so many, and whether there are more."""
-    page, size = deque[Entry](), 0
-    for place, lines in found:
-        for name, line in lines.items():
-            if len(page) == limit:
-                return page, True
-            size += len(line)
-            page.append((place, name, line if size <= PAGE_BYTES else None))
-    return page, False
-
-
-def lines_of(store: Storage, page: deque[Entry]) -> Iterator[Batch]:
-    """The models of a page, which is given up while they are sent; one deleted meanwhile is left out."""
-    while page:
-        place, name, line = page.popleft()
-        line = line or store.index.line((*place, name))
-        if line:
-            yield place, {name: line}
-
-
-def cursor_of(query: Mapping[str, str]) -> tuple[str, ...]:
-    cursor = query.get("after", "")
-    if cursor and cursor.count("/") != 3:
-        raise BadRequest("after is not a cursor: take it from `next` of the page before")
-    return ModelKey(*cursor.split("/")).names if cursor else ()
-
-
-def limit_of(query: Mapping[str, str]) -> int:
-    text = query["limit"]
+def limit_in(parameters: Mapping[str, str]) -> int | None:
+    """The number of models on a page; raises BadRequest."""
+    text = parameters.get("limit")
+    if text is None:
+        return None
     if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MAX_PAGE):
         raise BadRequest(f"limit {text[:50]!r} is not a whole number from 1 to {MAX_PAGE}")
     return int(text)
 
 
-def wanted(store: Storage, places: Sequence[Names], query: Mapping[str, str], after: Names) -> Iterator[Batch]:
-    """The models that the filters let through, see Index.lines."""
-    found = chain.from_iterable(store.lines(place, after) for place in places if place >= after[: len(place)])
-    if not is_filtered(query):
-        return found
-    return ((place, {name: line for name, line in lines.items() if passes(json.loads(with_url(line, "")), query)})
-            for place, lines in found)
+def cursor_in(parameters: Mapping[str, str]) -> Names:
+    """The names of the last model of the page before, () on the first one; raises BadRequest or InvalidName."""
+    cursor = parameters.get("after", "")
+    if cursor and cursor.count("/") != 3:
+        raise BadRequest("after is not a cursor: take it from `next` of the page before")
+    return ModelKey(*cursor.split("/")).names if cursor else ()
 
 
-def is_filtered(query: Mapping[str, str]) -> bool:
-    return any(name in ("framework", "model_format", "q", "corrupt") or name.startswith("metadata.") for name in query)
+def selected(store: Storage, places: Sequence[Names], query: ListQuery, after: Names) -> Iterator[Batch]:
+    """The models below these places that come after `after` and that the filters select, in order."""
+    batches = chain.from_iterable(store.lines(place, after) for place in places if place >= after[: len(place)])
+    if not query.is_filtered:
+        return batches
+    return (Batch(batch.version, {name: line for name, line in batch.lines.items()
+                                  if query.selects(json.loads(with_url(line, "")))})
+            for batch in batches)
 
 
-def passes(model: Mapping[str, Any], query: Mapping[str, str]) -> bool:
-    if "framework" in query and query["framework"] != (model["framework"] or ""):
-        return False
-    if "model_format" in query and query["model_format"] != (model["format"] or ""):
-        return False
-    if "corrupt" in query and query["corrupt"] != as_text(model["corrupt"]):
-        return False
-    text = "\n".join((*(model[name] for name in NAME_FIELDS), model["description"] or ""))
-    if query.get("q", "").casefold() not in text.casefold():
-        return False
-    return all(as_text(model["metadata"].get(name.removeprefix("metadata."))) == value
-               for name, value in query.items() if name.startswith("metadata."))
+def page_of(batches: Iterator[Batch], limit: int) -> tuple[deque[PageEntry], bool]:
+    """The next models, `limit` of them at most, and whether there are more."""
+    page, size = deque[PageEntry](), 0
+    for version, lines in batches:
+        for name, line in lines.items():
+            if len(page) == limit:
+                return page, True
+            size += len(line)
+            page.append(PageEntry(version, name, line if size <= PAGE_BYTES else None))
+    return page, False
+
+
+def batches_of(store: Storage, page: deque[PageEntry]) -> Iterator[Batch]:
+    """The models of a page, which is emptied while they are sent; models deleted in the meantime are left out."""
+    while page:
+        version, name, line = page.popleft()
+        line = line or store.index.line((*version, name))
+        if line:
+            yield Batch(version, {name: line})
 
 
 def as_text(value: Any) -> str | None:
+    """A value of JSON as filters compare it: a string as it is, None if there is no value, anything else as JSON."""
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def json_list(names: Mapping[str, str], found: Iterator[Batch], more: dict[str, Any], base_url: str,
+def json_list(names: Mapping[str, str], batches: Iterator[Batch], more: dict[str, Any], base_url: str,
               ) -> Iterator[bytes]:
-    """One JSON document, made while it is sent; the count comes last, when it is known."""
+    """One JSON document, made while it is sent; the number of models comes last, when it is known."""
     start, count = (json.dumps(dict(names))[:-1] + (", " if names else "") + '"models": [').encode(), 0
-    for block in in_blocks(lines.values() for _, lines in found):
+    for block in in_blocks(batch.lines.values() for batch in batches):
         yield (b",\n" if count else start + b"\n") + with_url(b",\n".join(block), base_url)
         count += len(block)
     end = "], " + json.dumps({"total_models": count, **more})[1:] + "\n"
@@ -132,12 +164,12 @@ def json_list(names: Mapping[str, str], found: Iterator[Batch], more: dict[str, 
 
 
 def in_blocks(texts: Iterator[Iterable[bytes]]) -> Iterator[list[bytes]]:
-    """The same in fewer pieces: each costs the server a lock and a system call."""
+    """Joins small pieces to blocks of MIN_BLOCK or more: each one costs the server a lock and a system call."""
     block, size = list[bytes](), 0
     for some in texts:
         block += some
         size += sum(map(len, some))
-        if size > BLOCK:
+        if size > MIN_BLOCK:
             yield block
             block, size = [], 0
     if block:
@@ -145,21 +177,26 @@ def in_blocks(texts: Iterator[Iterable[bytes]]) -> Iterator[list[bytes]]:
 
 
 def in_pieces(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same in pieces of PIECE at most: of a model with half a MiB of metadata the server buffers a part."""
+    """Cuts blocks to pieces of at most MAX_BLOCK, so that the server buffers only part of a large model's line."""
     for block in blocks:
-        for start in range(0, len(block), PIECE):
-            yield block[start : start + PIECE]
+        for start in range(0, len(block), MAX_BLOCK):
+            yield block[start : start + MAX_BLOCK]
 
 
-def sum_lines(place: Names, lines: dict[str, bytes], depth: int) -> list[bytes]:
-    sums = {name: json.loads(with_url(line, ""))["sha256"] for name, line in lines.items()}
-    # relative to what is listed: as wget -i saves one version, as wget -x saves more
-    return [f"{sha256}  {'/'.join((*place, name)[depth:])}\n".encode() for name, sha256 in sums.items() if sha256]
+def sum_lines(batch: Batch, depth: int) -> list[bytes]:
+    """Lines for `sha256sum -c`; names are relative to what is listed, where wget -i or wget -x save the models."""
+    sums = {name: json.loads(with_url(line, ""))["sha256"] for name, line in batch.lines.items()}
+    return [f"{sha256}  {'/'.join((*batch.version, name)[depth:])}\n".encode()
+            for name, sha256 in sums.items() if sha256]
 
 
-LINES_OF: dict[str, Callable[[Names, dict[str, bytes], int], list[bytes]]] = {
-    "ndjson": lambda place, lines, depth: [line + b"\n" for line in lines.values()],
-    "txt": lambda place, lines, depth: [f"{'/'.join((*place, name))}\n".encode() for name in lines],
-    "urls": lambda place, lines, depth: [f"{HERE}/models/{'/'.join((*place, name))}\n".encode() for name in lines],
+def path_lines(batch: Batch, prefix: str) -> list[bytes]:
+    return [f"{prefix}{'/'.join((*batch.version, name))}\n".encode() for name in batch.lines]
+
+
+LINES_OF: dict[str, Callable[[Batch, int], list[bytes]]] = {    # by format; the int is how many names were listed below
+    "ndjson": lambda batch, depth: [line + b"\n" for line in batch.lines.values()],
+    "txt": lambda batch, depth: path_lines(batch, ""),
+    "urls": lambda batch, depth: path_lines(batch, f"{URL_PLACEHOLDER}/models/"),
     "sha256sums": sum_lines,
 }

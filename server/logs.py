@@ -1,7 +1,8 @@
-"""The log: one line a request, written many at a time, and a line of the audit before its change is acknowledged.
+"""The log: one line for each request, written in batches, and audit lines, written before a change is acknowledged.
 
-Whoever logs never waits for stdout, which may be full, closed or a pipe that nobody reads: one thread writes. What
-stdout does not take is kept up to a limit, so a short trouble loses nothing; what is lost beyond is counted and told.
+One thread writes to stdout, which may be full, closed, or a pipe that nobody reads; threads that log do not wait for
+it. Lines that stdout does not take are kept up to a limit, so a short stall loses nothing. Lines lost beyond that are
+counted, and the log says how many there were.
 """
 
 import logging
@@ -13,45 +14,45 @@ from collections import Counter
 from server import threads
 from server.metrics import Metrics
 
-AUDIT = "audit"         # the logger whose lines are precious
-BATCH = 0.05            # seconds; a write for each line stops every thread of the server, sooner is no use to a reader
-CHUNK = 64 << 10        # bytes of one write: what a pipe holds
-MAX_WAITING = 4 << 20   # bytes that wait for stdout: ten seconds of a busy server, half an hour of a usual one
-MAX_AUDIT = 8 << 20     # the same for the lines of the audit, which have the second half for themselves
-AUDIT_WAIT = 2.0        # seconds for which one change waits for a stdout that stalls; those after it do not
-LAST_WAIT = 2.0         # seconds for all that is left when the process ends: two attempts
+AUDIT = "audit"         # the logger whose lines must not be lost
+DELAY = 0.05            # seconds for which lines are gathered: a write for each line would slow every thread down
+MAX_WRITE = 64 << 10    # bytes of one write: the capacity of a pipe
+MAX_WAITING = 4 << 20   # bytes waiting for stdout: ten seconds of a busy server, half an hour of a typical one
+MAX_AUDIT = 8 << 20     # the same limit for audit lines, which have the second half to themselves
+AUDIT_WAIT = 2.0        # seconds for which one change waits for a stalled stdout; later changes do not wait
+LAST_WAIT = 2.0         # seconds at the end of the process to write what is left: enough for two attempts
 
 
 class Log(logging.Handler):
-    """Writes to a descriptor what was logged a moment ago, and all that waits when the process ends in order."""
+    """Writes log lines to a descriptor in a thread of its own, and what is left when the process exits normally."""
 
     def __init__(self, descriptor: int, metrics: Metrics) -> None:
         super().__init__()
         self._descriptor, self._metrics = descriptor, metrics
         self._changed = threading.Condition(threading.Lock())
-        self._lines = bytearray()       # logged, and not yet taken by the thread
-        self._rest = memoryview(b"")    # taken, and not yet written
-        self._logged = self._written = 0    # bytes since the start; the difference waits
+        self._lines = bytearray()       # logged, but not yet taken by the thread
+        self._rest = memoryview(b"")    # taken, but not yet written
+        self._logged = self._written = 0    # bytes since the start; the difference is waiting
         self._urgent = False    # somebody waits for what was logged
-        self._stalled = False   # stdout took nothing the last time that somebody wanted it to
-        self._lost: Counter[str] = Counter()    # lines, and not yet told
+        self._stalled = False   # the last attempt to write took too long or failed
+        self._lost: Counter[str] = Counter()    # lines by kind, since the log last said so
         metrics.watch("log_waiting_bytes", "Bytes of the log that stdout has not taken yet.", self.waiting)
         threads.start("log", self._run, metrics)
 
     def waiting(self) -> int:
-        """How many bytes wait to be written."""
+        """How many bytes are waiting to be written."""
         return self._logged - self._written
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Without logging's own lock: whoever waits for the audit must not stop the others."""
+        """Does without logging's own lock: a thread that waits for its audit line must not block the others."""
         self.emit(record)
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Takes a line to be written soon; returns when it is written if it is one of the audit, see AUDIT_WAIT."""
+        """Queues a line; for an audit line, waits until it is written, but at most AUDIT_WAIT seconds."""
         try:
             line = f"{self.format(record)}\n".encode(errors="backslashreplace")
-        except Exception:   # noqa: BLE001  as every handler of logging does: a bad line must not fail a request
+        except Exception:   # noqa: BLE001  as in logging's own handlers: a bad log call must not fail a request
             self.handleError(record)
             return
         audit = record.name == AUDIT
@@ -69,16 +70,17 @@ class Log(logging.Handler):
                 self._await_audit(self._logged)
 
     def _await_audit(self, end: int) -> None:
-        """Waits until so many bytes are written, but not for a stdout that is known to stall."""
+        """Waits until `end` bytes have been written, unless stdout is known to be stalled."""
         self._urgent = True
         self._changed.notify_all()
         if not self._stalled:
             done = self._changed.wait_for(lambda: self._written >= end or self._stalled, AUDIT_WAIT)
             self._stalled = self._stalled or not done
-        if self._written < end:     # the change is on the disk: its client must hear of it all the same
+        if self._written < end:     # the change is on disk, so the client must be told anyway
             self._metrics.delay()
 
     def flush(self) -> None:
+        """Waits until everything logged so far is written, but at most LAST_WAIT seconds."""
         with self._changed:
             end, self._urgent = self._logged, True
             self._changed.notify_all()
@@ -94,10 +96,11 @@ class Log(logging.Handler):
                 self._write()
 
     def _take(self) -> None:
+        """Waits for lines, gathers them for a moment, and takes them."""
         with self._changed:
             self._changed.wait_for(lambda: self._lines or self._lost)
-            self._changed.wait_for(lambda: self._urgent, BATCH)
-            if self._lost:      # here, behind the last line that had room
+            self._changed.wait_for(lambda: self._urgent, DELAY)
+            if self._lost:      # said here, behind the last line that was kept
                 line = self._line_of_lost()
                 self._lines += line
                 self._logged += len(line)
@@ -106,10 +109,10 @@ class Log(logging.Handler):
             self._rest, self._lines = memoryview(self._lines), bytearray()
 
     def _write(self) -> None:
-        """Writes some of it; an OSError counts as a fault of this thread, which begins again where it was."""
+        """Writes part of the lines taken. An OSError counts as a fault of this thread, which then tries again."""
         try:
-            written = os.write(self._descriptor, self._rest[:CHUNK])
-        except BlockingIOError:     # another process that has this stdout, too, made it so
+            written = os.write(self._descriptor, self._rest[:MAX_WRITE])
+        except BlockingIOError:     # another process with the same stdout made it non-blocking
             poll = select.poll()
             poll.register(self._descriptor, select.POLLOUT)
             poll.poll()
@@ -131,9 +134,9 @@ class Log(logging.Handler):
 
 
 def configure(descriptor: int, metrics: Metrics) -> None:
-    """Sends every log line to `descriptor`, as the README shows them."""
+    """Sends all logging to `descriptor`, in the form that docs/operating.md describes."""
     handler = Log(descriptor, metrics)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
-    logging._srcfile = None     # logging's own advice where no line tells its source
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False     # our lines do not have them
+    logging._srcfile = None     # as the logging HOWTO advises if no line contains its source
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False      # they contain none of these
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -1,4 +1,4 @@
-"""What happened so far and how things stand, in the Prometheus text format. Counting costs a lock and a few sums."""
+"""Metrics in the text format of Prometheus. Counting a request takes a lock and a few additions."""
 
 import os
 import threading
@@ -10,12 +10,12 @@ from math import inf
 from typing import Any
 
 BUCKETS = (0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0)   # seconds: from an info to 40 GB on a slow link
-PREFIX = "model_repository"
-TROUBLED = 600.0    # seconds after a trouble of the server's own for which /health says degraded: somebody will see it
+NAMESPACE = "model_repository"
+TROUBLED = 600.0    # seconds for which /health says degraded after a fault of the server: long enough to be noticed
 
 
 class Metrics:
-    """Counters of one process; `render` adds the gauges that the moment gives."""
+    """The counters of one process; render() adds the gauges, whose values are read at that moment."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -27,13 +27,13 @@ class Metrics:
         self._started = time.time()
         self._watched: dict[str, tuple[str, Callable[[], float]]] = {}
         self.faults: Counter[str] = Counter()   # by the name of a helper thread
-        self._places: set[str] = set()          # of their faults; as many as the program has lines at most
-        self._lost = Counter(audit=0, other=0)  # lines of the log
+        self._places: set[str] = set()          # of their faults in the code, so there is a limit to their number
+        self._lost = Counter(audit=0, other=0)  # log lines, by kind
         self._late = 0
         self._last_trouble = -inf
 
     def count(self, route: str, method: str, status: int, seconds: float, received: int, sent: int) -> None:
-        """One request that is over; `route` is the pattern of its path, not one of millions of paths."""
+        """Counts a request that is over. `route` is the pattern of its path, so that there are few label values."""
         with self._lock:
             self._requests[route, method, status] += 1
             self._buckets.setdefault(route, [0] * (len(BUCKETS) + 1))[bisect_left(BUCKETS, seconds)] += 1
@@ -42,42 +42,43 @@ class Metrics:
             self._bytes["sent"] += sent
 
     def refuse(self, reason: str) -> None:
+        """Counts an upload that was not stored."""
         with self._lock:
             self._refused[reason] += 1
 
     def fault(self, thread: str, place: str) -> bool:
-        """The helper thread of this name has failed; whether that is the first time at this place in the code."""
+        """Counts a fault of a helper thread; returns whether it is the first one at this place in the code."""
         with self._lock:
             self.faults[thread] += 1
             self._last_trouble = time.monotonic()
-            known = len(self._places)
+            before = len(self._places)
             self._places.add(f"{thread}: {place}")
-            return len(self._places) > known
+            return len(self._places) > before
 
     def lose(self, kind: str) -> None:
-        """One line of the log, of the kind audit or other, will never be written."""
+        """Counts a log line that will never be written; `kind` is audit or other."""
         with self._lock:
             self._lost[kind] += 1
             self._last_trouble = time.monotonic()
 
     def delay(self) -> None:
-        """A change is acknowledged before its line of the audit is written."""
+        """Counts a change that is acknowledged before its audit line is written."""
         with self._lock:
             self._late += 1
             self._last_trouble = time.monotonic()
 
     def troubles(self) -> dict[str, Any]:
-        """What has gone wrong in the server itself since it started; empty when nothing has."""
+        """What has gone wrong in the server itself since it started, for /health; {} if nothing has."""
         with self._lock:
-            told = {"faults": +self.faults, "lost_log_lines": +self._lost, "late_audit_lines": self._late}
-            return {name: what for name, what in told.items() if what}
+            counts = {"faults": +self.faults, "lost_log_lines": +self._lost, "late_audit_lines": self._late}
+            return {name: count for name, count in counts.items() if count}
 
     def troubled(self) -> bool:
-        """Whether something of that kind has happened lately."""
+        """Whether something has gone wrong in the last TROUBLED seconds."""
         return time.monotonic() - self._last_trouble < TROUBLED
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """One more gauge: its help text, and what gives its value at any moment."""
+        """Adds a gauge: its help text, and a function that returns its current value."""
         self._watched[name] = text, value
 
     def render(self, gauges: dict[str, tuple[str, float]]) -> str:
@@ -119,7 +120,7 @@ class Metrics:
             yield sample(name, value)
         with open("/proc/self/statm", encoding="ascii") as file:
             resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        # the names every Prometheus client library gives these, hence without our prefix
+        # the names that all client libraries of Prometheus use, and therefore without our prefix
         for name, kind, text, number in (
             ("resident_memory_bytes", "gauge", "Memory in use.", float(resident)),
             ("open_fds", "gauge", "Descriptors open.", len(os.listdir("/proc/self/fd"))),
@@ -132,10 +133,11 @@ class Metrics:
 
 
 def head(name: str, kind: str, text: str) -> tuple[str, str]:
-    return f"# HELP {PREFIX}_{name} {text}", f"# TYPE {PREFIX}_{name} {kind}"
+    """The two lines before the samples of a metric."""
+    return f"# HELP {NAMESPACE}_{name} {text}", f"# TYPE {NAMESPACE}_{name} {kind}"
 
 
 def sample(name: str, value: float, **labels: str) -> str:
-    """One line; the values of labels are ours and need no escaping."""
+    """The line of one sample. The values of labels are our own and need no escaping."""
     inside = ",".join(f'{label}="{text}"' for label, text in labels.items())
-    return f"{PREFIX}_{name}{{{inside}}} {value}" if inside else f"{PREFIX}_{name} {value}"
+    return f"{NAMESPACE}_{name}{{{inside}}} {value}" if inside else f"{NAMESPACE}_{name} {value}"

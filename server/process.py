@@ -1,4 +1,4 @@
-"""Settings of the process: memory, descriptors, where the storage is."""
+"""The process: its memory, its descriptors, and where its storage is."""
 
 import ctypes
 import logging
@@ -12,29 +12,30 @@ from repository.errors import Obstructed, StorageFull, StoreError
 from storage import Storage
 
 log = logging.getLogger("model_server")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8     # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8     # constants of malloc.h
 
 
 def tune() -> None:
-    """Settings of the process, measured with uploads of 512 MiB."""
-    sys.setswitchinterval(0.0005)   # seconds; who has a block to write must not wait 5 ms for who parses a head
+    """Sets up threads and memory; the values were measured with uploads of 512 MiB."""
+    # seconds; a thread with a block to write must not wait 5 ms for one that parses a request
+    sys.setswitchinterval(0.0005)
     mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:     # glibc: keep the memory of one block for the next, in few arenas
+    if mallopt:     # glibc: use the memory of one block for the next, and few arenas
         for option, value in ((M_TRIM_THRESHOLD, 16 << 20), (M_MMAP_THRESHOLD, 32 << 20), (M_ARENA_MAX, 2)):
             mallopt(option, value)
 
 
 def trim() -> None:
-    """Gives back the memory between blocks, which malloc would keep: it grew by a MiB with each GiB of an upload."""
+    """Returns unused memory to the system: without this, the process grew by 1 MiB for each GiB that was uploaded."""
     if malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None):     # glibc too
         malloc_trim(0)
 
 
-CONNECTIONS = 4096          # open at once; each upload adds a descriptor, hence a quarter of those we may have
+CONNECTIONS = 4096          # open at once; an upload needs further descriptors, so there are four for each
 
 
 def open_storage(path: Path | None) -> Storage:
-    """The storage at `path`, or where a container has it, or in ./models; raises SystemExit with what mends it."""
+    """The storage at `path`; without one, at /app/models or else ./models. SystemExit says what to do if it fails."""
     if path is None:
         path = Path("/app/models")
         try:
@@ -49,11 +50,11 @@ def open_storage(path: Path | None) -> Storage:
     except StoreError as error:
         uid, gid = os.getuid(), os.getgid()
         raise SystemExit(f"model_server: cannot write to {path} as uid {uid}, gid {gid} ({error.__cause__}). "
-                         f"Mend it with: chown -R {uid}:{gid} {path}") from error
+                         f"To correct this: chown -R {uid}:{gid} {path}") from error
 
 
 def raise_descriptor_limit() -> int:
-    """How many connections may be open, after asking for as many descriptors as that may need."""
+    """Raises the limit of descriptors as far as needed and permitted; returns how many connections it is enough for."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 4 * CONNECTIONS if hard == resource.RLIM_INFINITY else min(hard, 4 * CONNECTIONS)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, quote
 
-from repository.model import Inspection
-from server.access import EVERYBODY, Names
+from repository.model import Inspection, Names
+from server.access import EVERYBODY
 from server.errors import BadRequest
 from server.metrics import Metrics
 from server.settings import Settings

@@ -1,4 +1,4 @@
-"""The helper threads: every one of them is started here, and a fault neither ends one nor goes unseen."""
+"""Helper threads. All of them are started here; a fault is logged and counted, and does not end the thread."""
 
 import logging
 import threading
@@ -9,15 +9,15 @@ from collections.abc import Callable
 from server.metrics import Metrics
 
 log = logging.getLogger("model_server.threads")
-PAUSE = 1.0             # seconds after a fault: one that lasts costs nearly nothing, and one that passes delays little
-MAX_TRACEBACK = 8000    # characters of one in the log, the last ones: some fifty calls
+PAUSE = 1.0             # seconds after a fault: a permanent one costs little, and a passing one delays little
+MAX_TRACEBACK = 8000    # characters of a traceback that are logged, from its end: some fifty calls
 
 
 def start(name: str, work: Callable[[], object], metrics: Metrics) -> threading.Thread:
-    """Calls `work` in a daemon thread of this name until it returns; when it raises, again after PAUSE seconds.
+    """Calls `work` in a daemon thread until it returns; if it raises, calls it again after PAUSE seconds.
 
-    Each fault is counted in `metrics`. The log has the traceback of the first one from the same place in the code.
-    Raises RuntimeError when the system has no thread to spare.
+    Each fault is counted in `metrics` under `name`. Only the first one from each place in the code is logged, with its
+    traceback. Raises RuntimeError if the system cannot start a thread.
     """
     thread = threading.Thread(target=_keep_going, args=(name, work, metrics), name=name, daemon=True)
     thread.start()
@@ -30,7 +30,7 @@ def _keep_going(name: str, work: Callable[[], object], metrics: Metrics) -> None
         try:
             work()
             return
-        except Exception as error:  # noqa: BLE001  whatever it is, the thread has more to do
+        except Exception as error:  # noqa: BLE001  whatever the fault is, the thread is still needed
             frame = traceback.extract_tb(error.__traceback__)[-1]
             if metrics.fault(name, f"{type(error)} at {frame.filename}:{frame.lineno}"):
                 text = "".join(traceback.format_exception(error)).rstrip()

@@ -5,28 +5,30 @@ import time
 from collections import OrderedDict
 from typing import Protocol
 
-ROUND = 0.01                # seconds of a round for those who send much, before the others are asked again
-MEMORY = 32 << 20           # bytes of heads and small bodies at once: 32 of the largest PATCH, thousands of requests
-SHARE = 16 << 10            # of these, not counted: what a request of a browser takes; 4,096 of them are 64 MiB
-FIELD = 256                 # bytes that a field of a head takes beside its text, here and in the environment
+ROUND = 0.01                # seconds for the connections that send much, before the others are polled again
+MEMORY = 32 << 20           # bytes of all heads and small bodies: 32 of the largest PATCH, or thousands of requests
+SHARE = 16 << 10            # bytes of each connection that do not count: a browser's request; for 4,096 of them, 64 MiB
+FIELD = 256                 # bytes that a header field takes in addition to its text, here and in the environment
 
 
 class Connection(Protocol):
     @property
     def held(self) -> int:
-        """Bytes of memory."""
+        """Bytes of memory that what it has received takes."""
 
     @property
     def fixed(self) -> bool:
-        """Whether it cannot give them up, because a thread is at it."""
+        """Whether it cannot give them up, because a thread is using them."""
 
-    def take_turn(self) -> None: ...
+    def take_turn(self) -> None:
+        """Processes some of what has arrived; asks for another turn if there is more."""
 
-    def give_up(self) -> None: ...
+    def give_up(self) -> None:
+        """Refuses the request and frees its memory."""
 
 
 class Turns:
-    """Whose bytes are looked at next, of those with many: one after the other, and not for long at once."""
+    """A queue of connections with much to process: each gets a short turn, one after the other."""
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[Connection, None] = OrderedDict()
@@ -35,13 +37,13 @@ class Turns:
         return bool(self._waiting)
 
     def ask(self, connection: Connection) -> bool:
-        """Whether it had not asked before."""
+        """Queues a connection for a turn; returns whether it was not queued already."""
         waited = connection in self._waiting
         self._waiting[connection] = None
         return not waited
 
     def give(self) -> None:
-        """Gives turns to those who have asked, each at most one, until the round is over."""
+        """Gives each queued connection at most one turn, until ROUND seconds are over."""
         until = time.monotonic() + ROUND
         for _ in range(len(self._waiting)):
             self._waiting.popitem(last=False)[0].take_turn()
@@ -50,20 +52,20 @@ class Turns:
 
 
 class Memory:
-    """A budget for what requests hold while they are received and wait for a thread.
+    """A budget for the memory of requests that are being received or are waiting for a thread.
 
-    When it is used up, the request that has held more than its share for longest is refused. Those that are complete
-    are not, and so there is always one to refuse, or one that will be answered.
+    When it is used up, the request that has exceeded its share for longest is refused. Complete requests never are; so
+    there is always one to refuse, or one that will soon be answered.
     """
 
     def __init__(self, limit: int = MEMORY) -> None:
         self._limit = limit
         self._used = 0
         self._lock = threading.Lock()
-        self._charged: dict[Connection, int] = {}   # the one charged first comes first
+        self._charged: dict[Connection, int] = {}   # in the order in which they exceeded their share
 
     def count(self, connection: Connection) -> None:
-        """Takes note of what a connection holds now; to be called whenever that has changed, from any thread."""
+        """Records how much a connection holds; call it whenever that has changed, from any thread."""
         with self._lock:
             before = self._charged.get(connection, 0)
             now = max(0, connection.held - SHARE)
@@ -74,10 +76,11 @@ class Memory:
             self._used += now - before
 
     def make_room(self) -> None:
-        """Makes connections give up what they hold until the budget suffices; from the network thread."""
+        """Makes connections give up their requests until the budget suffices; call it from the network thread."""
         while self._used > self._limit and (connection := self._oldest()):
             connection.give_up()
 
     def _oldest(self) -> Connection | None:
+        """The connection that exceeded its share first, of those that can give up."""
         with self._lock:
             return next((connection for connection in self._charged if not connection.fixed), None)

@@ -1,4 +1,4 @@
-"""A body on its way to a draft: written and hashed while it arrives, refused as early as can be."""
+"""Bodies of requests as they arrive: uploads are written and hashed meanwhile, and refused as early as possible."""
 
 import sys
 import threading
@@ -14,94 +14,121 @@ from server.multipart import MAX_PART_HEADERS, UploadForm
 from server.process import trim
 from storage import Draft, Storage
 
-WORKERS = 8     # four uploads write, hash and wait for the disk at once; more gain nothing on one disk
-TRIMMED = 512 << 20     # bytes received between two trims, which take 1 to 4 ms of a worker
+WORKERS = 8                 # four uploads write, hash and wait for the disk at once; more gain nothing on one disk
+TRIM_BYTES = 512 << 20      # received between two calls of trim(), which takes 1 to 4 ms of a worker
+OWN_BACKLOG = 8 << 20       # bytes of one upload received but not yet written and hashed: some ms of a disk
+ALL_BACKLOG = 12 << 20      # bytes of all uploads; 24 MiB made four no faster, and took 11 MiB more memory
+HANDOVER = 2 << 20          # bytes handed to the workers at once: less costs thread switches, more leaves the caches
+BLOCK = 1 << 20             # bytes of one read; 256 KiB needed four times the polls, and 20 % more CPU
+STEP = 128 << 10            # bytes of a form read at once: each byte may have to be parsed, in some 20 ms at worst
+CHUNKED_STEP = 64 << 10     # bytes of a chunked body read at once, which take twice as long to parse
+SMALL = 16 << 10            # bytes below which a block is copied to its neighbours: alone, 1 byte would take 200
+REQUEST = "model_server.request"    # in an environment: the Request made to decide which thread answers
 
 
 class Intake:
-    """What all uploads of one server share: the workers, and the count of bytes that wait for them."""
+    """What the uploads of a server share: worker threads, and the count of bytes that wait for them.
+
+    `changed` guards the counters of the intake, of its uploads and of their queues, and is notified of their changes.
+    """
 
     def __init__(self) -> None:
         self.workers = ThreadPoolExecutor(WORKERS, "intake")
         self.changed = threading.Condition()
-        self.backlog = 0
+        self.backlog = 0        # bytes received and not yet released
         self.in_flight = 0      # uploads begun and not closed
         self._untrimmed = 0
 
+    @property
+    def handover(self) -> int:
+        """Bytes that an upload gathers before it hands them over: together, they must not fill the backlog."""
+        return min(HANDOVER, ALL_BACKLOG // 2 // max(1, self.in_flight))
+
+    def begin(self) -> None:
+        """Counts an upload, until end()."""
+        with self.changed:
+            self.in_flight += 1
+
+    def end(self) -> None:
+        with self.changed:
+            self.in_flight -= 1
+
     def take(self, size: int) -> None:
-        """Counts bytes that have come; to be called with `changed` held."""
+        """Counts bytes that have arrived; call it with `changed` held."""
         self.backlog += size
         self._untrimmed += size
-        if self._untrimmed > TRIMMED:
+        if self._untrimmed > TRIM_BYTES:
             self._untrimmed = 0
             self.workers.submit(trim)
 
+    def release(self, size: int) -> None:
+        """Counts bytes that were written and hashed, or dropped; call it with `changed` held."""
+        self.backlog -= size
+        self.changed.notify_all()
 
-class Lane:
-    """Does its work in batches, in order, on shared workers: a thread each would be two for each slow upload.
 
-    It belongs to what is given to put(), and does not refer to it while it has nothing to do: the owner goes with the
-    last who needs it, and not when the collector of cycles comes by.
+class SerialQueue:
+    """Works off the blocks of one upload in order, in batches, on shared workers; not on a thread for each upload.
+
+    The upload is an argument of put() and is not referred to by an idle queue. So it is freed with the last reference
+    to it, without waiting for the garbage collector.
     """
 
     def __init__(self, intake: Intake, work: Callable[[Any, list[memoryview]], None]) -> None:
         self._intake, self._work = intake, work
         self._waiting: list[memoryview] = []
         self._busy = self._again = False
+        self.done = 0   # bytes that were worked off, whatever came of it
 
-    def put(self, owner: Any, *blocks: memoryview) -> None:
+    def put(self, owner: "Upload", *blocks: memoryview) -> None:
+        """Calls `work` with the owner and these blocks soon; without blocks, so that it sees a change of the owner."""
         with self._intake.changed:
             self._waiting += blocks
-            self._again = True      # without blocks too: it is to look whether the upload was closed or refused
+            self._again = True
             if self._busy:
                 return
             self._busy = True
         self._intake.workers.submit(self._run, owner)
 
-    def _run(self, owner: Any) -> None:
+    def _run(self, owner: "Upload") -> None:
         with self._intake.changed:
             batch, self._waiting, self._again = self._waiting, [], False
         try:
             self._work(owner, batch)
-        except Exception as error:  # noqa: BLE001  kept, and raised where the upload is finished
+        except Exception as error:  # noqa: BLE001  kept, and raised when the upload is finished
             owner.refuse(error)
+        with self._intake.changed:
+            self.done += sum(map(len, batch))
+        owner.advance()
         with self._intake.changed:
             self._busy = again = self._again
             self._intake.changed.notify_all()
-        if again:   # at the end of the queue: one fast upload must not starve the others
+        if again:   # behind the others: one fast upload must not starve them
             self._intake.workers.submit(self._run, owner)
 
     def join(self) -> None:
+        """Waits until the queue is empty."""
         with self._intake.changed:
             self._intake.changed.wait_for(lambda: not self._busy)
 
 
-OWN_BACKLOG = 8 << 20           # bytes of one upload received and not yet written and hashed: some ms of a disk
-HANDOVER = 2 << 20              # bytes given to the workers at once: less costs switches, more leaves the caches
-ALL_BACKLOG = 12 << 20          # of all of them: four were no faster with 24, and took 11 MiB more memory at the peak
-BLOCK = 1 << 20                 # bytes read at once: 256 KiB cost 4 times the polls, and 20 % more CPU
-STEP = 128 << 10                # of a form, in which each byte may cost: some 20 ms at the worst
-CHUNKED_STEP = 64 << 10         # of a chunked body, in which each costs twice as much
-REQUEST = "model_server.request"    # in an environment: what was made of it to decide which thread answers
-SMALL = 16 << 10                # bytes of a block below which it is copied to its neighbours: 1 byte alone takes 200
-
-
 class Body:
-    """A request's body while it arrives. append, __len__, getfile, close are waitress' words for what it does with it.
+    """The body of a request while it arrives; waitress calls append(), __len__(), getfile() and close().
 
-    This one keeps up to `limit` bytes in memory, without a limit none. A refusal is kept until somebody asks, so that
-    the rest of the body can be read and every client sees the answer.
+    This class keeps up to `limit` bytes in memory; without a limit, it discards the body. A refusal is not raised at
+    once: the rest of the body is read first, so that every client sees the answer.
     """
 
-    step = STEP     # bytes of it that are read at once
+    step = STEP     # bytes to read at once
 
     def __init__(self, refusal: Exception | None = None, limit: int | None = None) -> None:
         self.refusal, self.limit, self.received = refusal, limit, 0
         self.started = time.monotonic()
         self.data = bytearray()
-        self.wake: Callable[[], None] = lambda: None    # called when congested() turns false
+        self.wake: Callable[[], None] = lambda: None    # called when congested() becomes false again
 
     def append(self, data: bytes | memoryview) -> None:
+        """Takes the next bytes; what is wrong with them becomes the refusal."""
         self.received += len(data)
         if self.refusal is None:
             try:
@@ -110,6 +137,7 @@ class Body:
                 self.refuse(error)
 
     def refuse(self, error: Exception) -> None:
+        """Refuses the body with this error, unless it is refused already."""
         self.refusal = self.refusal or error
 
     def _take(self, data: bytes | memoryview) -> None:
@@ -121,11 +149,11 @@ class Body:
 
     @property
     def held(self) -> int:
-        """Bytes of memory that it keeps for as long as it is not closed."""
+        """Bytes of memory that it takes until it is closed."""
         return len(self.data)
 
     def congested(self) -> bool:
-        """Whether more bytes have arrived than the disk has taken; no more should be read then."""
+        """Whether the disk is so far behind that no more bytes should be read for now."""
         return False
 
     def __len__(self) -> int:
@@ -135,18 +163,18 @@ class Body:
         return self
 
     def close(self) -> None:
-        """Gives up what was not published, without waiting for it; what was wrong with it is not known any more."""
-        self.refusal = None     # its traceback holds the calls that led to it, and they hold this body
+        """Discards what was not published, without waiting, and forgets the refusal."""
+        self.refusal = None     # its traceback refers to frames that refer to this body
 
     def settle(self) -> None:
-        """Waits until nothing of it is under way."""
+        """Waits until no worker is busy with it."""
 
 
 class Upload(Body):
-    """One model on its way in: a form's file part or a raw body, written to a draft and hashed while it arrives.
+    """A model that is being uploaded: a raw body, or the file in a form, written to a draft and hashed as it arrives.
 
-    `content_type` is the form's, None for a raw body; `limit` is the largest model in bytes; `algorithms` are those of
-    the digests that are wanted beside its SHA-256, see digests.SIZES.
+    `content_type` is that of the form, None for a raw body; `limit` is the largest permitted model in bytes;
+    `algorithms` are those of the digests that are wanted in addition to SHA-256, see digests.SIZES.
     """
 
     def __init__(self, store: Storage, intake: Intake, content_type: str | None, limit: int | None,
@@ -157,18 +185,20 @@ class Upload(Body):
         self.step = BLOCK if self._form is None else STEP
         self._closed = self._paused = False
         self._digests = Hashes(algorithms)
-        self._backlog = self._size = self._written = self._hashed = 0
-        self._writes, self._hashes = Lane(intake, Upload._write), Lane(intake, Upload._hash)
-        self._gathered: list[memoryview] = []   # and then what is in _small
+        self._size = 0          # bytes of the model that have arrived
+        self._released = 0      # bytes of it that were written and hashed, or dropped
+        self._writes, self._hashes = SerialQueue(intake, Upload._write), SerialQueue(intake, Upload._hash)
+        self._gathered: list[memoryview] = []   # blocks to hand over, and behind them those in _small
         self._small = bytearray()
         self._gathering = 0     # bytes in both
-        self._beside = self._fields_held = self._fields_counted = 0
+        self._beside = 0        # bytes of the form that do not belong to the model
+        self._fields_held = self._fields_counted = 0    # bytes of memory, and number, of the fields so far
         self.draft: Draft | None = None
-        with intake.changed:
-            intake.in_flight += 1
+        intake.begin()
 
     def congested(self) -> bool:
-        self._paused = self._backlog > OWN_BACKLOG or (self._intake.backlog > ALL_BACKLOG and self._backlog > 0)
+        backlog = self._size - self._released
+        self._paused = backlog > OWN_BACKLOG or (self._intake.backlog > ALL_BACKLOG and backlog > 0)
         return self._paused
 
     def _take(self, data: bytes | memoryview) -> None:
@@ -185,21 +215,19 @@ class Upload(Body):
 
     @property
     def held(self) -> int:
-        # blocks of the model have a budget of their own; of what ends a form nothing is kept
+        # the model has a budget of its own, and nothing is kept of the end of a form
         text = self._form.pending if self._form else 0
         return min(self._beside, self._fields_held + text + MAX_PART_HEADERS)
 
     def _keep(self, block: memoryview) -> None:
-        self._size += len(block)
-        if self.limit is not None and self._size > self.limit:
-            raise TooLarge(f"the model is larger than the {self.limit} bytes this server takes (MODEL_MAX_SIZE)")
+        if self.limit is not None and self._size + len(block) > self.limit:
+            raise TooLarge(f"the model is larger than the {self.limit} bytes that this server accepts (MODEL_MAX_SIZE)")
         with self._intake.changed:
-            self._backlog += len(block)
+            self._size += len(block)
             self._intake.take(len(block))
         self._gather(block)
-        share = min(HANDOVER, ALL_BACKLOG // 2 // self._intake.in_flight)
-        # the first at once: a disk that takes nothing shows now
-        if self._written == 0 or self._gathering >= share:
+        # the first block at once, to find out early whether the disk accepts anything
+        if self._writes.done == 0 or self._gathering >= self._intake.handover:
             self._hand_over()
 
     def _gather(self, block: memoryview) -> None:
@@ -219,31 +247,24 @@ class Upload(Body):
         self._hashes.put(self, *blocks)
 
     def _write(self, batch: list[memoryview]) -> None:
-        try:
-            if self._closed or self.refusal:
-                if self.draft:
-                    self.draft.discard()
-            elif batch:
-                self.draft = self.draft or self._store.draft()
-                self.draft.write(batch)
-        finally:
-            self._advance(written=sum(map(len, batch)))
+        if self._closed or self.refusal:
+            if self.draft:
+                self.draft.discard()
+        elif batch:
+            self.draft = self.draft or self._store.draft()
+            self.draft.write(batch)
 
     def _hash(self, batch: list[memoryview]) -> None:
         for block in () if self._closed or self.refusal else batch:
             self._digests.update(block)
-        self._advance(hashed=sum(map(len, batch)))
 
-    def _advance(self, written: int = 0, hashed: int = 0) -> None:
+    def advance(self) -> None:
+        """Called after each batch: releases what both queues have worked off, and continues a paused connection."""
         paused = self._paused
         with self._intake.changed:
-            before = min(self._written, self._hashed)
-            self._written += written
-            self._hashed += hashed
-            done = min(self._written, self._hashed) - before
-            self._backlog -= done
-            self._intake.backlog -= done
-            self._intake.changed.notify_all()
+            done = min(self._writes.done, self._hashes.done)
+            self._intake.release(done - self._released)
+            self._released = done
         if paused and not self.congested():
             self.wake()
 
@@ -251,18 +272,23 @@ class Upload(Body):
         if self._closed:
             return
         super().refuse(error)
-        self._writes.put(self)  # which discards the draft: a full disk wants its space back now
+        self._writes.put(self)  # discards the draft, because a full disk needs its space now
 
     @property
     def fields(self) -> list[tuple[str, str]]:
+        """The fields of the form, in order; complete after finish()."""
         return self._form.fields if self._form else []
 
     @property
     def filename(self) -> str | None:
+        """The name of the file in the form."""
         return self._form.filename if self._form else None
 
     def finish(self) -> dict[str, str]:
-        """The digests of the model in hex by algorithm, all of it written; raises what was wrong with the body."""
+        """Waits until the whole model is written; returns its digests in hex, by algorithm.
+
+        Raises what is wrong with the body.
+        """
         if self._form is not None and self.refusal is None:
             for block in self._form.finish():
                 self._keep(block)
@@ -270,21 +296,21 @@ class Upload(Body):
         self.settle()
         if self.refusal:
             raise self.refusal
-        self.draft = self.draft or self._store.draft()  # of an empty file nothing was written
+        self.draft = self.draft or self._store.draft()  # for an empty model, which was never written to
         return self._digests.digests()
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            with self._intake.changed:
-                self._intake.in_flight -= 1
+            self._intake.end()
             super().close()
-            self._hand_over()   # the lane discards it: a worker may be writing to it just now
+            self._hand_over()   # the queue discards the draft: a worker may be writing to it at this moment
 
     def settle(self) -> None:
         self._writes.join()
         self._hashes.join()
 
     def wait_for_room(self) -> None:
+        """Waits until the upload is not congested."""
         with self._intake.changed:
             self._intake.changed.wait_for(lambda: not self.congested())

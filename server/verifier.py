@@ -1,8 +1,8 @@
-"""Whether what is stored is still what was uploaded: reads models again, slowly, and compares their digests.
+"""Verification: reads stored models again, at a limited rate, and compares their digests with those of the uploads.
 
-What was found is in the metadata.json of each model, where every server on the storage sees it. Of each corrupt one
-there is a mark besides, which the store keeps, so that nobody reads all the metadata to count them. The mark is made
-first and asked about whenever it is counted, so it may be wrong and is never believed.
+The results are written to metadata.json, where every server on the storage sees them. The store also keeps a mark for
+each corrupt model, so that they can be counted without reading all metadata. A mark is made before the metadata says
+so, and checked against it whenever it is counted; so it may be out of date, but never hides a corrupt model.
 """
 
 import errno
@@ -18,33 +18,34 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any, BinaryIO, NamedTuple
 
-from repository import filesystem
+from repository import filesystem, metadata
 from repository.errors import InvalidMetadata, ModelNotFound, ReadOnly, StorageFailed, StorageFull, StoreError
-from repository.model import NAME_FIELDS, Model, ModelKey, counted, now
+from repository.model import NAME_FIELDS, Model, ModelKey, Names, counted, now
 from repository.reading import OpenModel
+from repository.tree_index import Total
 from server import threads
 from server.errors import QueueFull
 from server.metrics import Metrics
 from storage import Storage
 
 log = logging.getLogger("model_server.verification")
-BLOCK = 1 << 20     # bytes of one read: at the default rate a hundred a second
-MAX_WAITING = 16    # requests of one caller; whoever has more to ask for asks for the level above
-MAX_SHOWN = 100     # corrupt models that the progress names; a list with ?corrupt=true has them all
-MAX_ASKED = 1000    # marks that are looked into for one count, some ms; of a disk so broken the rest is believed
-MAX_COUNTED = 10_000    # marks that are counted at all, each some 20 µs of a look at a directory
-TOTAL_AGE = 60.0    # seconds: what others changed on disk may be missing in the totals so long, they cost no look at it
-CATCH_UP = 0.1      # seconds of a sleep or a disk that took longer, after which it may go faster for a moment
-LINGER = 1.0        # seconds that the end of the server waits for a read or a result under way
+READ_BLOCK = 1 << 20    # bytes of one read: a hundred a second at the default rate
+MAX_WAITING = 16    # requests of one caller; a caller with more of them can verify the level above
+MAX_NAMED = 100     # corrupt models that the progress names; a list with ?corrupt=true has all of them
+MAX_CHECKED = 1000  # marks that are checked for one count, which takes some ms; with more, the rest is trusted
+MAX_COUNTED = 10_000    # marks that are counted at all, each some 20 µs to read a directory
+TOTAL_AGE = 60.0    # seconds by which totals may be out of date, so that they need not read the disk
+CATCH_UP = 0.1      # seconds of delay by a slow disk or a long sleep that are made up for by reading faster
+LINGER = 1.0        # seconds to wait at shutdown for a read or a result in progress
 
 
 class Stopped(Exception):
-    """The server ends."""
+    """The server is shutting down."""
 
 
 @dataclass
 class Progress:
-    """One verification of the models below some names. Skipped are those without a digest, or changed meanwhile."""
+    """One verification of the models below some names. Models without a digest, or changed meanwhile, are skipped."""
 
     below: str = ""
     total_models: int = 0
@@ -60,32 +61,32 @@ class Progress:
 
 
 class Asked(NamedTuple):
-    """A verification that a caller wants; those of one caller have consecutive turns, and callers share a turn."""
+    """A verification that a caller asked for. Callers take turns, and a turn has one verification of each."""
 
     turn: int
     caller: str
-    names: tuple[str, ...]
+    names: Names
 
 
 class Verifier:
-    """Does one verification after the other in a thread that lives while there is one. `rate` is in bytes a second."""
+    """Runs verifications one after the other, in a thread that exists while there are any; `rate` is in bytes/s."""
 
     def __init__(self, store: Storage, rate: int, metrics: Metrics) -> None:
         self._store, self._rate, self._metrics = store, rate, metrics
-        self._block = max(1, min(BLOCK, rate // 10))
+        self._block = max(1, min(READ_BLOCK, rate // 10))
         self._due = 0.0
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._queue: list[Asked] = []   # in the order of their turns; the first one is under way
+        self._queue: list[Asked] = []   # in the order of their turns; the first one is running
         self._progress = Progress()
-        self.last_corrupt = 0   # what corrupt() said last
+        self.last_corrupt = 0   # the last result of corrupt()
 
     def ask(self, caller: str, *names: str) -> dict[str, Any]:
-        """Verifies the models below these names, now or in the caller's turn; the progress. Raises QueueFull.
+        """Queues a verification of the models below these names, and returns the progress; raises QueueFull.
 
-        A caller is a name of their own or that of all without one. There is no limit for all of them together, so
-        that nobody can use it up: callers are as many as the operator gave tokens to.
+        `caller` is the name of a token, or that of everybody without one. Only the requests of one caller are limited:
+        a limit for all could be used up by one of them, and there are only as many callers as tokens.
         """
         begun = Progress("/".join(names), *self._total(names), started_at=now())
         with self._lock:
@@ -103,33 +104,33 @@ class Verifier:
                 try:
                     self._thread = threads.start("verification", self._run, self._metrics)
                 except RuntimeError:
-                    self._queue.clear()     # or it would wait for a thread that nobody starts
+                    self._queue.clear()     # otherwise it would wait for a thread that nobody starts
                     raise
             return self.progress()
 
     def progress(self) -> dict[str, Any]:
-        """Of the verification that runs, or else of the last one."""
+        """The progress of the running verification, or the result of the last one, as the JSON of GET /verify."""
         queue = list(self._queue)
         waiting = ["/".join(asked.names) for asked in queue[1:]]
         return {"running": bool(queue), **asdict(self._progress), "waiting": waiting}
 
     def corrupt(self) -> int:
-        """How many models are known to be corrupt; costs next to nothing while there is none."""
-        with filesystem.own_words():
+        """The number of models known to be corrupt; cheap as long as there are none. Raises StorageFailed."""
+        with filesystem.as_store_errors():
             marks = list(islice(self._store.marked(), MAX_COUNTED))
-            found = {names for names, (_, _, corrupt) in list(self._store.verdicts.items())
-                     if corrupt and self._is_corrupt(ModelKey(*names))}
-            for key in marks[:MAX_ASKED]:
+            corrupt = {names for names, verdict in list(self._store.verdicts.items())
+                       if verdict.corrupt and self._is_corrupt(ModelKey(*names))}
+            for key in marks[:MAX_CHECKED]:
                 if self._is_corrupt(key):
-                    found.add(key.names)
+                    corrupt.add(key.names)
                 elif not self._store.read_only:
-                    with suppress(StoreError):  # it is counted and looked at again
+                    with suppress(StoreError):  # the next count tries again
                         self._store.unmark(key)
-            self.last_corrupt = len(found) + len(marks[MAX_ASKED:])
+            self.last_corrupt = len(corrupt) + len(marks[MAX_CHECKED:])
             return self.last_corrupt
 
     def stop(self) -> None:
-        """Gives up what is under way and what waits."""
+        """Gives up the running verification and those that are waiting."""
         self._stopping.set()
         if thread := self._thread:
             thread.join(LINGER)
@@ -137,7 +138,7 @@ class Verifier:
     # ---- the thread
 
     def _run(self) -> None:
-        """Verifies what is asked for until there is no more; called again after a fault, it goes on behind that."""
+        """Works off the queue. After a fault it is called again, and continues with the next verification."""
         while (names := self._next()) is not None:
             try:
                 self._verify(names)
@@ -147,22 +148,24 @@ class Verifier:
                     if self._queue:
                         self._progress = Progress("/".join(self._queue[0].names), started_at=now())
 
-    def _next(self) -> tuple[str, ...] | None:
+    def _next(self) -> Names | None:
+        """The names of the next verification; None when the thread has to end."""
         with self._lock:
             if self._stopping.is_set():
                 self._queue.clear()
             if not self._queue:
-                self._thread = None     # under the lock: whoever asks now starts another
+                self._thread = None     # still under the lock: the next ask() starts another thread
                 return None
             return self._queue[0].names
 
-    def _total(self, names: tuple[str, ...]) -> tuple[int, int]:
+    def _total(self, names: Names) -> Total:
+        """The number of models below these names, and their bytes."""
         if len(names) < len(NAME_FIELDS):
             return self._store.index.total(names, TOTAL_AGE)
         model = self._store.find(ModelKey(*names))
-        return (1, model.size) if model else (0, 0)
+        return Total(1, model.size) if model else Total(0, 0)
 
-    def _verify(self, names: tuple[str, ...]) -> None:
+    def _verify(self, names: Names) -> None:
         progress = self._progress
         self._due = time.monotonic()
         try:
@@ -175,7 +178,7 @@ class Verifier:
             progress.error = str(error)
             log.error("the verification of %s was given up: %s", progress.below or "all", error)
         except Exception:
-            progress.error = "the server has a fault; its log tells more"
+            progress.error = "internal error: see the server's log"
             raise
         finally:
             progress.finished_at = now()
@@ -184,17 +187,17 @@ class Verifier:
                  progress.skipped_models)
 
     def _verify_model(self, key: ModelKey, progress: Progress) -> None:
-        self._pace(self._block)     # each costs a block more, for its result is written: small ones are many
+        self._pace(self._block)     # writing the result counts as a block, which matters for small models
         try:
             opened = self._store.open(key)
-            with opened.file:       # open until all is done, so that no other file gets its inode
+            with opened.file:       # stays open until the result is written, so that no other file gets its inode
                 if opened.model.sha256 or opened.model.promised:
                     damage = self._damage(opened, progress)
                     self._record(opened.model, corrupt=damage is not None)
                     if damage:
                         log.error("%s is corrupt: %s", key, damage)
                         progress.corrupt_models += 1
-                        if len(progress.corrupt) < MAX_SHOWN:
+                        if len(progress.corrupt) < MAX_NAMED:
                             progress.corrupt.append(str(key))
                 else:
                     progress.skipped_models += 1
@@ -204,22 +207,23 @@ class Verifier:
         progress.done_models += 1
 
     def _damage(self, opened: OpenModel, progress: Progress) -> str | None:
-        """What is wrong with the bytes of a model; None when they are those that were uploaded."""
+        """What is wrong with the bytes of a model; None if they are those that were uploaded."""
         model = opened.model
         if model.promised:
-            return f"it has {model.size} bytes and not {model.promised['size']}, as its metadata.json says"
+            return f"it has {model.size} bytes, and not the {model.promised['size']} of its metadata.json"
         try:
             sha256 = self._hash(opened.file, progress)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
             return f"it cannot be read: {error.strerror}"
-        return None if sha256 == model.sha256 else f"its sha256 is {sha256} and not {model.sha256}"
+        return None if sha256 == model.sha256 else f"its sha256 is {sha256}, and not {model.sha256}"
 
     def _hash(self, file: BinaryIO, progress: Progress) -> str:
+        """The SHA-256 of a file as it is on the disk, in hex; raises OSError and Stopped."""
         descriptor, digest, position = file.fileno(), hashlib.sha256(), 0
-        # It is the disk that may be broken, so what the page cache has of the file is dropped before it is read, and
-        # behind it, since a terabyte read once would wash everything else out. A model in demand is cached again soon.
+        # The page cache would hide damage on the disk, so the file is dropped from it first. It is dropped again behind
+        # the read position, or reading a terabyte would evict everything else. Popular models are soon cached again.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         while block := os.pread(descriptor, self._block, position):
             digest.update(block)
@@ -230,21 +234,24 @@ class Verifier:
         return digest.hexdigest()
 
     def _pace(self, length: int) -> None:
-        """Waits for the turn of so many bytes, which were or will be read. What took long is not made up for."""
+        """Sleeps as long as the rate demands for `length` bytes; raises Stopped at shutdown.
+
+        Delays of more than CATCH_UP seconds are not made up for.
+        """
         now = time.monotonic()
         if self._stopping.wait(max(0.0, self._due - now)):
             raise Stopped
         self._due = max(self._due, now - CATCH_UP) + length / self._rate
 
-    # ---- what is kept of it
+    # ---- results
 
     def _record(self, model: Model, corrupt: bool) -> None:
-        """Writes the result; raises ModelNotFound when it is another model by now."""
+        """Writes the result to metadata.json; raises ModelNotFound if the model was replaced in the meantime."""
         moment = now()
 
         def change(current: Model) -> Model:
             if (current.stamp, current.sha256) != (model.stamp, model.sha256):
-                raise ModelNotFound("it became another model while it was read")
+                raise ModelNotFound("it was replaced while it was read")
             if corrupt:
                 self._store.mark(model.key)
             return replace(current, verified_at=moment, corrupt=corrupt)
@@ -252,14 +259,15 @@ class Verifier:
         try:
             self._store.amend(model.key, change)
         except (ReadOnly, StorageFull, StorageFailed, InvalidMetadata) as error:
-            self._store.verdicts[model.key.names] = model.stamp, moment, corrupt
+            self._store.verdicts[model.key.names] = metadata.Verdict(model.stamp, moment, corrupt)
             self._store.index.forget(model.key)
             if not self._store.read_only:
                 log.warning("%s: only this process knows the result, which cannot be written: %s", model.key, error)
 
     def _is_corrupt(self, key: ModelKey) -> bool:
+        """Whether the info of a model says that it is corrupt, or cannot be read."""
         try:
             model = self._store.find(key)
         except StorageFailed:
-            return True     # a disk that cannot even tell
+            return True
         return model is not None and model.corrupt

@@ -19,7 +19,7 @@ from contextlib import suppress
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.common import ROOT, sha256, staged
+from support.common import ROOT, drafting, sha256, staged
 from support.inspected import imports, inspect
 from support.samples import (
     OS_SYSTEM,
@@ -706,7 +706,7 @@ def test_fields_of_a_user_do_not_stand_for_what_the_server_saw(app):
 
 
 def test_a_model_of_an_older_server_says_null_and_stays_as_it_is(app, store):
-    with store.draft() as draft:    # as a server stored it that did not look
+    with drafting(store) as draft:    # as a server stored it that did not look
         draft.write([OS_SYSTEM])
         draft.publish(ModelKey("p", "a", "1", "m"), sha256(OS_SYSTEM), Details(), lambda current: None)
     info = app.get("/models/p/a/1/m/info").json

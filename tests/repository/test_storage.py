@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.common import ROOT, TestApp, sha256, staged
+from support.common import ROOT, TestApp, drafting, sha256, staged
 
 from model_server import create_app
 from repository.errors import ModelExists, ModelNotFound, StorageFailed, StoreError
@@ -29,7 +29,7 @@ def anything(_):
 
 
 def put(store, data=b"data", key=KEY, **details):
-    with store.draft() as draft:
+    with drafting(store) as draft:
         if data:
             draft.write([data])
         return draft.publish(key, sha256(data), Details(**details), anything)
@@ -242,11 +242,11 @@ def test_what_lies_around_in_the_tree_is_not_listed(store):
 
 
 def test_a_discarded_draft_leaves_nothing(store):
-    with store.draft() as draft:
+    with drafting(store) as draft:
         draft.write([b"x" * 1000])
         assert staged(store.root) != []
     assert staged(store.root) == []
-    with pytest.raises(ZeroDivisionError), store.draft() as draft:
+    with pytest.raises(ZeroDivisionError), drafting(store) as draft:
         draft.publish(KEY, sha256(b""), Details(), lambda current: 1 / 0)
     assert (staged(store.root), list(store.keys())) == ([], [])
     assert sorted(path.name for path in store.root.iterdir()) == [".staging"]
@@ -282,7 +282,7 @@ def test_what_was_made_at_start_is_made_again(tmp_path, tidy):
             tidy(store.root) if tidy is not switch else None
             store.delete(KEY, anything)
             assert list(store.keys()) == []
-        with store.draft() as draft:
+        with drafting(store) as draft:
             draft.write([b"lost"])
             shutil.rmtree(store.root / ".staging")
             with pytest.raises(StorageFailed, match="send it again"):
@@ -306,7 +306,7 @@ def test_a_start_removes_what_the_dead_left_and_not_what_the_living_write(store)
     killed = subprocess.Popen([sys.executable, "-c", ABANDON, str(store.root)], cwd=ROOT,
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     killed.stdout.readline()
-    with store.draft() as mine:
+    with drafting(store) as mine:
         mine.write([b"mine"])
         with Storage(store.root):
             assert len({Path(path).parts[0] for path in staged(store.root)}) == 2     # both live

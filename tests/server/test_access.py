@@ -180,7 +180,7 @@ def test_a_name_that_changes_what_another_url_says_takes_update(make_app, tokens
                            headers={**bearer(who), "Content-Type": "multipart/form-data; boundary=B"})
 
     refused = send("new", 403 if right else 201)
-    assert right is None or f"no right to update {right}:" in refused.json["detail"]
+    assert right is None or f"no permission to update {right}:" in refused.json["detail"]
     assert (store.root / path).exists() == (right is None) and staged(store.root) == []
     if right:
         send("both", 201)

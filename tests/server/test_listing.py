@@ -13,7 +13,7 @@ from support.common import TestApp, eventually, sha256
 from support.shelf import MODELS, names_of
 
 from model_server import create_app
-from repository.tree_index import SOME, Index, size_of
+from repository.tree_index import BATCH_MODELS, Index, Signature, size_of
 from server.listing import PAGE_BYTES
 from server.settings import Settings
 from storage import Storage
@@ -68,7 +68,7 @@ def test_an_unknown_name_is_an_empty_list(shelf, path):
 ])
 def test_a_bad_name_is_400_and_the_answer_gives_the_rule(shelf, path):
     detail = shelf.get(f"/models/{path}", status=400).json["detail"]
-    assert re.search("128|taken", detail)
+    assert re.search("128|reserved", detail)
 
 
 def test_an_encoded_slash_is_no_slash(live_server, http):
@@ -98,7 +98,7 @@ def test_walking_the_pages_gives_every_model_once(shelf, level, limit, by):
 
 
 def test_a_version_with_more_models_than_are_read_at_once_is_whole_and_in_order(tmp_path):
-    names = sorted(f"m{number}" for number in range(2 * SOME + 30))
+    names = sorted(f"m{number}" for number in range(2 * BATCH_MODELS + 30))
     for name in names:
         (tmp_path / "p/a/1" / name).mkdir(parents=True)
         (tmp_path / "p/a/1" / name / "model").write_text(name)
@@ -109,12 +109,12 @@ def test_a_version_with_more_models_than_are_read_at_once_is_whole_and_in_order(
             got = app.get(f"/models/list?format=ndjson{query}")
             return [json.loads(line)["model_name"] for line in got.text.splitlines()]
 
-        for after in ("m100", names[SOME - 1], names[SOME], "m1000", names[-1]):
+        for after in ("m100", names[BATCH_MODELS - 1], names[BATCH_MODELS], "m1000", names[-1]):
             assert listed(f"&limit=70&after=p/a/1/{after}") == [name for name in names if name > after][:70]
         assert listed() == names
-        app.delete(f"/models/p/a/1/{names[SOME]}")
+        app.delete(f"/models/p/a/1/{names[BATCH_MODELS]}")
         app.put("/models/p/a/1/m1000000", b"new", status=201)
-        names = sorted({*names, "m1000000"} - {names[SOME]})
+        names = sorted({*names, "m1000000"} - {names[BATCH_MODELS]})
         assert listed() == names
         (tmp_path / "p/a/1" / names[-1] / "metadata.json").write_text('{"framework": "edited"}')
         eventually(lambda: listed("&framework=edited") == [names[-1]])
@@ -142,14 +142,14 @@ def test_a_change_while_a_list_reads_shows_in_the_next_one(tmp_path):
     def changed(names):
         return tmp_path.joinpath(*names).stat().st_mtime_ns
 
-    index = Index(children, changed, lambda names: (hash(said[-1]), 1), find)
+    index = Index(children, changed, lambda names: Signature(hash(said[-1]), 1), find)
     assert listed() == [b"old"]
     assert listed() == [b"new"]
 
 
 def test_what_the_index_has_no_room_for_is_read_again(tmp_path, monkeypatch):
     monkeypatch.setattr("repository.tree_index.KEPT_BYTES", 100_000)
-    sizes = {f"m{number:03}": 10 + number % 7 * 6000 for number in range(2 * SOME)}     # some too long to be kept
+    sizes = {f"m{number:03}": 10 + number % 7 * 6000 for number in range(2 * BATCH_MODELS)}    # some too long to keep
     for place in ("p/a/1", "p/a/2", "q/a/1"):
         for name, size in sizes.items():
             (tmp_path / place / name).mkdir(parents=True)
@@ -180,7 +180,7 @@ def test_what_the_index_has_no_room_for_is_read_again(tmp_path, monkeypatch):
 
 
 def test_a_page_too_large_to_be_held_is_read_again_while_it_is_sent(tmp_path):
-    names = [f"m{number:03}" for number in range(SOME + 1)]
+    names = [f"m{number:03}" for number in range(BATCH_MODELS + 1)]
     for name in names:
         (tmp_path / "p/a/1" / name).mkdir(parents=True)
         (tmp_path / "p/a/1" / name / "model").write_text(name)

@@ -283,8 +283,8 @@ def test_a_bad_mark_is_skipped_with_one_line_of_the_log(damaged, store, caplog):
     for _ in range(2):
         assert health(damaged) == ("degraded", 1)
         assert "\nmodel_repository_corrupt_models 1\n" in damaged.get("/metrics", status=200).text
-    told = [record.getMessage() for record in caplog.records if "no mark" in record.getMessage()]
-    assert sorted(line.partition(" and ")[0].removeprefix(f"{marks}/") for line in told) == [
+    told = [record.getMessage() for record in caplog.records if "not a mark" in record.getMessage()]
+    assert sorted(line.partition(", not ")[0].removeprefix(f"{marks}/") for line in told) == [
         ".hidden is a directory", "fifo is a special file", "file is a file", "link is a symbolic link"]
 
 
@@ -448,7 +448,7 @@ def test_a_fault_ends_its_verification_and_no_other(tmp_path, caplog):
         for project in ("bad", "good"):
             app.put(f"/models/{project}/a/1/m", DATA, status=201)
         now = verified(app, "/bad")
-        assert now["finished_at"] and now["error"] == "the server has a fault; its log tells more"
+        assert now["finished_at"] and now["error"] == "internal error: see the server's log"
         for _ in range(2):
             app.post("/verify/bad", status=202)
             now = verified(app, "/good")

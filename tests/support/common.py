@@ -1,9 +1,10 @@
-"""What the tests of every kind share."""
+"""Helpers for tests of every kind."""
 
 import hashlib
 import os
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 with warnings.catch_warnings():     # WebOb imports cgi, which Python 3.11 calls deprecated
@@ -17,17 +18,27 @@ def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
+@contextmanager
+def drafting(store):
+    """A draft of the store, discarded at the end of the `with`."""
+    draft = store.draft()
+    try:
+        yield draft
+    finally:
+        draft.discard()
+
+
 def staged(root):
-    """What is left of drafts below .staging: everything but the locks and the sessions' own (empty) directories."""
+    """What drafts left below .staging: everything except the locks and the sessions' own (empty) directories."""
     found = []
-    for place, directories, names in os.walk(Path(root) / ".staging"):     # which takes what vanishes meanwhile
+    for place, directories, names in os.walk(Path(root) / ".staging"):     # entries may vanish meanwhile
         inside = [str((Path(place) / name).relative_to(Path(root) / ".staging")) for name in directories + names]
         found += [path for path in inside if "/" in path and not path.startswith("locks/")]
     return found
 
 
 def eventually(condition):
-    """Waits until the condition holds, and gives what it gave; so many seconds mean never."""
+    """Waits until the condition holds, and returns its value; fails after 30 seconds."""
     deadline = time.monotonic() + 30
     while not (given := condition()):
         assert time.monotonic() < deadline, "it never came"

@@ -1,6 +1,6 @@
-"""Runs the server with one intake worker, so that the system calls of an operation come in the same order each time.
+"""Runs the server with one intake worker, so that the system calls of an operation always come in the same order.
 
-A prefix of its command line: what comes after this file's name is ignored.
+It is put in front of the server's command line, and ignores its arguments.
 """
 
 import sys
@@ -9,8 +9,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from model_server import main
-from server.uploads import WORKERS
+from server import uploads
 
-assert WORKERS > 1
-WORKERS = 1
+assert uploads.WORKERS > 1
+uploads.WORKERS = 1
 main()
