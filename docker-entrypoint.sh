@@ -1,6 +1,7 @@
 #!/bin/sh
-# Begins as root only to prepare the directory of the models, then becomes a user without rights, then the server: every
-# step is an exec, so the server is pid 1 and gets the SIGTERM of `docker stop`. With `--user` it begins as that user.
+# Starts as root only to prepare the directory of the models, then becomes an unprivileged user, then the server. Every
+# step is an exec, so the server is process 1 and receives the SIGTERM of `docker stop`. With `--user` it starts as that
+# user.
 set -eu
 
 models=${MODEL_STORAGE_PATH:-/app/models}
@@ -8,10 +9,11 @@ user=10001 group=10001
 
 say() { echo "docker-entrypoint: $*" >&2; }
 
-# What is needed to change models that another user wrote: the directories down to a model's own and all of .staging. The
-# files beside are read, replaced and removed without being owned, and what is deeper is not ours. -links 1: a hard link
-# may be that of a file elsewhere. -execdir and -h: no link is followed, not even one that takes the place of a directory
-# in this moment. The top is the last (-depth), by the name `.` as it may be a link: broken off, this begins again.
+# To change models that another user wrote, the server must own the directories down to those of the models, and all of
+# .staging. Files can be read, replaced and removed without owning them, and nothing deeper belongs to the server.
+# -links 1: a hard link can belong to a file elsewhere. -execdir and -h: no link is followed, not even one that replaces
+# a directory at this moment. The top comes last (-depth), so that an interrupted run is repeated at the next start; it is
+# called `.` because it can be a link.
 give() {
     if [ -d "$models/.staging" ] && ! [ -L "$models/.staging" ]; then
         find "$models/.staging" -xdev ! -uid "$user" \( -type d -o -type f -links 1 \) \
@@ -21,15 +23,15 @@ give() {
 }
 
 if [ "$(id -u)" = 0 ]; then
-    mkdir -p "$models" || true      # where that cannot be, the server says it
+    mkdir -p "$models" || true      # if this fails, the server says so
     owner=$(stat -L -c %u "$models" 2>/dev/null || echo 0)
     if [ "$owner" != 0 ]; then
-        # The usual start: nothing is changed and no tree is read, however large it is. A directory that somebody made
-        # for the models stays theirs, the server works as its owner.
+        # The usual start changes nothing and reads no tree, however large. If somebody created the directory for the
+        # models, it stays theirs, and the server runs as its owner.
         user=$owner group=$(stat -L -c %g "$models")
         if [ "$group" = 0 ]; then group=10001; fi
-    elif [ -w "$models" ]; then     # which root may not in a read-only mount alone
-        # Docker has made it just now, or a server that still ran as root has written to it.
+    elif [ -w "$models" ]; then     # false for root only on a read-only mount
+        # Docker has just created it, or a server that ran as root has written to it.
         say "giving $models to user $user"
         give || say "not all of it could be given: the server says what it cannot write"
     fi
@@ -41,7 +43,8 @@ if [ "$(id -u)" = 0 ]; then
     set -- setpriv --reuid="$user" --regid="$group" --clear-groups --inh-caps=-all --no-new-privs "$@"
 fi
 
-# A long list waits for its slow reader in a temporary file. With --read-only there may be no place but the volume.
+# waitress keeps an answer of more than 1 MiB in a temporary file until its reader has taken it. With --read-only, the
+# volume may be the only place for that.
 if [ -z "${TMPDIR:-}" ] && ! [ -w /tmp ]; then export TMPDIR="$models/.staging"; fi
 
 exec "$@"

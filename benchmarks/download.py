@@ -1,7 +1,7 @@
 """Goal 2, downloads: .venv/bin/python benchmarks/download.py (docs/benchmarks.md)
 
-1 GiB by curl, whole and in 64 parallel ranges, as a download manager asks for them, against nginx with sendfile; then
-the share of a core that 100 readers with curl --limit-rate cost the server, alone and with the 64 ranges among them.
+Downloads 1 GiB with curl, whole and in 64 parallel ranges like a download manager, and compares with nginx (sendfile).
+Then measures the share of a core that 100 readers with curl --limit-rate cost the server, alone and during the ranges.
 A smoke run: --size 64M --rounds 1 --readers 10 --seconds 3
 """
 
@@ -20,7 +20,7 @@ DISCARD = ("curl", "-sS", "--fail", "-o", "/dev/null")
 
 
 def path_of(server: Server) -> str:
-    """Ours and FastAPI have routes, the others show the directory."""
+    """Our server and FastAPI have routes, the others serve the directory."""
     return f"/models/{MODEL}" if server.name in (peers.OURS.name, peers.FASTAPI.name) else f"/{MODEL}/model"
 
 

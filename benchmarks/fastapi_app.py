@@ -1,4 +1,4 @@
-"""The peer of the benchmarks: what a few lines of FastAPI do with the same files. STORAGE is where they are."""
+"""A peer in the benchmarks: a few lines of FastAPI that serve the same files, from the directory STORAGE."""
 
 import json
 import os

@@ -1,8 +1,8 @@
-"""The least that an upload takes in Python: each byte is received once, hashed, and written past the page cache.
+"""The least an upload can take in Python: each byte is received once, hashed, and written past the page cache.
 
 .venv/bin/python benchmarks/floor.py DIRECTORY PORT      (upload.py starts it)
-No HTTP to speak of, no names, no metadata, no limits, one buffer for all three: what a server of ours cannot beat, and
-what tells how much of its time is its own. Takes `curl -T`, answers with the digest.
+It has hardly any HTTP, no names, no metadata, no limits, and one buffer for all three steps: a lower bound for our
+server, which shows how much time the rest of it takes. Accepts `curl -T`, answers with the digest.
 """
 
 import fcntl

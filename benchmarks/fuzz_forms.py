@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of the form cutter (pip install atheris): python benchmarks/fuzz_forms.py -max_total_time=60
 
-Whatever comes, cut wherever: the events are those of the body in one piece, the only exception is BadRequest, and the
-contents are parts of what was sent.
+For any body, cut anywhere, the events must be those of the body in one piece, the only exception must be BadRequest,
+and the contents must be parts of what was sent.
 """
 
 import sys
@@ -21,7 +21,7 @@ SEED = (b'--cut\r\nContent-Disposition: form-data; name="version"\r\n\r\n1\r\n--
 
 
 def cut(body: bytes, sizes: bytes) -> tuple[list[object], str]:
-    """What the cutter makes of a body that arrives in blocks of these sizes: parts with contents, and how it ended."""
+    """Cuts a body that arrives in blocks of these sizes; returns the parts with their contents, and the outcome."""
     parts: list[object] = []
     content, cutter, at = b"", FormCutter("multipart/form-data; boundary=cut"), 0
     blocks = []

@@ -1,8 +1,8 @@
 """Goal 5, others while uploads run: .venv/bin/python benchmarks/latency.py (docs/benchmarks.md)
 
-The time that /health and info take, asked in turn every few milliseconds over a keep-alive connection, while 4 uploads
-of 1 GiB run. The same client asks a second, idle server of ours in the same moments: what that one loses is the
-machine's.
+Measures how long /health and info take while 4 uploads of 1 GiB run, with a request every few milliseconds over a
+keep-alive connection. The same client asks a second, idle server of ours at the same time: what slows that one down is
+the machine.
 A smoke run: --size 64M --rounds 1
 """
 

@@ -1,8 +1,8 @@
-"""A client that asks the same again and again over keep-alive connections, HEAD too, and says how many a second.
+"""A client that repeats one request over keep-alive connections, and measures how many it gets answered per second.
 
 .venv/bin/python benchmarks/load.py PORT METHOD PATH CONNECTIONS SECONDS
-It prints requests per second, and the median and the 99th percentile of the milliseconds each took. Every connection
-waits for its answer before it asks again.
+It prints requests per second, and the median and 99th percentile of their duration in milliseconds. Each connection
+waits for an answer before its next request.
 """
 
 import select
@@ -12,7 +12,7 @@ import time
 
 
 def answer_length(head: bytes, method: str) -> int:
-    """Bytes of the whole answer that begins with this head; its status must be 200."""
+    """The length in bytes of the answer that begins with this head; its status must be 200."""
     end = head.index(b"\r\n\r\n") + 4
     lines = head[:end].lower().split(b"\r\n")
     assert lines[0].split()[1] == b"200", head

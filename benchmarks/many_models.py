@@ -1,9 +1,9 @@
 """Goal 6, 100,000 models: .venv/bin/python benchmarks/many_models.py (docs/benchmarks.md)
 
-100 projects of 10 apps of 20 versions of 5 names, made by a script without a server (tree.py). Start until serving; the
-first page after a change through the server and after one by hand on disk, and how long until that one is seen; the
-full list, after seconds in which nobody asked and asked again at once, against a script that reads every metadata.json;
-`latest`; memory. MLflow has 100,000 model versions in its SQLite store, pypiserver a directory with as many packages.
+The models are made without a server (tree.py): 100 projects of 10 apps of 20 versions of 5 names. Measured are: the
+time to start; the first page after a change through the server and after one by hand on disk, and how long until the
+latter is visible; the full list, after some idle seconds and again at once, compared with a script that reads every
+metadata.json; `latest`; memory. MLflow has 100,000 model versions in SQLite, pypiserver a directory with as many files.
 A smoke run: --models 1000 --rounds 1
 """
 

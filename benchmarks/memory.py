@@ -1,8 +1,8 @@
 """Goal 3, memory: .venv/bin/python benchmarks/memory.py (docs/benchmarks.md)
 
-Peak resident memory of one server process over uploads and downloads of 1 GiB, four at once, 64 ranges, 100 slow
-readers, and a sparse file of 20 GiB up and down again. The server writes those 20 GiB for real: --sparse 0 leaves them
-out.
+Measures the peak resident memory of a server process during uploads and downloads of 1 GiB, four at once, 64 ranges,
+100 slow readers, and the upload and download of a sparse file of 20 GiB. The server really writes those 20 GiB;
+--sparse 0 leaves them out.
 A smoke run: --size 64M --sparse 256M --readers 10 --seconds 3
 """
 

@@ -1,6 +1,6 @@
-"""What the benchmarks share: servers on free loopback ports, what they cost, medians side by side, one table.
+"""For all benchmarks: servers on free loopback ports, their CPU and memory, medians of alternating runs, one table.
 
-Nothing is installed here: what a peer needs and the machine lacks is named, and the peer left out.
+Nothing is installed: a peer that needs something the machine lacks is left out, and the output says what it needs.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 MIB = 1 << 20
 TICK = os.sysconf("SC_CLK_TCK")
-START_WITHIN = 120  # seconds; MLflow makes its data base first
+START_WITHIN = 120  # seconds; MLflow creates its database first
 PACKAGE_OF = {"nginx": "apt install nginx", "rclone": "apt install rclone", "curl": "apt install curl"}
 
 NGINX = """

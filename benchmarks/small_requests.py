@@ -1,7 +1,7 @@
 """Goal 4, small requests: .venv/bin/python benchmarks/small_requests.py (docs/benchmarks.md)
 
-info, health and HEAD of a model under 16 keep-alive connections, against FastAPI + uvicorn with one worker that
-answers the same JSON from the same file. A smoke run: --seconds 0.5 --rounds 1
+Measures info, health and HEAD of a model over 16 keep-alive connections, and compares with FastAPI and one worker of
+uvicorn, which answer the same JSON from the same file. A smoke run: --seconds 0.5 --rounds 1
 """
 
 import subprocess

@@ -1,4 +1,4 @@
-"""Many models made by hand, as rsync or tar would bring them; no server has a part in it."""
+"""Creates many models on disk without a server, as a copy by rsync or tar would."""
 
 import hashlib
 import json
@@ -20,14 +20,14 @@ def names(shape: tuple[int, ...]) -> Iterator[tuple[str, str, str, str]]:
 
 
 def shape_of(models: int) -> tuple[int, ...]:
-    """As near to SHAPE as so many models allow: fewer projects, then fewer apps."""
+    """The shape for this number of models, close to SHAPE: with fewer projects, then fewer apps."""
     _, apps, versions, each = SHAPE
     below = apps * versions * each
     return (max(1, models // below), min(apps, max(1, models // (versions * each))), versions, each)
 
 
 def write_model(root: Path, model: tuple[str, ...], description: str = DESCRIPTION) -> None:
-    """One model and its metadata.json, as the server would have written them."""
+    """Writes a model and its metadata.json as the server would."""
     directory = "/".join((str(root), *model))
     os.makedirs(directory, exist_ok=True)
     with open(f"{directory}/model", "wb") as file:

@@ -1,8 +1,8 @@
 """Goal 1, uploads: .venv/bin/python benchmarks/upload.py (docs/benchmarks.md)
 
-1 GiB by multipart and as a raw PUT, one and four at once, by curl, against the peers. Ours computes the SHA-256 and
-syncs to disk before it answers; nginx and the FastAPI application do neither, floor.py does that and nothing else.
-Before each measurement the files of the one before are removed and the disk is quiet.
+Uploads 1 GiB with curl, as multipart and as a raw PUT, one and four at once, to our server and its peers. Ours computes
+the SHA-256 and syncs to disk before it answers; nginx and the FastAPI application do neither; floor.py does only that.
+Before each measurement, the files of the last one are removed and the disk is idle.
 A smoke run: --size 64M --rounds 1
 """
 

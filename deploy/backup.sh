@@ -1,23 +1,23 @@
 #!/bin/sh
-# Copies the models of a server that goes on working, or brings them back: deploy/backup.sh FROM TO
+# Copies the models of a running server, or restores them: deploy/backup.sh FROM TO
 #
-# Every file that rsync meets is complete, because a model appears by one rename and is never written to again. What can
-# happen is that a model is replaced after rsync took its metadata.json and before it took its model: the copy would
-# have the one of the old and the other of the new. Each pass therefore checks the digests of what it has copied, and
-# where they do not fit there is another pass, which copies the changed files alone.
+# Every file that rsync reads is complete, because a model appears by one rename and is never written to again. But if
+# a model is replaced after rsync has copied its metadata.json and before it copies its model, the copy has one file of the
+# old model and one of the new. So each pass checks the digests of the models it has copied. If some do not match, there
+# is another pass, which copies only the files that have changed.
 set -eu
 [ $# = 2 ] || { echo "usage: $0 FROM TO" >&2; exit 2; }
 passes=20
-name='[A-Za-z0-9_][A-Za-z0-9._+-]*'     # of the server's; there is nothing in it that the shell would expand
+name='[A-Za-z0-9_][A-Za-z0-9._+-]*'     # the server's grammar; it has no character that the shell would expand
 copied=$(mktemp)
 trap 'rm -f "$copied"' EXIT
 
-path() {    # as no tool takes it for an option or for the name of another machine
+path() {    # in a form that no tool takes for an option or for the name of another machine
     case $1 in /*) printf '%s\n' "${1%/}" ;; *) printf './%s\n' "${1%/}" ;; esac
 }
 from=$(path "$1") to=$(path "$2")
 
-fits() {    # the two files of this model belong together; without a digest there is nothing to compare
+fits() {    # whether the two files of this model belong together; true if there is no digest to compare
     for file in "$1/model" "$1/metadata.json"; do
         [ -f "$file" ] && ! [ -L "$file" ] || return 0
     done
@@ -28,15 +28,15 @@ fits() {    # the two files of this model belong together; without a digest ther
 mkdir -p "$to"
 while [ "$passes" -gt 0 ]; do
     passes=$((passes - 1))
-    # --modify-window=-1: two versions within one second and of one size are two versions. --safe-links, --no-D: a link
-    # that leads out of the tree, a device or a fifo is none of the server's. 24: a model was deleted meanwhile.
+    # --modify-window=-1: two versions of the same size within one second differ. --safe-links, --no-D: links that lead
+    # out of the tree, devices and fifos do not belong to the server. 24: a model was deleted in the meantime.
     rsync -a --safe-links --no-D --delete --modify-window=-1 --exclude=/.staging --out-format=%n "$from/" "$to/" \
         >"$copied" || [ $? = 24 ]
     torn=0
     for model in $(sed -nE "s#^($name(/$name)+)/(model|metadata\.json)\$#\1#p" "$copied" | sort -u); do
-        fits "$to/$model" || { torn=$((torn + 1)); echo "$model was replaced while it was copied: once more" >&2; }
+        fits "$to/$model" || { torn=$((torn + 1)); echo "$model was replaced while it was copied: copying it again" >&2; }
     done
     [ "$torn" -gt 0 ] || exit 0
 done
-echo "$torn models are replaced faster than they can be copied: copy a snapshot of the file system" >&2
+echo "models are replaced faster than they can be copied ($torn at last): copy a snapshot of the file system" >&2
 exit 1

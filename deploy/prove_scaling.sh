@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Proves on one machine that several servers may share one distributed file system: a GlusterFS volume of three replicas,
+# Tests on one machine that several servers can share a distributed file system: a GlusterFS volume with three replicas,
 # two mounts of it, two servers. Runs tests/whole/test_scaling.py there, which prints its figures; see SCALING.md.
-# Needs root, FUSE, and Debian's glusterfs-server, nginx-light, openssl and iproute2, which it installs where they are missing.
+# Needs root, FUSE, and Debian's glusterfs-server, nginx-light, openssl and iproute2, which it installs if necessary.
 #
 #   deploy/prove_scaling.sh [argument of pytest...]
 #
-# PYTHON: the interpreter that has tests/requirements.txt, .venv/bin/python by default. OPTIONS: lines of "name value" for
-# `gluster volume set`, MOUNT_OPTIONS: for the mounts; without them as SCALING.md recommends.
+# PYTHON: an interpreter with tests/requirements.txt, by default .venv/bin/python. OPTIONS: lines of "name value" for
+# `gluster volume set`. MOUNT_OPTIONS: for the mounts. The defaults of both are what SCALING.md recommends.
 set -euo pipefail
 die() { echo "prove_scaling: $*" >&2; exit 1; }
 
-if [ -z "${SCALING_DIR:-}" ]; then      # first here, then below in namespaces of its own
+if [ -z "${SCALING_DIR:-}" ]; then      # first this part, then the part below in namespaces of its own
     cd "$(dirname "$0")/.."
     export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin PYTHON=${PYTHON:-.venv/bin/python}
     [ "$(id -u)" = 0 ] || die "run it as root: it mounts"
@@ -25,10 +25,10 @@ if [ -z "${SCALING_DIR:-}" ]; then      # first here, then below in namespaces o
         apt-get update -q >/dev/null
         apt-get install -q -y --no-install-recommends "${packages[@]}" >/dev/null
     fi
-    SCALING_DIR=$(mktemp -d /var/tmp/amr-scaling-XXXXXX)    # /tmp may be a tmpfs, and bricks want attributes of trusted.*
+    SCALING_DIR=$(mktemp -d /var/tmp/amr-scaling-XXXXXX)    # /tmp can be a tmpfs, and bricks need trusted.* attributes
     export SCALING_DIR
-    trap '[ -n "${KEEP:-}" ] || rm -rf "$SCALING_DIR"' EXIT     # KEEP=1: its logs stay in log/
-    # Network, mounts and processes all end with the last line below, whatever happens in between
+    trap '[ -n "${KEEP:-}" ] || rm -rf "$SCALING_DIR"' EXIT     # KEEP=1 keeps the logs in log/
+    # network, mounts and processes end with the last line below, whatever happens before
     unshare --net --mount --pid --fork --kill-child --mount-proc bash "deploy/${0##*/}" "$@"
     exit
 fi
@@ -38,7 +38,7 @@ performance.quick-read off
 performance.stat-prefetch off
 network.ping-timeout 10"}
 MOUNT_OPTIONS=${MOUNT_OPTIONS-"--entry-timeout=0 --attribute-timeout=0 --negative-timeout=0"}
-address=10.77.0.1 volume=models mounts=$SCALING_DIR/mnt     # GlusterFS takes no address of the loopback's own net
+address=10.77.0.1 volume=models mounts=$SCALING_DIR/mnt     # GlusterFS accepts no address in 127.0.0.0/8
 
 ip address add "$address/24" dev lo
 ip link set lo up

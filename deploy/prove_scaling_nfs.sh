@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Proves the same as prove_scaling.sh on NFS 4.2: an exported ext4, mounted by two clients, a server on each mount.
-# The kernel here may have no NFS: all of it happens in a User Mode Linux, a kernel that is a program of Debian's, which
-# boots from this machine's files, mounted read-only, and has a disk of its own. It has one slow processor, and so proves
-# no speed. Needs Debian's user-mode-linux, nfs-kernel-server, kmod and iproute2, which it installs where they are missing.
+# Tests the same as prove_scaling.sh on NFS 4.2: an exported ext4, mounted by two clients, with a server on each mount.
+# The kernel of this machine may lack NFS, so everything runs in User Mode Linux, a kernel that is an ordinary program.
+# It boots from this machine's files, mounted read-only, and has a disk of its own. Its one processor is slow, so speed
+# is not measured. Needs Debian's user-mode-linux, nfs-kernel-server, kmod and iproute2, which it installs if necessary.
 #
 #   deploy/prove_scaling_nfs.sh [argument of pytest...]
 #
-# PYTHON: as in prove_scaling.sh. MOUNT_OPTIONS: for the mounts; without them as SCALING.md recommends.
+# PYTHON: as in prove_scaling.sh. MOUNT_OPTIONS: for the mounts; the default is what SCALING.md recommends.
 set -euo pipefail
 export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
-if [ -z "${SCALING_DIR:-}" ]; then      # first here, then below as the first process of the other kernel
+if [ -z "${SCALING_DIR:-}" ]; then      # first this part, then the part below as the first process of the other kernel
     cd "$(dirname "$0")/.."
     PYTHON=${PYTHON:-.venv/bin/python}
     [ -x "$(command -v "$PYTHON")" ] || { echo "no $PYTHON: install tests/requirements.txt" >&2; exit 1; }
@@ -53,8 +53,8 @@ hostname server
 touch /var/lib/nfs/{etab,rmtab}
 exportfs -o rw,no_root_squash,no_subtree_check,fsid=0 '*:/mnt/export'
 rpc.nfsd -N 3 4
-rpc.mountd -N 3 2>/dev/null     # it misses IPv6, which is not here
-for mount in a:1 b:2; do    # in a network of its own under a name of its own each, or the kernel would take them for one
+rpc.mountd -N 3 2>/dev/null     # it complains that there is no IPv6
+for mount in a:1 b:2; do    # each with its own network and host name, or the kernel would treat them as one client
     number=${mount#*:} mount=${mount%:*}
     ip netns add "$mount"
     ip link add "to-$mount" type veth peer name eth0 netns "$mount"

@@ -1,4 +1,4 @@
-"""Tokens, and the headers and lines that carry them."""
+"""Tokens, the headers that send them, and their lines in the file of tokens."""
 
 import base64
 

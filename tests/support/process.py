@@ -1,4 +1,4 @@
-"""The server as a process that ends by itself."""
+"""A server process that exits by itself."""
 
 import os
 import subprocess

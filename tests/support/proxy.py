@@ -1,4 +1,4 @@
-"""nginx with the configuration of deploy/ before servers."""
+"""nginx with the configuration in deploy/, in front of servers."""
 
 import re
 import socket
@@ -21,7 +21,7 @@ TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 @pytest.fixture(scope="session")
 def tls(tmp_path_factory):
-    """A directory with a certificate that is its own authority."""
+    """A directory with a self-signed certificate."""
     place = tmp_path_factory.mktemp("tls")
     subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
                     "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", place / "privkey.pem",
@@ -45,13 +45,13 @@ def replaced(text, old, new):
 
 
 class Proxy:
-    """nginx with deploy/nginx.conf in front of the servers at these ports."""
+    """nginx with deploy/nginx.conf, in front of the servers at these ports."""
 
     def __init__(self, place, tls, *ports, prefixed=None):
         self.place, self.tls = place, tls
         self.http, self.https = free_ports(2)
         text = CONF
-        if prefixed:    # the example of a sub-path, its comment signs taken off
+        if prefixed:    # uncomments the example of a sub-path
             for start, end in (("# location /models-eu/", "# }"), ("# location ~ ^/+models-eu", "# }"),
                                ("# upstream models_eu", "# }")):
                 begin = text.index(start)
@@ -92,7 +92,7 @@ class Proxy:
 
         session = requests.Session()
         session.mount("https://", From())
-        session.trust_env = False       # REQUESTS_CA_BUNDLE would come before what is said here
+        session.trust_env = False       # otherwise REQUESTS_CA_BUNDLE takes precedence
         session.verify = str(self.tls / "fullchain.pem")
         return session
 
@@ -113,7 +113,7 @@ class Proxy:
         return [self.process.pid, *map(int, children)]
 
     def stop(self):
-        """Ends it; whatever it complained of is in what it returns."""
+        """Stops nginx; returns what it complained about."""
         self.process.terminate()
         self.process.wait(20)
         self.process.stderr.close()

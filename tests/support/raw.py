@@ -1,6 +1,4 @@
-"""Requests as they go over the wire."""
-
-
+"""Requests as bytes on the wire."""
 
 
 def head(request, *headers, version="1.1"):

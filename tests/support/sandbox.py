@@ -1,6 +1,6 @@
-"""A prefix of a command line: runs it where nothing but one directory can be written.
+"""Runs a command that can write to only one directory.
 
-    unshare -m python sandbox.py DIRECTORY COMMAND...       needs root; the mounts are gone with the process
+    unshare -m python sandbox.py DIRECTORY COMMAND...       needs root; the mounts disappear with the process
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def mounts(pid="self"):
-    """{mount point: whether it can be written} as the process sees it; of several on a point the last one counts."""
+    """{mount point: whether it is writable} as the process sees it; of several mounts on a point, the last counts."""
     found = {}
     for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
@@ -23,7 +23,7 @@ def mounts(pid="self"):
 
 
 def is_inside(pid, directory):
-    """Whether the process can write nowhere but to `directory`."""
+    """Whether the process can write only to `directory`."""
     return [point for point, writable in mounts(pid).items() if writable] == [str(directory)]
 
 
@@ -32,12 +32,12 @@ def enter(directory):
         subprocess.run(command, check=True)
     for point in mounts():
         if Path(tempfile.gettempdir()) in Path(point).parents and point != directory:
-            # of other tests, who could not let go of it while we had a copy
+            # a mount of another test, which could not unmount it while this namespace has a copy
             subprocess.run(["umount", "--lazy", point], check=True)
     for point, writable in mounts().items():
         if writable and point != directory:
             subprocess.run(["mount", "-o", "remount,bind,ro", point], check=True)
-    assert is_inside("self", directory), "this is no sandbox: not all could be mounted read-only"
+    assert is_inside("self", directory), "not everything could be mounted read-only, so this is not a sandbox"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Models for lists, and what lists tell of them."""
+"""Models for tests of lists."""
 
 
 MODELS = [      # in the order of a list: by project, app, version and name, not by the text of the path

@@ -1,4 +1,4 @@
-"""strace as a means to kill a server at, or to break, the n-th system call of one of its threads."""
+"""Uses strace to kill a server at the n-th system call of one of its threads, or to let that call fail."""
 
 import os
 import re
@@ -14,13 +14,13 @@ from support.witness import Version, perform, put, send
 
 CALLS = ("openat", "openat2", "write", "pwrite64", "fsync", "rename", "renameat", "renameat2", "linkat", "unlink",
          "unlinkat", "mkdir", "mkdirat", "rmdir")
-NO_EXCHANGE = "inject=renameat2:error=EINVAL"      # what file systems without RENAME_EXCHANGE say
+NO_EXCHANGE = "inject=renameat2:error=EINVAL"      # the error of file systems without RENAME_EXCHANGE
 WITHOUT_EXCHANGE = ("strace", "-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null",   # -D: our child is the server
                     "-e", "trace=renameat2", "-e", NO_EXCHANGE)
 
 
 def start_single(storage, *prefix, **env):
-    """A server with one thread of each kind that works for an upload."""
+    """A server with one thread of each kind that an upload needs."""
     launcher = (sys.executable, "-u", str(Path(__file__).with_name("one_worker.py")))
     return LiveServer(storage, *prefix, *launcher, SERVER_THREADS="1", **env)
 
@@ -30,7 +30,7 @@ def upload(server):
 
 
 def threads_of(server):
-    """{network, task, intake: thread id} of a single server, found by what each does for an upload."""
+    """{network, task, intake: thread id} of a server from start_single(), found by what each does for an upload."""
     if not hasattr(server, "threads"):
         log = server.storage.with_suffix(".threads")
         upload(server)      # which starts the worker
@@ -43,7 +43,7 @@ def threads_of(server):
 
 
 def verifying(server):
-    """Starts a verification, which has to be a slow one; the id of its thread when it reads the first model."""
+    """Starts a verification, which has to be slow; returns the id of its thread while it reads the first model."""
     def tasks():
         return {int(path.name) for path in Path(f"/proc/{server.process.pid}/task").iterdir()}
 
@@ -57,7 +57,7 @@ def verifying(server):
 
 @contextmanager
 def strace(log, threads, *expressions):
-    """Traces these threads with these -e expressions while the block runs; the calls go to the file `log`."""
+    """Traces these threads with these -e expressions during the `with`; the calls are written to the file `log`."""
     command = ["strace", "-y", "-o", str(log), *(f"--attach={thread}" for thread in threads)]
     for expression in expressions:
         command += ["-e", expression]
@@ -73,7 +73,7 @@ def strace(log, threads, *expressions):
 
 
 def calls_in(log):
-    """(thread id or None, call, whole line) of each call that strace wrote down."""
+    """(thread id or None, call, whole line) of each call in a log of strace."""
     found = []
     for line in Path(log).read_text(errors="replace").splitlines():
         if call := re.match(r"(?:(\d+) +)?(\w+)\(", line):
@@ -82,7 +82,7 @@ def calls_in(log):
 
 
 def count_calls(server, log, act, calls=CALLS, *expressions):
-    """{(kind of thread, call): how often} while `act()` runs."""
+    """How often each (kind of thread, call) occurs while `act()` runs."""
     threads = threads_of(server)
     kinds = {thread: kind for kind, thread in threads.items()}
     with strace(log, threads.values(), "trace=" + ",".join(calls), *expressions):
@@ -91,5 +91,5 @@ def count_calls(server, log, act, calls=CALLS, *expressions):
 
 
 def points(counted):
-    """Each (kind of thread, call, n) of what was counted."""
+    """Every (kind of thread, call, n) in the result of count_calls()."""
     return [(kind, call, n) for (kind, call), most in sorted(counted.items()) for n in range(1, most + 1)]

@@ -1,4 +1,4 @@
-"""What the tests of the documentation share: the fenced blocks of a Markdown text, and a shell that runs them."""
+"""For the tests of the documentation: the fenced blocks of a Markdown text, and a shell that runs them."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ADDRESS = "localhost:8000"
 
-# What differs from run to run; the rest of an answer is compared to the letter.
+# What differs from run to run. The rest of an answer is compared literally.
 VARYING = (
     (re.compile(r"\b20\d\d-\d\d-\d\dT[\d:.]+(Z|[+-]\d{4})"), "TIME"),
     (re.compile(r"\b\w{3}, \d\d \w{3} 20\d\d \d\d:\d\d:\d\d GMT"), "DATE"),
@@ -24,7 +24,7 @@ VARYING = (
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; `answer` is the block that follows without a word between, in the language `form`."""
+    """A fenced block; `answer` is the block that follows directly, and `form` is the language of that."""
 
     language: str
     text: str
@@ -45,12 +45,12 @@ def blocks(markdown):
 
 
 class Shell:
-    """bash in a directory of its own, with the server's address in place of the documented one."""
+    """bash in its own directory, with the server's address in place of the documented one."""
 
     def __init__(self, directory, server):
         self.directory = Path(directory)
         self.server = server
-        # no user's .curlrc or .wgetrc, no proxy for the loopback, this virtual environment's python first
+        # no user's .curlrc or .wgetrc, no proxy, and this virtual environment's python first
         self.env = {**os.environ, "HOME": str(directory), "LC_ALL": "C.UTF-8", "no_proxy": "*", "NO_PROXY": "*",
                     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
@@ -64,7 +64,7 @@ class Shell:
                               cwd=self.directory, env=self.env, capture_output=True, text=True, timeout=120)
 
     def script(self, text, typed=""):
-        """(stdout, stderr) of a block of lines; what one block exports is set in the next, as in a terminal."""
+        """Runs a block of lines; returns (stdout, stderr). The next block has what it exports, as in a terminal."""
         kept = self.directory / ".exported"
         done = self.try_(f"[ ! -e {kept} ] || . {kept}\ntrap 'export -p > {kept}' EXIT\n"
                          f"trap 'echo \"failed: $BASH_COMMAND\" >&2' ERR\n{text}", typed)
@@ -72,7 +72,7 @@ class Shell:
         return done.stdout.replace(self.address, ADDRESS), done.stderr
 
     def run(self, command):
-        """What the command writes to stdout; it has to end well."""
+        """Runs a command, which has to succeed; returns what it writes to stdout."""
         done = self.try_(command)
         said = done.stdout[-2000:] + done.stderr[-2000:]
         assert done.returncode == 0, f"{command}\nended with {done.returncode}\n{said}"
@@ -92,7 +92,7 @@ def steady(text):
 
 
 def same(documented, answer, form):
-    """Whether an answer is the documented one; in text, … stands for anything."""
+    """Whether an answer matches the documented one, in which … stands for any text unless it is JSON."""
     if form == "json":
         return json.loads(steady(documented)) == json.loads(steady(answer))
     pattern = ".*".join(map(re.escape, steady(documented).split("…")))

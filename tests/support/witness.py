@@ -1,4 +1,4 @@
-"""What a client can tell of a server: versions of models, the operations on them, and what is there afterwards."""
+"""A client's view of a server: versions of models, operations on them, and what is stored afterwards."""
 
 import errno
 import http.client
@@ -24,7 +24,7 @@ class Answer(NamedTuple):
 
 
 class Version(NamedTuple):
-    """A model as a client knows it."""
+    """A model as a client sees it."""
 
     data: bytes
     description: str
@@ -35,7 +35,7 @@ class Version(NamedTuple):
 
 
 def send(server, method, target, body=None, timeout=30, **headers):
-    """The answer; raises OSError or HTTPException when there is none."""
+    """The answer to a request; raises OSError or HTTPException if there is none."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout)
     try:
         connection.request(method, target, body, {k.replace("_", "-"): v for k, v in headers.items()})
@@ -46,7 +46,7 @@ def send(server, method, target, body=None, timeout=30, **headers):
 
 
 def attempt(server, *request, **headers):
-    """The answer, or None when the server went away before there was one."""
+    """The answer to a request, or None if the server died before it."""
     try:
         return send(server, *request, **headers)
     except (OSError, http.client.HTTPException):
@@ -54,12 +54,12 @@ def attempt(server, *request, **headers):
 
 
 def put(key, version):
-    """The request that makes `version` of the model at `key`, a path of four names, as a raw body."""
+    """The request that uploads `version` to `key`, a path of four names, as a raw body."""
     return "PUT", f"/models/{key}?description={version.description}&stage={version.stage}", version.data
 
 
 def post(key, version):
-    """The same as a form."""
+    """The same upload as a form."""
     fields = zip(("project_id", "app_name", "version", "model_name"), key.split("/"), strict=True)
     parts = [*fields, ("description", version.description), ("stage", version.stage), ('file"; filename="m', None)]
     body = b"".join(b'--cut\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (
@@ -68,7 +68,7 @@ def post(key, version):
 
 
 def perform(server, request, **headers):
-    """The answer to what put, post, delete and patch say, None when there is none."""
+    """The answer to a request made by put(), post(), delete() or patch(); None if there is none."""
     method, target, body = request
     return attempt(server, method, target, body, **({"Content_Type": FORM} if method == "POST" else {}), **headers)
 
@@ -83,7 +83,7 @@ def patch(key, version):
 
 
 def see(server, key):
-    """The version at `key` as its bytes and its info agree on it; None when there is none."""
+    """The version at `key`, whose bytes and info have to agree; None if there is none."""
     model, info = send(server, "GET", f"/models/{key}"), send(server, "GET", f"/models/{key}/info")
     assert model.status == info.status and model.status in (200, 404), (key, model.status, info.status, model, info)
     if model.status == 404:
@@ -91,7 +91,7 @@ def see(server, key):
     known, digest = info.json, sha256(model.body)
     headers = model.headers.get("etag"), model.headers.get("x-checksum-sha256")
     assert headers == (f'"{digest}"', digest), f"{key} is torn: its bytes are not what its headers say"
-    assert (known["sha256"], known["size"]) == (digest, len(model.body)), f"{key} is torn: info tells of other bytes"
+    assert (known["sha256"], known["size"]) == (digest, len(model.body)), f"{key} is torn: bytes and info differ"
     assert known["uploaded_at"], f"{key} has lost its metadata"
     return Version(model.body, known["description"], known["metadata"].get("stage"))
 
@@ -103,7 +103,7 @@ def listed(server):
 
 
 def fill(path):
-    """Takes the last free byte."""
+    """Fills the disk to its last byte."""
     with path.open("wb", buffering=0) as file:
         try:
             while file.write(bytes(4096)):
@@ -113,7 +113,7 @@ def fill(path):
 
 
 def half_models(root):
-    """Directories at a model's depth that hold anything else than a model and its metadata."""
+    """Directories at the depth of a model that contain anything else than a model and its metadata."""
     found = []
     for path, _, names in os.walk(root):
         inside = Path(path).relative_to(root).parts
@@ -123,9 +123,9 @@ def half_models(root):
 
 
 def leftovers(root):
-    """Drafts and the like in .staging; the empty directories of the rescue place are kept while a server runs."""
+    """What was left in .staging. Empty directories below `replaced` do not count: they are kept while a server runs."""
     found = []
-    for path, directories, names in os.walk(Path(root) / ".staging"):   # which bears with what vanishes meanwhile
+    for path, directories, names in os.walk(Path(root) / ".staging"):   # entries may vanish meanwhile
         inside = Path(path).relative_to(root).parts[1:]
         if inside[:1] != ("locks",):
             found += ["/".join((*inside, name)) for name in (*directories, *names)
@@ -134,7 +134,7 @@ def leftovers(root):
 
 
 def assert_whole(server):
-    """No half model in the tree, nothing of a draft left once the server has seen that its clients are gone."""
+    """No incomplete model in the tree, and no draft once the server has noticed that its clients are gone."""
     assert half_models(server.storage) == []
     until = time.monotonic() + 3
     while leftovers(server.storage) and time.monotonic() < until:
@@ -143,7 +143,7 @@ def assert_whole(server):
 
 
 def assert_knows(server, key, *versions):
-    """One of these versions is at `key` and it is listed; None for not there at all. Gives the one that is."""
+    """One of these versions is stored at `key`, and listed; None stands for no model. Returns that version."""
     seen = see(server, key)
     assert seen in versions, f"{key} is {seen}, not one of {versions}"
     assert (key in listed(server)) == (seen is not None)

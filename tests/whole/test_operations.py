@@ -88,7 +88,7 @@ def test_a_model_that_is_replaced_between_its_two_files_is_copied_once_more(star
     (tmp_path / "bin/rsync").chmod(0o755)
     done = backup(server.storage, copy, PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
     assert done.returncode == 0
-    assert done.stderr == "p/app/1/m was replaced while it was copied: once more\n"
+    assert done.stderr == "p/app/1/m was replaced while it was copied: copying it again\n"
     assert holding(copy) == {"p/app/1/m/model": sha256(b"new")}
 
 
@@ -143,7 +143,7 @@ def test_a_torn_copy_is_found_in_compact_metadata_too(tmp_path):
     for indent in (2, None):
         (place / "metadata.json").write_text(json.dumps(document, indent=indent))
         done = backup(tmp_path / "from", tmp_path / f"to{indent}")
-        assert done.stderr == "p/app/1/m was replaced while it was copied: once more\n"
+        assert done.stderr == "p/app/1/m was replaced while it was copied: copying it again\n"
 
 
 @pytest.mark.needs("rsync")
