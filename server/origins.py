@@ -67,17 +67,8 @@ def is_allowed(request: Request) -> bool:
 
 def seen_by_client(request: Request) -> tuple[str, str]:
     """The scheme, and the host with its port unless that is the scheme's, under which the client knows this server."""
-    scheme, host = request.environ["wsgi.url_scheme"], request.host
-    # At the head of a request the server has not yet put what its proxy says in the place of what was sent. Of several
-    # values the last one is that proxy's own.
-    if request.settings.trusted_proxy and request.environ.get("REMOTE_ADDR") == request.settings.trusted_proxy:
-        scheme = last_of(request.header("X-Forwarded-Proto")) or scheme
-        host = last_of(request.header("X-Forwarded-Host")) or host
-    return scheme, plain_origin(f"{scheme}://{host}").partition("://")[2]
-
-
-def last_of(values: str | None) -> str:
-    return (values or "").rpartition(",")[2].strip().strip('"').lower()
+    scheme = request.environ["wsgi.url_scheme"]
+    return scheme, plain_origin(f"{scheme}://{request.host}").partition("://")[2]
 
 
 def host_of(host: str) -> str:

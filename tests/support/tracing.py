@@ -35,10 +35,10 @@ def threads_of(server):
         log = server.storage.with_suffix(".threads")
         upload(server)      # which starts the worker
         every = [int(path.name) for path in Path(f"/proc/{server.process.pid}/task").iterdir()]
-        with strace(log, every, "trace=mkdirat,fsync"):
+        with strace(log, every, "trace=mkdirat,fsync,recvfrom"):
             upload(server)
         did = {call: thread for thread, call, _ in calls_in(log)}
-        server.threads = {"network": server.process.pid, "task": did["fsync"], "intake": did["mkdirat"]}
+        server.threads = {"network": did["recvfrom"], "task": did["fsync"], "intake": did["mkdirat"]}
     return server.threads
 
 
