@@ -13,6 +13,7 @@ from email.utils import format_datetime
 from http import HTTPStatus
 from typing import Any, BinaryIO
 from urllib.parse import quote
+from wsgiref.util import FileWrapper
 
 from repository.model import Model
 from repository.reading import OpenModel
@@ -133,29 +134,27 @@ def send(response: Response, environ: dict[str, Any], start_response: Callable[.
         done(sum(map(len, rest)))
         return rest
     if isinstance(body, FileBody):
-        body.file.seek(body.start)
-        sending = SentFile(body.file, done)
-        wrapper = environ.get("wsgi.file_wrapper")
-        return wrapper(sending, SEND_BLOCK) if wrapper else sending.blocks(body.length)
+        wrapper = environ.get("wsgi.file_wrapper", FileWrapper)
+        sending: Iterable[bytes] = wrapper(SentFile(body, done), SEND_BLOCK)
+        return sending
     sent, stream = SentBlocks(body, done), environ.get("model_server.stream")
     return stream(sent) if stream else sent
 
 
 class SentFile:
-    """A file in the hands of the server: tells how many bytes went out when it is closed."""
+    """The bytes of a FileBody in the hands of the server: tells how many went out when it is closed."""
 
-    def __init__(self, file: BinaryIO, done: Callable[[int], None]) -> None:
-        self._file, self._done, self._start = file, done, file.tell()
-        self.read, self.fileno = file.read, file.fileno
-        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+    def __init__(self, body: FileBody, done: Callable[[int], None]) -> None:
+        self._file, self._done, self._start, self._left = body.file, done, body.start, body.length
+        self._file.seek(body.start)
+        self.fileno, self.seek, self.tell = self._file.fileno, self._file.seek, self._file.tell
+        self.seekable = self._file.seekable
 
-    def blocks(self, length: int) -> Iterator[bytes]:
-        try:
-            while length and (block := self.read(min(length, SEND_BLOCK))):
-                length -= len(block)
-                yield block
-        finally:
-            self.close()
+    def read(self, size: int) -> bytes:
+        """For a server that does not send files by itself."""
+        block = self._file.read(min(size, self._left))
+        self._left -= len(block)
+        return block
 
     def close(self) -> None:
         if not self._file.closed:
