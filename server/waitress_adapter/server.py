@@ -28,6 +28,7 @@ from server.waitress_adapter.channel import StreamingChannel
 from server.waitress_adapter.parser import MAX_HEADERS
 
 BACKLOG = 1024      # connections that wait to be accepted, as waitress has it
+SIGNAL_SECONDS = 0.5        # for which the main thread waits at most: two wake-ups a second cost nothing
 
 
 class Dispatcher(ThreadedTaskDispatcher):
@@ -120,7 +121,8 @@ class Server:
         """To be called in the main thread, which has nothing to do then but to take signals."""
         for number in range(2):
             helpers.start(f"network-{number}", self._serve, self._metrics)
-        self._stopped.wait()
+        while not self._stopped.wait(SIGNAL_SECONDS):
+            pass    # a signal that comes just before a wait is not acted on before its end
         self._dispatcher.shutdown(timeout=1)
 
     def _serve(self) -> None:
