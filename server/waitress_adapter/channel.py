@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 from waitress import wasyncore
@@ -24,6 +25,12 @@ TURN_SECONDS = 0.005            # for the body of one client, before the next on
 AHEAD = 512 * 1024              # bytes of a list made and not yet taken by its reader, when making it pauses
 CLOSE_BEHIND = 128 * 1024       # unsent bytes with which it goes on: a thread is woken for each 400 KB
 LINGER = 5.0                    # seconds to read what a refused client still sends, so that it sees the answer
+
+
+def wake(server: Any) -> None:
+    """Makes the loop of a server look at its connections again; where that fails, it does so within a second anyway."""
+    with suppress(OSError):
+        server.pull_trigger()
 
 
 class StreamingChannel(HTTPChannel):
@@ -84,7 +91,7 @@ class StreamingChannel(HTTPChannel):
         ready = bool(super().readable())
         if ready and self.rest:
             if self.turns.ask(self):
-                self.server.pull_trigger()  # nobody may send anything: the turns come after the next event
+                wake(self.server)  # nobody may send anything: the turns come after the next event
             return False
         return ready
 
@@ -220,7 +227,7 @@ class StreamingChannel(HTTPChannel):
 
     def admit(self, request: StreamingParser) -> None:
         body = self.application.admit(self.task_class(self, request).get_environment())
-        body.wake = self.server.pull_trigger
+        body.wake = partial(wake, self.server)
         with self.requests_lock:
             request.begin_body(body)
             if request.completed:
@@ -231,7 +238,7 @@ class StreamingChannel(HTTPChannel):
             request.admitting = False
         if not self.connected:      # handle_close() has left it to us
             request.close()
-        self.server.pull_trigger()
+        wake(self.server)
 
     def wants_no_thread(self) -> bool:
         """Whether service() takes less time than a thread to wake, where the disk is in order."""
