@@ -172,13 +172,13 @@ class Application:
         request, route = environ.get(REQUEST) or (Request(environ, self.services), None)
         if route is None:
             environ[REQUEST] = request, None
-            request.check_host()
             route = self.find(request)
             environ[REQUEST] = request, route
         return request, route
 
     def find(self, request: Request) -> Route:
         """The route of a request, which knows its names then; raises HttpError and InvalidName."""
+        request.check_host()
         origins.check(request)
         route, request.names = find_route(self.routes, request)
         request.route = route.path
@@ -236,9 +236,7 @@ class Application:
             request.body = arrived
             if isinstance(arrived.refusal, ProtocolError):
                 raise arrived.refusal   # what there is of the head is not to be trusted
-        if route is None:
-            request.check_host()
-            route = self.find(request)
+        route = route or self.find(request)
         self.authorize(request, route)  # again, where a body has come: its token may have been withdrawn meanwhile
         if request.body is not arrived:
             request.body = self.body_of(request, route)
