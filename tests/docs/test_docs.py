@@ -36,6 +36,7 @@ RUN_ELSEWHERE = {
     ".venv/bin/python -m pytest -q -k ": "by hand: it would run these tests within themselves",
     ".venv/bin/python -m pytest -q -n 4": "the same",
     ".venv/bin/python -m pytest -q tests/faults": ".ci/run: it takes minutes",
+    ".venv/bin/python -m pytest -q tests/load": ".ci/run: it takes minutes",
     ".venv/bin/python -m pytest tests/faults --rounds 300": "by hand: it takes a quarter of an hour",
     ".venv/bin/python benchmarks/download.py --rounds 1": "by hand: it measures for minutes",
     ".ci/run": "by CI itself",

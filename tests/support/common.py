@@ -44,3 +44,13 @@ def eventually(condition):
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.003)
     return given
+
+
+def sparse(path, size):
+    """A file of this size that takes no room and of which no two MiB are the same."""
+    with path.open("wb") as file:
+        file.truncate(size)
+        for offset in range(0, size, 1 << 20):
+            file.seek(offset)
+            file.write(offset.to_bytes(8, "big") + b"mark")
+    return path

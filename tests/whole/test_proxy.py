@@ -1,6 +1,5 @@
 """Behind deploy/nginx.conf: Debian's nginx with that very file, its addresses and paths replaced, and a certificate."""
 
-import hashlib
 import http.server
 import json
 import os
@@ -12,28 +11,16 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import requests
 from requests.adapters import HTTPAdapter
-from support.common import eventually, sha256
+from support.common import eventually, sha256, sparse
 from support.live import running
 from support.proxy import TRUSTED, proxy
 
-SIZE = int(os.environ.get("PROXY_TEST_MIB") or "512") << 20     # of the upload and download whose memory is watched
 DATA = bytes(range(256)) * 4096
 pytestmark = pytest.mark.needs("nginx", "openssl")
-
-
-
-
-
-
-
-
-
-
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +40,6 @@ def front(served):
 @pytest.fixture
 def behind(served):
     return served[1]
-
-
-def sparse(path, size):
-    """A file of this size that takes no room and of which no two MiB are the same."""
-    with path.open("wb") as file:
-        file.truncate(size)
-        for offset in range(0, size, 1 << 20):
-            file.seek(offset)
-            file.write(offset.to_bytes(8, "big") + b"mark")
-    return path
 
 
 def line_of(server, request_id):
@@ -365,45 +342,6 @@ def test_too_many_connections_are_429_and_those_before_go_on(tmp_path, tls):
             wire.close()
         time.sleep(0.2)
         assert http.get(f"{front.url}/models/p").json()["total_models"] == 32
-
-
-def peak(pid):
-    """The most memory a process has ever had, in bytes."""
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
-
-
-@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_a_large_model_goes_up_and_down_in_flat_memory(tmp_path, tls, version):
-    """PROXY_TEST_MIB sets its size."""
-    source = sparse(tmp_path / "large", SIZE)
-    with running(tmp_path / "models", **TRUSTED) as server, proxy(tmp_path / "nginx", tls, server.port) as front:
-        def use(name, file):
-            url = f"{front.url}/models/p/app/1/{name}"
-            began = time.monotonic()
-            answer = json.loads(front.curl("--fail-with-body", version, "-T", file, url).stdout)
-            between = time.monotonic()
-            digest = hashlib.sha256()
-            with subprocess.Popen(["curl", "-q", "-sSf", version, "--cacert", tls / "fullchain.pem", url],
-                                  stdout=subprocess.PIPE) as down:
-                while block := down.stdout.read(1 << 20):
-                    digest.update(block)
-            assert down.returncode == 0 and digest.hexdigest() == answer["sha256"]
-            return between - began, time.monotonic() - between
-
-        small = tmp_path / "small"
-        small.write_bytes(DATA * 64)
-        use("small", small)
-        before = {pid: peak(pid) for pid in (server.process.pid, *front.processes())}
-        up, down = use("large", source)
-        grown = {pid: peak(pid) - size for pid, size in before.items()}
-        with source.open("rb") as file:
-            answer = front.session().get(f"{front.url}/models/p/app/1/large.sha256").text
-            assert answer.split()[0] == hashlib.file_digest(file, "sha256").hexdigest()
-        print(f"{version}: {SIZE >> 20} MiB up in {up:.1f} s, down in {down:.1f} s; the server grew by "
-              f"{grown.pop(server.process.pid) >> 10} KiB to {peak(server.process.pid) >> 20} MiB, nginx by "
-              f"{[size >> 10 for size in grown.values()]} KiB to {max(map(peak, front.processes())) >> 20} MiB")
-        assert peak(server.process.pid) - before[server.process.pid] < 48 << 20     # 12 MiB may wait for the disk
-        assert max(grown.values()) < 8 << 20
 
 
 def test_without_a_server_the_answer_is_503_with_json(tmp_path, tls):
