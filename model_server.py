@@ -7,9 +7,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 from typing import Any, TypeVar
 
@@ -32,11 +32,12 @@ from repository.model import (
     check_name,
     counted,
     describe,
+    names_in,
     now,
     url_of,
     with_url,
 )
-from repository.versions import precedence
+from repository.reading import OpenModel
 from server import threads
 from server.access import Caller, Refused
 from server.application import Application, Room, Route
@@ -48,6 +49,7 @@ from server.errors import BadRequest, PreconditionFailed, TooLarge
 from server.listing import list_response
 from server.logs import configure
 from server.metrics import Metrics
+from server.places import ALIAS, info_of, newest, place_in
 from server.process import open_storage, raise_descriptor_limit, tune
 from server.request import Request, merged
 from server.responses import Response, file_response, json_response
@@ -63,7 +65,6 @@ FORM_OVERHEAD = metadata.MAX_CUSTOM_TEXT + (64 << 10)
 MAX_DOCUMENT = 7 << 18      # bytes of a PATCH: a client that escapes all but ASCII sends 64 fields of 8 KiB in 1.6 MiB
 METRICS_AGE = 60.0          # seconds: what others changed on disk may be missing so long, a scrape costs no look at it
 HEALTH_AGE = 1.0            # seconds for which one write that worked tells that writing works
-ALIAS = "latest"
 DIGEST = ".sha256"          # behind a model's URL: that of its digest
 
 
@@ -121,6 +122,7 @@ def may_write(request: Request, store: Storage, key: ModelKey) -> Check:
         if current:
             request.caller.check("update", current.key.names)
         else:
+            store.check_place(key)
             check_shadows(request.caller, store, key)
         check_write(request.header, *([etag_of(current)] if current else []))
         if current and not request.settings.overwrite:
@@ -188,32 +190,12 @@ def admit_document(request: Request, store: Storage, **names: str) -> Body:
     return Body(limit=MAX_DOCUMENT)
 
 
-def newest(request: Request, store: Storage, read: Callable[[ModelKey], T], names: Mapping[str, str], suffix: str = "",
-           ) -> tuple[T, list[tuple[str, str]]]:
-    """What `read` gives for the model of these names, `latest` resolved; with headers that name the version then."""
-    key = ModelKey(**names)
-    try:
-        return read(key), []    # a version that is really called latest wins
-    except ModelNotFound:
-        if key.version != ALIAS:
-            raise
-    versions = store.versions(key.project_id, key.app_name, key.model_name)
-    for version in sorted(versions, key=precedence, reverse=True):
-        found = replace(key, version=version)
-        try:
-            path = f"{request.prefix}/models/{found}{suffix}"
-            return read(found), [("Content-Location", path), ("X-Model-Version", version)]
-        except ModelNotFound:
-            continue    # deleted since we looked
-    raise absent(key.names)
-
-
 def checksum(request: Request, store: Storage, **names: str) -> Response:
     real = digest_name(ModelKey(**names))   # a real model of that name comes first
     if real and store.find(real):
         return download_key(request, store, real)
     try:
-        model, headers = newest(request, store, store.info, names, DIGEST)
+        model, headers = newest(request, store, partial(info_of, store), names, DIGEST)
     except ModelNotFound:
         with suppress(ModelNotFound):
             if real:    # the newest one where no version has the model itself
@@ -226,13 +208,24 @@ def checksum(request: Request, store: Storage, **names: str) -> Response:
         return response
     if not model.sha256:
         raise ModelNotFound(f"the digest of {model.key} is not known: it was put there by hand; upload it to have one")
-    body = f"{model.sha256}  {model.key.model_name}\n".encode()
+    body = f"{model.sha256}  {model.key.name}\n".encode()
     return Response(200, [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-cache"), *headers], body)
 
 
 def download(request: Request, store: Storage, **names: str) -> Response:
+    """A model or, where there is none of this name, what is in the folder."""
     pinned = request.query.get("sha256")
-    opened, headers = newest(request, store, store.open if request.method == "GET" else store.peek, names)
+    read = store.open if request.method == "GET" else store.peek
+
+    def open_or_list(**names: str) -> OpenModel | dict[str, str]:
+        try:
+            return read(ModelKey(**names))
+        except ModelNotFound:
+            return place_in(store, **names)
+
+    opened, headers = newest(request, store, open_or_list, names)
+    if not isinstance(opened, OpenModel):
+        return list_below(request, store, opened, headers)
     if opened.model.corrupt and request.query.get("allow_corrupt") != "true":
         opened.file.close()
         raise ModelCorrupt(f"{opened.model.key} is corrupt: its bytes are not those that were uploaded. "
@@ -247,7 +240,7 @@ def download(request: Request, store: Storage, **names: str) -> Response:
 
 
 def download_key(request: Request, store: Storage, key: ModelKey) -> Response:
-    return download(request, store, **dict(zip(NAME_FIELDS, key.names, strict=True)))
+    return download(request, store, **dict(zip(NAME_FIELDS, key.fields, strict=True)))
 
 
 def is_known(request: Request, store: Storage, **names: str) -> bool:
@@ -259,7 +252,7 @@ def is_known_head(request: Request, store: Storage, **names: str) -> bool:
 
 
 def info(request: Request, store: Storage, **names: str) -> Response:
-    model, headers = newest(request, store, store.info, names, "/info")
+    model, headers = newest(request, store, partial(info_of, store), names, "/info")
     etag = etag_of_info(model)
     status = read_status(request.header, etag, None)
     if status == 412:
@@ -291,13 +284,15 @@ def amend(request: Request, store: Storage, **names: str) -> Response:
 
 def delete_model(request: Request, store: Storage, **names: str) -> Response:
     key = ModelKey(**names)
+    if not store.find(key) and next(store.keys(*key.names), None):
+        return delete_tree(request, store, **names)
     model = store.delete(key, lambda model: check_write(request.header, *([etag_of(model)] if model else [])))
     request.audit("delete", key.names, model.sha256, 200)
     return json_response(200, {"message": "Model deleted successfully", **describe(model, request.base_url)})
 
 
 def delete_tree(request: Request, store: Storage, **names: str) -> Response:
-    keys = list(store.keys(*names.values()))
+    keys = list(store.keys(*names_in(names)))
     where = "/".join(names.values())
     if not keys:
         raise ModelNotFound(f"there is no model below {where}")
@@ -317,16 +312,25 @@ def delete_tree(request: Request, store: Storage, **names: str) -> Response:
 
 
 def list_models(request: Request, store: Storage, **names: str) -> Response:
-    places = request.caller.places("read", tuple(names.values()))
-    return list_response(store, names, places, request.query, request.base_url)
+    headers: list[tuple[str, str]] = []
+    if names.get("version") == ALIAS and request.caller.may("read", names_in(names)):
+        with suppress(ModelNotFound):   # then it is a list of nothing
+            names, headers = newest(request, store, partial(place_in, store), names)
+    return list_below(request, store, names, headers)
+
+
+def list_below(request: Request, store: Storage, names: dict[str, str], headers: list[tuple[str, str]]) -> Response:
+    places = request.caller.places("read", names_in(names))
+    response = list_response(store, names, places, request.query, request.base_url)
+    response.headers += headers
+    return response
 
 
 def verify(request: Request, store: Storage, **names: str) -> Response:
-    if len(names) == len(NAME_FIELDS):
-        store.info(ModelKey(**names))
-    elif names and next(store.keys(*names.values()), None) is None:
-        raise absent(tuple(names.values()))
-    progress = request.services.verifier.ask(request.caller.name, *names.values())
+    place = names_in(names)
+    if place and next(store.keys(*place), None) is None:
+        raise absent(place)
+    progress = request.services.verifier.ask(request.caller.name, *place)
     return json_response(202, visible(request, progress), ("Location", f"{request.prefix}/verify"))
 
 

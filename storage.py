@@ -2,8 +2,10 @@
 
     {root}/{project_id}/{app_name}/{version}/{model_name}/model
     {root}/{project_id}/{app_name}/{version}/{model_name}/metadata.json
+    {root}/{project_id}/{app_name}/{version}/onnx/model.onnx/…      a model whose name is the path onnx/model.onnx
     {root}/.staging/                  drafts, locks, what is being removed: see repository/staging.py; never listed
 
+A directory in a version is a model if its `model` is a regular file, and otherwise a folder; nothing in a model is one.
 A model appears by one rename of a finished directory, and is replaced by exchanging two directories. Directories are
 walked by descriptor and without following symbolic links, so no name and no planted link can lead out of the root.
 """
@@ -23,13 +25,14 @@ from repository import filesystem, metadata
 from repository.directories import Tree, mounted_at
 from repository.errors import (
     MetadataUnreadable,
+    ModelExists,
     ModelNotFound,
     ReadOnly,
     StorageFailed,
     StorageFull,
     StoreError,
 )
-from repository.model import Details, Inspection, Model, ModelKey, Names, now
+from repository.model import VERSION_DEPTH, Details, Inspection, Model, ModelKey, Names, now
 from repository.reading import ModelReader, OpenModel
 from repository.replacement import Replacement
 from repository.staging import Staging
@@ -147,25 +150,22 @@ class Storage:
             return None
 
     def keys(self, *names: str) -> Iterator[ModelKey]:
-        """The models below these names, in order, read from the disk and not from the index."""
+        """The models at these names and below them, in order, read from the disk and not from the index."""
         with filesystem.as_store_errors():
-            for model in self._tree.scan((), names):
-                if self._reader.sign(model):
-                    yield ModelKey(*model)
+            yield from self._tree.scan((), lambda names: self._reader.sign(names) is not None, names)
 
     def lines(self, names: Names, after: Names = ()) -> Iterator[Batch]:
         """The models below `names` that come after `after`, in order: batches of Model.line. Raises StorageFailed."""
-        for key in self._reader.retry_unreadable():
-            self.index.forget(key)
+        for place in self._reader.retry_unreadable():
+            self.index.forget(place)
         with filesystem.as_store_errors():
             yield from self.index.lines(names, after)
 
-    def versions(self, project_id: str, app_name: str, model_name: str) -> Iterator[str]:
-        """The versions that have this model, in the order of their names as text."""
+    def versions(self, project_id: str, app_name: str, path: Names) -> Iterator[str]:
+        """The versions that have something at or below this path, in the order of their names as text."""
         with filesystem.as_store_errors():
             for version in self._reader.subdirectories(project_id, app_name):
-                place = (project_id, app_name, version)
-                if model_name in self._reader.subdirectories(*place) and self._reader.sign((*place, model_name)):
+                if next(self.keys(project_id, app_name, version, *path), None):
                     yield version
 
     def free_bytes(self) -> int:
@@ -203,6 +203,16 @@ class Storage:
 
     # ---- changing
 
+    def check_place(self, key: ModelKey) -> None:
+        """Raises ModelExists if a new model cannot be there: below another one, or in place of a folder of models."""
+        with filesystem.as_store_errors():
+            for depth in range(VERSION_DEPTH + 1, len(key.names)):
+                if self._reader.sign(key.names[:depth]):
+                    raise ModelExists(f"{'/'.join(key.names[:depth])} is a model, so nothing can be stored below it: "
+                                      "delete it, or choose another name")
+            if inside := next(self.keys(*key.names), None):
+                raise ModelExists(f"{key} is a folder, with {inside} in it: delete it, or choose another name")
+
     def draft(self) -> "Draft":
         """A new draft, to be published or discarded. Raises ReadOnly, StorageFull, StorageFailed."""
         self.check_writable()
@@ -220,12 +230,12 @@ class Storage:
                 model = self.info(key)
                 check(model)
                 session = undo.enter_context(self._staging.session())
-                with self._tree.walk(*key.names[:3]) as parent:
-                    parent.rename(key.model_name, session, grave)
+                with self._tree.walk(*key.names[:-1]) as parent:
+                    parent.rename(key.name, session, grave)
                     undo.callback(session.remove, grave)
-                    self.index.forget(key)
+                    self.index.forget(key.names)
                     parent.sync()
-            self._tree.prune(*key.names[:3])
+            self._tree.prune(*key.names[:-1])
             return model
 
     def amend(self, key: ModelKey, change: Callable[[Model], Model]) -> Model:
@@ -251,7 +261,7 @@ class Storage:
             filesystem.write_new(descriptor, document)
             session.rename(scratch, directory, filesystem.METADATA)
             self.verdicts.pop(key.names, None)
-            self.index.forget(key)
+            self.index.forget(key.names)
             directory.sync()
             return model
 
@@ -332,8 +342,10 @@ class Draft:
             with self._store._changing(key):
                 current = self._store.find(key)
                 check(current)
+                if not current:
+                    self._store.check_place(key)
                 if current and (current.sha256, current.details, current.corrupt) == (sha256, details, False):
-                    with self._store._tree.walk(*key.names[:3]) as parent:
+                    with self._store._tree.walk(*key.names[:-1]) as parent:
                         parent.sync()   # another request may have stored it and not have synced it yet
                     return Published(current, created=False, unchanged=True)
                 try:
@@ -342,12 +354,12 @@ class Draft:
                     self._store._replacement.restore(key)   # if it was set aside
                     raise
                 finally:
-                    self._store.index.forget(key)
+                    self._store.index.forget(key.names)
             return Published(model, created=current is None, unchanged=False)
 
     def _seal(self, key: ModelKey, sha256: str, details: Details, inspection: Inspection | None) -> Model:
         """Finishes the file, writes metadata.json beside it, and syncs both and their directory."""
-        with self._store._tree.nearest(*key.names[:3]) as place:
+        with self._store._tree.nearest(*key.names[:-1]) as place:
             group = place.group()
         filesystem.give(group, self._file.descriptor)
         stat = self._file.finish()

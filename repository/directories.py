@@ -10,14 +10,15 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from repository import filesystem
+from repository.errors import InvalidName
 from repository.folding import Folding, OtherName
-from repository.model import NAME, NAME_FIELDS, RESERVED_PROJECTS, Names
+from repository.model import MAX_DEPTH, NAME, RESERVED_PROJECTS, VERSION_DEPTH, ModelKey, Names
 
 log = logging.getLogger("model_server.directories")
 TOP = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC   # the top itself can be a link: the operator chose it
@@ -263,6 +264,16 @@ class Tree:
                 if not tries:   # until then, another process may have pruned what was just created
                     raise FileNotFoundError(errno.ENOENT, f"{directory.place}/{name} is gone") from error
 
+    def has(self, files: Collection[str], names: Names) -> bool:
+        """Whether the directory of these names has one of these regular files."""
+        try:
+            with self.reach(*names) as directory:
+                return any(filesystem.stamp(file, directory.descriptor) for file in files)
+        except OSError as error:
+            if error.errno not in filesystem.ABSENT:
+                raise
+            return False
+
     def subdirectories(self, *names: str) -> list[str]:
         """The subdirectories whose names follow the grammar, in order; [] if this is not a directory."""
         try:
@@ -280,14 +291,15 @@ class Tree:
             return []
         return sorted(children)
 
-    def scan(self, base: Names, names: Names = ()) -> Iterator[Names]:
-        """The directories at the depth of a model below `base`, as four names that begin with `names`, in order."""
-        if len(names) == len(NAME_FIELDS):
-            yield names
-            return
-        for name in self.subdirectories(*base, *names):
-            if names or name not in RESERVED_PROJECTS:
-                yield from self.scan(base, (*names, name))
+    def scan(self, base: Names, is_model: Callable[[Names], bool], names: Names = ()) -> Iterator[ModelKey]:
+        """The models at these names and below them, in a tree at `base`, in order; none is inside another one."""
+        if len(names) > VERSION_DEPTH and is_model((*base, *names)):
+            with suppress(InvalidName):     # put there by hand, under a name that is a route
+                yield ModelKey.at(names)
+        elif len(names) < MAX_DEPTH:
+            for name in self.subdirectories(*base, *names):
+                if names or name not in RESERVED_PROJECTS:
+                    yield from self.scan(base, is_model, (*names, name))
 
     def prune(self, *names: str) -> None:
         """Removes the innermost of these nested directories, and then each one around it, as long as they are empty."""
@@ -302,7 +314,7 @@ class Tree:
                     log.warning("cannot remove the empty directory of %s: %s", "/".join(names[:depth]), error)
                     return
 
-    def clear(self, *names: str, levels: int = len(NAME_FIELDS)) -> None:
+    def clear(self, *names: str, levels: int = MAX_DEPTH) -> None:
         """Removes the empty directories in up to `levels` levels below one, and then itself if it is empty."""
         for name in self.subdirectories(*names) if levels else ():
             self.clear(*names, name, levels=levels - 1)

@@ -1,19 +1,23 @@
-"""What a model is: its four names, what is known about it, and how info and lists show it. No I/O."""
+"""What a model is: its names, what is known about it, and how info and lists show it. No I/O."""
 
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from repository.errors import InvalidName
 
-Names = tuple[str, ...]     # 0 to 4 names: of everything, a project, an application, a version, a model
+Names = tuple[str, ...]     # one for each directory: of everything, a project, an application, a version, what is in it
 NAME_RULE = "use 1 to 128 of A-Z a-z 0-9 . _ + -, beginning with a letter, digit or _"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
 RESERVED_PROJECTS = frozenset({"list", "upload"})   # hidden by the routes /models/list and /models/upload
+RESERVED_ENDINGS = frozenset({"info", "upload"})    # behind the path of a model these are routes of their own
+MAX_PARTS = 8       # names in the path of a model: TensorFlow and Triton need four, and each costs readers a directory
+MAX_PATH = 512      # characters in all: with the other names and the root well below PATH_MAX, as tar and rsync need it
 URL_PLACEHOLDER = "\0"  # JSON escapes this character, so it cannot occur in a line otherwise
 
 
@@ -32,7 +36,10 @@ def counted(number: int, noun: str) -> str:
 
 @dataclass(frozen=True, order=True)
 class ModelKey:
-    """The four names of a model; raises InvalidName, so an existing key is safe to join to a path."""
+    """The names of a model; raises InvalidName, so an existing key is safe to join to a path.
+
+    `model_name` may be a path: up to MAX_PARTS names joined by slashes, MAX_PATH characters in all.
+    """
 
     project_id: str
     app_name: str
@@ -40,24 +47,55 @@ class ModelKey:
     model_name: str
 
     def __post_init__(self) -> None:
-        for field_name, value in zip(NAME_FIELDS, self.names, strict=True):
+        for field_name, value in zip(NAME_FIELDS, self.fields, strict=True):
             check_name(field_name, value)
+
+    @classmethod
+    def at(cls, names: Names) -> Self:
+        """The key of the model in this directory."""
+        project_id, app_name, version, *path = names
+        return cls(project_id, app_name, version, "/".join(path))
+
+    @property
+    def fields(self) -> Names:
+        """The values of NAME_FIELDS."""
+        return (self.project_id, self.app_name, self.version, self.model_name)
 
     @property
     def names(self) -> Names:
-        return (self.project_id, self.app_name, self.version, self.model_name)
+        """The names of the directories that lead to the model, the last of which is its own."""
+        return (self.project_id, self.app_name, self.version, *self.model_name.split("/"))
+
+    @property
+    def name(self) -> str:
+        """The last of its names, which is that of a file where the path is one of files."""
+        return self.model_name.rpartition("/")[2]
 
     def __str__(self) -> str:
-        return "/".join(self.names)
+        return "/".join(self.fields)
 
 
 NAME_FIELDS = tuple(f.name for f in fields(ModelKey))
+VERSION_DEPTH = len(NAME_FIELDS) - 1
+MAX_DEPTH = VERSION_DEPTH + MAX_PARTS
+
+
+def names_in(given: Mapping[str, str]) -> Names:
+    """The names of the directory that the first of NAME_FIELDS lead to, as many as are given."""
+    return tuple("/".join(given.values()).split("/")) if given else ()
 
 
 def check_name(field_name: str, value: str) -> None:
-    """Raises InvalidName unless `value` follows the grammar of names."""
-    if not NAME.fullmatch(value):
-        raise InvalidName(f"{field_name} {value[:200]!r} is not a name: {NAME_RULE}")
+    """Raises InvalidName unless `value` follows the grammar of names; that of a model may be a path."""
+    parts = value.split("/") if field_name == "model_name" else [value]
+    for part in parts:
+        if not NAME.fullmatch(part):
+            raise InvalidName(f"{field_name} {value[:200]!r} is not a name: {NAME_RULE}")
+    if len(parts) > MAX_PARTS or len(value) > MAX_PATH:
+        raise InvalidName(f"{field_name} {value[:200]!r} is too long: use up to {MAX_PARTS} names with slashes between "
+                          f"them, {MAX_PATH} characters in all")
+    if len(parts) > 1 and parts[-1] in RESERVED_ENDINGS:
+        raise InvalidName(f"{field_name} {value[:200]!r} ends like the route /{parts[-1]}: choose another")
     if field_name == "project_id" and value in RESERVED_PROJECTS:
         raise InvalidName(f"project_id {value!r} is reserved for a route of this server: choose another")
 
@@ -115,7 +153,7 @@ class Model:
     def as_json(self) -> dict[str, Any]:
         """The fields of info, without those that depend on the place and the server."""
         return {
-            **dict(zip(NAME_FIELDS, self.key.names, strict=True)),
+            **dict(zip(NAME_FIELDS, self.key.fields, strict=True)),
             "filename": self.details.filename,
             "size": self.size,
             "sha256": self.sha256,

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 from repository import filesystem, metadata
 from repository.directories import Directory, Tree
 from repository.errors import ModelUnreadable, absent
-from repository.model import NAME_FIELDS, RESERVED_PROJECTS, Model, ModelKey, Names
+from repository.model import RESERVED_ENDINGS, RESERVED_PROJECTS, VERSION_DEPTH, Model, ModelKey, Names
 from repository.staging import REPLACED, STAGING, Staging
 from repository.tree_index import Signature
 
@@ -35,9 +35,10 @@ class ModelReader:
     def __init__(self, tree: Tree, staging: Staging, verdicts: dict[Names, metadata.Verdict]) -> None:
         self._tree, self._staging, self._verdicts = tree, staging, verdicts
         self._recent = metadata.Recent()
-        # models and directories that could not be read; no stamp changes when they become readable
-        self._unreadable: set[Names] = set()
-        tree.unreadable = self.cannot_read
+        # what could not be read; no stamp changes when it becomes readable
+        self._unreadable: set[Names] = set()    # models
+        self._closed: set[Names] = set()        # other directories
+        tree.unreadable = partial(self._cannot_read, self._closed)
         self._links: set[tuple[str, ...]] = set()
         tree.linked = self.passes_over
 
@@ -56,11 +57,11 @@ class ModelReader:
         """Whether info() will probably answer from the cache."""
         return self._recent.get(key) is not None
 
-    def retry_unreadable(self) -> Iterator[ModelKey]:
-        """Forgets which directories were unreadable; yields a key below each, for the index to forget as well."""
-        for place in [place for place in self._unreadable if len(place) < len(NAME_FIELDS)]:
-            self._unreadable.discard(place)
-            yield ModelKey(*place, *"____"[len(place):])
+    def retry_unreadable(self) -> Iterator[Names]:
+        """Forgets which directories were unreadable; yields each, for the index to forget as well."""
+        for place in list(self._closed):
+            self._closed.discard(place)
+            yield place
 
     def is_lost(self) -> bool:
         """Whether even the top cannot be read, so that the whole storage has failed and not just one model."""
@@ -94,11 +95,19 @@ class ModelReader:
         for base in ((), (STAGING, REPLACED)) * 2:
             try:
                 with self._tree.reach(*base, *key.names) as directory:
-                    return read(directory, key)
+                    if (result := read(directory, key)) is not None or not self._is_folder(directory, base + key.names):
+                        return result
             except OSError as error:
                 if error.errno not in filesystem.ABSENT:
                     raise
         raise FileNotFoundError
+
+    def _is_folder(self, directory: Directory, names: Names) -> bool:
+        """Whether a directory has no model, though it is still at these names: not replaced or removed meanwhile."""
+        if filesystem.stamp(filesystem.MODEL, directory.descriptor):
+            return False
+        with self._tree.reach(*names) as now:
+            return os.path.samestat(os.fstat(now.descriptor), os.fstat(directory.descriptor))
 
     def _open_in(self, directory: Directory, key: ModelKey) -> OpenModel | None:
         try:
@@ -133,12 +142,14 @@ class ModelReader:
 
     def sign(self, names: Names) -> Signature | None:
         """The signature of a model, which changes with either file; None if there is no model or it is unreadable."""
+        if len(names) > VERSION_DEPTH + 1 and names[-1] in RESERVED_ENDINGS:
+            return None     # put there by hand, under a path that is a route
         try:
             with self._tree.reach(*names) as directory:
                 stamp = filesystem.stamp(filesystem.MODEL, directory.descriptor)
                 written = filesystem.stamp(filesystem.METADATA, directory.descriptor)
         except PermissionError as error:
-            self.cannot_read(names[:-1], error)
+            self._cannot_read(self._closed, names[:-1], error)
             return None
         except OSError as error:
             if error.errno in filesystem.ABSENT:
@@ -147,10 +158,10 @@ class ModelReader:
         again = time.monotonic() if names in self._unreadable else 0    # never equal, so that it is read again
         return Signature(hash((stamp, written, self._verdicts.get(names), again)), stamp.size) if stamp else None
 
-    def cannot_read(self, names: Names, error: OSError) -> None:
+    def _cannot_read(self, places: set[Names], names: Names, error: OSError) -> None:
         """Remembers that this model or directory has to be read again, and logs the error once."""
-        if names not in self._unreadable:
-            self._unreadable.add(names)
+        if names not in places:
+            places.add(names)
             log.warning("%s cannot be read: %s", "/".join(names), error)
 
     def passes_over(self, link: Names) -> None:
@@ -183,5 +194,5 @@ class ModelReader:
         except OSError as error:
             if error.errno not in filesystem.OF_ONE:
                 raise
-            self.cannot_read(key.names, error)
+            self._cannot_read(self._unreadable, key.names, error)
             return None

@@ -2,8 +2,8 @@
 
     .staging/{session}/, {session}.lock     the drafts of one process, and a lock that it holds while it lives
     .staging/start.lock, locks/             allow one start, and one change of a model, at a time
-    .staging/replaced/{p}/{a}/{v}/{m}/      old versions, while they are replaced without an atomic exchange
-    .staging/corrupt/{p}/{a}/{v}/{m}/       an empty directory for each model that is known to be corrupt
+    .staging/replaced/{p}/{a}/{v}/{m…}/     old versions, while they are replaced without an atomic exchange
+    .staging/corrupt/{p}/{a}/{v}/{m…}/      an empty directory for each model that is known to be corrupt
 
 Other programs can write there, too. So it is walked like the tree of models, and a link or a file in place of a
 directory is refused.
@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from repository import filesystem
 from repository.directories import DIRECTORY, Directory, Tree
 from repository.errors import InvalidName, Obstructed
-from repository.model import NAME, NAME_FIELDS, ModelKey
+from repository.model import NAME, VERSION_DEPTH, ModelKey, Names
 
 log = logging.getLogger("model_server.staging")
 STAGING = ".staging"    # names cannot begin with a dot, so no project has this name
@@ -97,7 +97,7 @@ class Staging:
             finally:
                 os.close(starting)
         self._take_over_marks()
-        self._tree.clear(STAGING, CORRUPT, levels=len(NAME_FIELDS) - 1)     # left by a mark that was not completed
+        self._tree.clear(STAGING, CORRUPT, levels=VERSION_DEPTH)     # left by a mark that was not completed
 
     def close(self) -> None:
         """Removes the session, with any drafts still open."""
@@ -136,9 +136,13 @@ class Staging:
 
     @contextmanager
     def locked(self, key: ModelKey) -> Iterator[None]:
-        """Holds the lock of this model, which excludes other threads and other processes."""
-        # a model and one named like its digest share a lock: creating either depends on whether the other exists
-        stripe = zlib.crc32(re.sub(r"(\.sha256)+$", "", str(key)).encode()) % LOCKS
+        """Holds the lock of this model, which excludes other threads and other processes.
+
+        Models of which one stands where the other needs a folder share a lock: all below one name in a version. So do a
+        model and one named like its digest. Creating either depends on whether the other exists.
+        """
+        first = "/".join(key.names[: VERSION_DEPTH + 1])
+        stripe = zlib.crc32(re.sub(r"(\.sha256)+$", "", first).encode()) % LOCKS
         with self.at(LOCKED, create=True) as locks, as_obstructed():
             lock = locks.lock(f"{stripe:02}")
         try:
@@ -149,7 +153,9 @@ class Staging:
     # ---- marks of corrupt models
 
     def mark(self, key: ModelKey) -> None:
-        """Marks a model as corrupt; the mark is on disk when this returns."""
+        """Marks a model as corrupt; the mark is on disk when this returns. The caller holds its lock."""
+        for name in self._tree.subdirectories(STAGING, CORRUPT, *key.names):
+            self._tree.clear(STAGING, CORRUPT, *key.names, name)    # marks of what was a folder once
         with self.at(CORRUPT, *key.names, create=True) as mark:
             mark.sync()
 
@@ -159,7 +165,10 @@ class Staging:
             self.at(CORRUPT, *key.names).close()
         except FileNotFoundError:
             return False
-        return True
+        return self._is_mark((STAGING, CORRUPT, *key.names))
+
+    def _is_mark(self, names: Names) -> bool:
+        return not self._tree.subdirectories(*names)
 
     def unmark(self, key: ModelKey) -> None:
         """Removes the mark of a model, if there is one."""
@@ -174,8 +183,7 @@ class Staging:
                     self._told.add(name)
                     log.warning("%s/%s is %s, not a mark of a corrupt model: remove it", marks.place, name,
                                 marks.kind(name))
-        for names in self._tree.scan((STAGING, CORRUPT)):
-            yield ModelKey(*names)
+        yield from self._tree.scan((STAGING, CORRUPT), self._is_mark)
 
     def _take_over_marks(self) -> None:
         """Converts the marks of earlier versions: dangling links to the names of a model, named after their digest."""
@@ -183,7 +191,7 @@ class Staging:
             for name in marks.names():
                 with suppress(OSError, InvalidName):    # not a link, or not to a model: marked() logs it
                     names = os.readlink(name, dir_fd=marks.descriptor).split("/")
-                    if len(names) == len(NAME_FIELDS):
+                    if len(names) == VERSION_DEPTH + 1:
                         self.mark(ModelKey(*names))
                         marks.unlink(name)
 

@@ -6,12 +6,13 @@ What this process changes itself is forgotten at once. The cache is never writte
 
 import threading
 import time
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import NamedTuple
 
-from repository.model import NAME_FIELDS, Model, ModelKey, Names
+from repository.model import MAX_DEPTH, VERSION_DEPTH, Model, ModelKey, Names
 
 FRESH = 0.9     # seconds; twice that, plus a pass over 100,000 models, is less than the promised two seconds
 FRESH_LINES = 1.8       # seconds, for the files of models: there are many more, and no background pass checks them
@@ -22,13 +23,12 @@ BATCH_BYTES = 128 * 1024    # of the lines in one batch, not counting the last o
 KEPT_BYTES = 128 << 20  # of all lines in the cache: 100,000 ordinary models take some 85 MiB
 KEPT_LARGEST = 32 * 1024    # bytes of a line, 40 times an ordinary one: a few larger ones could push out all others
 LINE_OVERHEAD = 200     # bytes that the cache needs for a line in addition: two dictionary entries, the object
-DEPTH = len(NAME_FIELDS) - 1
 
 
 class Batch(NamedTuple):
-    """Some models of one version: its three names, and the models' lines by name, in order."""
+    """Some models of a version or of a folder in it: its names, and the models' lines by their last name, in order."""
 
-    version: Names
+    place: Names
     lines: dict[str, bytes]
 
 
@@ -48,14 +48,15 @@ class Total(NamedTuple):
 
 @dataclass(slots=True)
 class Directory:
-    """What is known about one directory. `children` are in order; `total` is None if it has to be computed again."""
+    """What is known about one directory. `total` is None if it has to be computed again."""
 
-    children: list[str] = field(default_factory=list)
+    children: list[str] = field(default_factory=list)   # names, in order, of models and of directories
+    models: dict[str, int] = field(default_factory=dict)    # those that are models, and their sizes in bytes
     stamp: int = 0              # mtime in ns when `children` were read; 0 if they may have changed since
     checked: float = 0.0
     total: Total | None = None
     compared: float = 0.0       # when the lines were last compared with the models' files
-    # With at most BATCH_MODELS children it is in order and never changed, only replaced.
+    # With at most BATCH_MODELS models it is in order and never changed, only replaced.
     lines: dict[str, bytes] = field(default_factory=dict)
     states: dict[str, int] = field(default_factory=dict)    # of the files that the lines were read from
     size: int = 0               # bytes of memory that the lines take
@@ -82,12 +83,11 @@ class Index:
         """The models below `names` that come after `after`, in order, as batches of Model.line."""
         self._asked = time.monotonic()
         if self.reaches(names):
-            for version in self._versions(names, after):
-                yield from self._lines_in(version, after)
+            yield from self._lines_below(names, after)
 
     def line(self, model: Names) -> bytes | None:
         """The line of one model, read from its files; None if there is no such model."""
-        stored = self._find(ModelKey(*model))
+        stored = self._find(ModelKey.at(model))
         return stored.line if stored else None
 
     def total(self, names: Names = (), at_most: float = 2 * FRESH) -> Total:
@@ -96,12 +96,12 @@ class Index:
             self._refresh()
         return self._total(names) if self.reaches(names) else Total(0, 0)
 
-    def forget(self, key: ModelKey) -> None:
+    def forget(self, names: Names) -> None:
         """Makes the next list check this model and the directories above it; call it after each change of a model."""
         with self._lock:
             self._changes += 1
-            for depth in range(DEPTH + 1):
-                if directory := self._directories.get(key.names[:depth]):
+            for depth in range(len(names) + 1):
+                if directory := self._directories.get(names[:depth]):
                     directory.checked = directory.compared = directory.stamp = 0
                     directory.total = None
 
@@ -117,24 +117,38 @@ class Index:
         self._closed.set()
 
     def reaches(self, names: Names) -> bool:
-        """Whether these nested directories exist and none of them is a link."""
+        """Whether these nested directories exist, and none of them is a link or a model."""
         for depth, name in enumerate(names):
-            children = self._checked(names[:depth]).children
-            index = bisect_left(children, name)
-            if index == len(children) or children[index] != name:
+            directory = self._checked(names[:depth])
+            index = bisect_left(directory.children, name)
+            if index == len(directory.children) or directory.children[index] != name or name in directory.models:
                 return False
         return True
 
-    def _versions(self, names: Names, after: Names) -> Iterator[Names]:
-        """The versions below `names`, in order, beginning with that of `after`."""
-        depth = len(names)
-        if depth == DEPTH:
-            yield names
+    def _lines_below(self, names: Names, after: Names) -> Iterator[Batch]:
+        """The models below a directory that exists which come after `after`: runs of models, and what is in folders."""
+        directory, depth = self._checked(names), len(names)
+        if directory.models and time.monotonic() - directory.compared > FRESH_LINES:
+            self._compare(names, directory)
+        children, models = directory.children, directory.models
+        if after[:depth] == names and depth < len(after):
+            children = children[bisect_left(children, after[depth]):]
+            if children and children[0] == after[depth] and children[0] in models:
+                children = children[1:]
+        elif len(models) == len(children) == len(directory.lines) <= BATCH_MODELS and directory.size <= BATCH_BYTES:
+            if models:
+                yield Batch(names, directory.lines)
             return
-        first = after[depth] if after[:depth] == names and depth < len(after) else ""
-        children = self._checked(names).children
-        for name in children[bisect_left(children, first):]:
-            yield from self._versions((*names, name), after)
+        for are_models, run in groupby(children, models.__contains__):
+            if are_models:
+                yield from self._read_run(names, directory, [*run])
+            else:
+                for name in run:
+                    yield from self._lines_below((*names, name), after)
+
+    def _read_run(self, names: Names, directory: Directory, run: list[str]) -> Iterator[Batch]:
+        for start in range(0, len(run), BATCH_MODELS):
+            yield from self._read_models(names, directory, run[start : start + BATCH_MODELS])
 
     def _total(self, names: Names) -> Total:
         """The total of a directory that exists, computed from those below it unless it is cached."""
@@ -143,11 +157,10 @@ class Index:
             directory = self._checked(names)
         if total := directory.total:
             return total
-        if len(names) == DEPTH:     # another thread has just forgotten it
-            return self._total(names)
-        changes = self._changes
-        below = [self._total((*names, name)) for name in directory.children]
-        total = Total(sum(each.models for each in below), sum(each.size for each in below))
+        changes, models = self._changes, directory.models
+        below = [self._total((*names, name)) for name in directory.children if name not in models]
+        total = Total(len(models) + sum(each.models for each in below),
+                      sum(models.values()) + sum(each.size for each in below))
         with self._lock:
             if changes == self._changes:
                 directory.total = total
@@ -178,6 +191,8 @@ class Index:
             mtime = self._changed(names)
             if mtime != directory.stamp:
                 self._read(names, directory, mtime)
+                if len(names) > VERSION_DEPTH and self._sign(names) and (above := self._directories.get(names[:-1])):
+                    above.stamp = 0     # it has become a model
             directory.checked = moment
             if mtime < 0:
                 del self._directories[names]
@@ -186,83 +201,75 @@ class Index:
     def _read(self, names: Names, directory: Directory, mtime: int) -> None:
         """Reads a directory that has changed; -1 as its mtime means that it was removed."""
         children = self._children(*names) if mtime >= 0 else []
-        total = None
-        if len(names) == DEPTH:
+        models = {}
+        if len(names) >= VERSION_DEPTH:
             signatures = {name: self._sign((*names, name)) for name in children}
-            sizes = {name: signature.size for name, signature in signatures.items() if signature}
-            children, total, directory.compared = list(sizes), Total(len(sizes), sum(sizes.values())), 0.0
-        for gone in set(directory.children).difference(children):
+            models = {name: signature.size for name, signature in signatures.items() if signature}
+            directory.compared = 0.0
+            if len(names) == MAX_DEPTH - 1:
+                children = list(models)
+        for gone in {name for name in directory.children if name not in directory.models}.difference(
+                name for name in children if name not in models):
             self._drop((*names, gone))
         self._changes += directory.checked > 0      # the first check changes no total
-        directory.children, directory.stamp = children, mtime if abs(time.time_ns() - mtime) > RACY * 1e9 else 0
-        for depth in range(len(names)):
+        directory.children, directory.models = children, models
+        directory.stamp = mtime if abs(time.time_ns() - mtime) > RACY * 1e9 else 0
+        for depth in range(len(names) + 1):
             if above := self._directories.get(names[:depth]):
                 above.total = None
-        directory.total = total
-        self._replace(directory, {name: directory.lines[name] for name in children if name in directory.lines})
+        if len(models) == len(children) and len(names) >= VERSION_DEPTH:
+            directory.total = Total(len(models), sum(models.values()))
+        self._replace(directory, {name: directory.lines[name] for name in models if name in directory.lines})
 
     def _drop(self, names: Names) -> None:
         """Removes a directory and all those below it from the cache."""
         if directory := self._directories.pop(names, None):
             self._replace(directory, {})
             for name in directory.children:
-                self._drop((*names, name))
+                if name not in directory.models:
+                    self._drop((*names, name))
 
-    def _lines_in(self, version: Names, after: Names) -> Iterator[Batch]:
-        """The models of one version that come after `after`."""
-        directory = self._checked(version)
-        if time.monotonic() - directory.compared > FRESH_LINES:
-            self._compare(version, directory)
-        names = directory.children
-        if version == after[:DEPTH]:
-            names = names[bisect_right(names, after[DEPTH]):]
-        elif len(names) == len(directory.lines) <= BATCH_MODELS and directory.size <= BATCH_BYTES:
-            yield Batch(version, directory.lines)
-            return
-        for start in range(0, len(names), BATCH_MODELS):
-            yield from self._read_models(version, directory, names[start : start + BATCH_MODELS])
-
-    def _compare(self, version: Names, directory: Directory) -> None:
+    def _compare(self, place: Names, directory: Directory) -> None:
         """Drops the cached lines of models whose files have changed, by one signature for each."""
         with self._lock:
             moment = time.monotonic()
-            signatures = {name: self._sign((*version, name)) for name in directory.lines}
+            signatures = {name: self._sign((*place, name)) for name in directory.lines}
             same = {name for name, signature in signatures.items()
                     if signature and signature.state == directory.states[name]}
             if len(same) < len(signatures):
                 self._replace(directory, {name: line for name, line in directory.lines.items() if name in same})
             directory.compared = moment
 
-    def _read_models(self, version: Names, directory: Directory, names: list[str]) -> Iterator[Batch]:
+    def _read_models(self, place: Names, directory: Directory, names: list[str]) -> Iterator[Batch]:
         """The lines of these models, from the cache or from their files; those read are cached if there is room."""
         compared, lines, size = directory.compared, dict[str, bytes](), 0
         states = dict[str, int]()   # of the models that were read
         for name in names:
             line = directory.lines.get(name)
             if line is None:
-                signature = self._sign((*version, name))
-                line = self.line((*version, name))  # if it changes in between, the next comparison shows it
+                signature = self._sign((*place, name))
+                line = self.line((*place, name))    # if it changes in between, the next comparison shows it
                 if not signature or line is None:   # it has just been deleted
                     continue
                 states[name] = signature.state
             lines[name] = line
             size += len(line)
             if size > BATCH_BYTES:
-                self._keep(version, directory, compared, lines, states)
-                yield Batch(version, lines)
+                self._keep(place, directory, compared, lines, states)
+                yield Batch(place, lines)
                 lines, states, size = {}, {}, 0
-        self._keep(version, directory, compared, lines, states)
-        yield Batch(version, lines)
+        self._keep(place, directory, compared, lines, states)
+        yield Batch(place, lines)
 
     # ---- the memory for lines
 
-    def _keep(self, version: Names, directory: Directory, compared: float, lines: dict[str, bytes],
+    def _keep(self, place: Names, directory: Directory, compared: float, lines: dict[str, bytes],
               states: dict[str, int]) -> None:
         """Caches lines that were read from files in these `states`, unless the directory changed since `compared`."""
         if not states:
             return
         with self._lock:    # not while reading: a stalled disk would block every other list
-            if directory.compared != compared or self._directories.get(version) is not directory:
+            if directory.compared != compared or self._directories.get(place) is not directory:
                 return      # what was read may be out of date
             new = {name: lines[name] for name in states.keys() - directory.lines.keys()
                    if len(lines[name]) <= KEPT_LARGEST}
@@ -270,9 +277,9 @@ class Index:
             if not new or not self._has_room(size):
                 return
             directory.states |= {name: states[name] for name in new}
-            if len(directory.children) <= BATCH_MODELS:
+            if len(directory.models) <= BATCH_MODELS:
                 merged = directory.lines | new
-                self._replace(directory, {name: merged[name] for name in directory.children if name in merged})
+                self._replace(directory, {name: merged[name] for name in directory.models if name in merged})
             else:
                 directory.lines.update(new)
                 directory.size += size

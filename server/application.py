@@ -20,7 +20,7 @@ from repository.errors import (
     StoreError,
     absent,
 )
-from repository.model import check_name
+from repository.model import RESERVED_ENDINGS, check_name
 from server import origins
 from server.access import Refused, guard_of
 from server.errors import (
@@ -44,6 +44,10 @@ from storage import Storage
 log = logging.getLogger("model_server")
 audit = logging.getLogger("audit")
 RETRY_AFTER = 5             # seconds for a storage to come back, as deploy/nginx.conf says for a server
+MAY_HAVE_SLASHES = frozenset({"model_name"})     # fields that may be a path of several names
+ONE = "([^/]+)"
+# a name that is the path of another route, /info, ends none; it may be the first one, so that nothing stands before it
+SEVERAL = f"([^/]+(?:/(?!(?:{'|'.join(sorted(RESERVED_ENDINGS))})\\Z)[^/]+)*)"
 DOUBLE_SLASH = re.compile("([A-Za-z][A-Za-z0-9+.-]*://[^/]*)?//")   # RFC 9112 3.2.2: a target may be a whole URL
 
 
@@ -85,13 +89,15 @@ class Route:
     at_once: Callable[..., bool] = lambda request, store, **names: False    # whether no disk and no time is needed
     partly: bool = False
 
-    @functools.cached_property
-    def depth(self) -> int:
-        return self.path.count("/")
+    @property
+    def fields(self) -> list[str]:
+        return re.findall(r"\{(\w+)\}", self.path)
 
-    @functools.cached_property
-    def pattern(self) -> re.Pattern[str]:
-        return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(self.path)))
+    @property
+    def pattern(self) -> str:
+        """A regular expression for the path, with a group for each of the fields."""
+        return re.sub(r"\\\{(\w+)\\\}", lambda field: SEVERAL if field[1] in MAY_HAVE_SLASHES else ONE,
+                      re.escape(self.path))
 
 
 class Room(NamedTuple):
@@ -105,30 +111,74 @@ class Room(NamedTuple):
     examiner: Callable[[Settings], Examine] | None = None
 
 
-def find_route(routes: Sequence[Route], request: Request) -> tuple[Route, dict[str, str]]:
-    """The route of a request and the names in its path, which follow the grammar; raises HttpError 404, 405, 204."""
-    raw = request.environ.get("REQUEST_URI", "").partition("?")[0]
-    if DOUBLE_SLASH.match(raw):     # waitress takes them for one, other servers and a proxy's rules do not
-        raise NotFound("the path begins with more than one slash: take one away")
-    if "%2f" in raw.lower():    # decoded it would be a slash, and the name another one
-        raise InvalidName("a name in the path has an encoded slash, which no name may have")
-    method = "GET" if request.method == "HEAD" else request.method
-    path = request.path[:-1] if method == "GET" and request.path.endswith("/") else request.path
-    depth = path.count("/")
-    fitting = [route for route in routes if route.depth == depth and route.pattern.fullmatch(path)]
-    fitting = [route for route in fitting if route.path == path] or fitting     # /models/list is no project
-    if not fitting:
-        raise NotFound(f"there is nothing at {request.path[:200]}: see the README for the routes")
-    for route in fitting:
-        if route.method == method and (found := route.pattern.fullmatch(path)):
-            for name, value in found.groupdict().items():
+class Router:
+    """Finds routes: those without a field by their path, the others by one regular expression for each method.
+
+    Where several fit, the first one in the table is meant.
+    """
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._fixed: dict[str, dict[str, Route]] = {}
+        several: dict[str, list[Route]] = {}
+        for route in routes:
+            if route.fields:
+                several.setdefault(route.method, []).append(route)
+            else:
+                self._fixed.setdefault(route.path, {})[route.method] = route
+        self._patterns = {method: Alternatives(routes) for method, routes in several.items()}
+
+    def find(self, request: Request) -> tuple[Route, dict[str, str]]:
+        """The route of a request, and the names in its path, which follow the grammar.
+
+        Raises InvalidName, and HttpError 404, 405 or 204.
+        """
+        raw = request.environ.get("REQUEST_URI", "").partition("?")[0]
+        if DOUBLE_SLASH.match(raw):     # waitress takes them for one, other servers and a proxy's rules do not
+            raise NotFound("the path begins with more than one slash: take one away")
+        if "%2f" in raw.lower():    # decoded it would be a slash, and the name another one
+            raise InvalidName("a name in the path has an encoded slash, which no name may have")
+        method = "GET" if request.method == "HEAD" else request.method
+        path = request.path[:-1] if method == "GET" and request.path.endswith("/") else request.path
+        if found := self._match(method, path):
+            for name, value in found[1].items():
                 check_name(name, value)
-            return route, found.groupdict()
-    methods = {route.method for route in fitting}
-    allow = ("Allow", ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))))
-    if method == "OPTIONS":
-        raise OptionsAnswered("", allow)
-    raise MethodNotAllowed(f"{request.method[:50]} is not for this path: use {allow[1]}", allow)
+            return found
+        methods = {method for method in self._methods(path) if self._match(method, path)}
+        if not methods:
+            raise NotFound(f"there is nothing at {request.path[:200]}: see the README for the routes")
+        allow = ("Allow", ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))))
+        if method == "OPTIONS":
+            raise OptionsAnswered("", allow)
+        raise MethodNotAllowed(f"{request.method[:50]} is not for this path: use {allow[1]}", allow)
+
+    def _methods(self, path: str) -> Iterable[str]:
+        return self._fixed.get(path) or self._patterns
+
+    def _match(self, method: str, path: str) -> tuple[Route, dict[str, str]] | None:
+        if fixed := self._fixed.get(path):      # /models/list is no project
+            return (fixed[method], {}) if method in fixed else None
+        alternatives = self._patterns.get(method)
+        return alternatives.match(path) if alternatives else None
+
+
+class Alternatives:
+    """Routes of one method as one regular expression. An empty group behind each says which of them it was."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._pattern = re.compile("|".join(f"{route.pattern}()" for route in routes))
+        self._routes: dict[int, tuple[Route, list[str], int]] = {}    # by the number of its last group
+        first = 0
+        for route in routes:
+            fields = route.fields
+            self._routes[first + len(fields) + 1] = route, fields, first
+            first += len(fields) + 1
+
+    def match(self, path: str) -> tuple[Route, dict[str, str]] | None:
+        if not (found := self._pattern.fullmatch(path)):
+            return None
+        assert found.lastindex
+        route, fields, first = self._routes[found.lastindex]
+        return route, dict(zip(fields, found.groups()[first:], strict=False))
 
 
 def read_body(environ: dict[str, Any], body: Body) -> None:
@@ -158,7 +208,7 @@ class Application:
     def __init__(self, store: Storage, settings: Settings, routes: Sequence[Route], rooms: Sequence[Room],
                  metrics: Metrics) -> None:
         self.store = store
-        self.routes = (*routes, *(route for room in rooms for route in room.routes))
+        self.router = Router((*routes, *(route for room in rooms for route in room.routes)))
         self.guard = guard_of(settings.tokens_file, settings.anonymous)
         verifier = Verifier(store, settings.verify_rate, metrics)
         self.services = Services(settings, metrics, verifier, Intake(), examiner_of(rooms, settings))
@@ -180,7 +230,7 @@ class Application:
         """The route of a request, which knows its names then; raises HttpError and InvalidName."""
         request.check_host()
         origins.check(request)
-        route, request.names = find_route(self.routes, request)
+        route, request.names = self.router.find(request)
         request.route = route.path
         return route
 

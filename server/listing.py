@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
-from repository.model import NAME_FIELDS, URL_PLACEHOLDER, ModelKey, Names, with_url
+from repository.model import NAME_FIELDS, URL_PLACEHOLDER, VERSION_DEPTH, ModelKey, Names, names_in, with_url
 from repository.tree_index import Batch
 from server.errors import BadRequest
 from server.responses import Response
@@ -64,7 +64,7 @@ class ListQuery:
 class PageEntry(NamedTuple):
     """A model on a page; its line is None if it would take too much memory, and is read again when it is sent."""
 
-    version: Names
+    place: Names
     name: str
     line: bytes | None
 
@@ -72,7 +72,7 @@ class PageEntry(NamedTuple):
 def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Names], parameters: Mapping[str, str],
                   base_url: str) -> Response:
     """The models below `names` that are also below one of `places`, in order, streamed; raises BadRequest."""
-    query, below = ListQuery.parse(parameters), tuple(names.values())
+    query, below = ListQuery.parse(parameters), names_in(names)
     batches = selected(store, places, query, query.after)
     headers: list[tuple[str, str]] = []
     more: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Nam
         more["total_models"] = (sum(len(batch.lines) for batch in selected(store, places, query, ()))
                                 if query.is_filtered else sum(store.index.total(place).models for place in places))
         if goes_on:
-            more["next"] = "/".join((*page[-1].version, page[-1].name))
+            more["next"] = "/".join((*page[-1].place, page[-1].name))
             link = f"{base_url}/models/{'/'.join(below) or 'list'}?{urlencode({**parameters, 'after': more['next']})}"
             headers.append(("Link", f'<{link}>; rel="next"'))
         batches = batches_of(store, page)
@@ -111,9 +111,9 @@ def limit_in(parameters: Mapping[str, str]) -> int | None:
 def cursor_in(parameters: Mapping[str, str]) -> Names:
     """The names of the last model of the page before, () on the first one; raises BadRequest or InvalidName."""
     cursor = parameters.get("after", "")
-    if cursor and cursor.count("/") != 3:
+    if cursor and cursor.count("/") < VERSION_DEPTH:
         raise BadRequest("after is not a cursor: take it from `next` of the page before")
-    return ModelKey(*cursor.split("/")).names if cursor else ()
+    return ModelKey.at(tuple(cursor.split("/"))).names if cursor else ()
 
 
 def selected(store: Storage, places: Sequence[Names], query: ListQuery, after: Names) -> Iterator[Batch]:
@@ -121,7 +121,7 @@ def selected(store: Storage, places: Sequence[Names], query: ListQuery, after: N
     batches = chain.from_iterable(store.lines(place, after) for place in places if place >= after[: len(place)])
     if not query.is_filtered:
         return batches
-    return (Batch(batch.version, {name: line for name, line in batch.lines.items()
+    return (Batch(batch.place, {name: line for name, line in batch.lines.items()
                                   if query.selects(json.loads(with_url(line, "")))})
             for batch in batches)
 
@@ -129,22 +129,22 @@ def selected(store: Storage, places: Sequence[Names], query: ListQuery, after: N
 def page_of(batches: Iterator[Batch], limit: int) -> tuple[deque[PageEntry], bool]:
     """The next models, `limit` of them at most, and whether there are more."""
     page, size = deque[PageEntry](), 0
-    for version, lines in batches:
+    for place, lines in batches:
         for name, line in lines.items():
             if len(page) == limit:
                 return page, True
             size += len(line)
-            page.append(PageEntry(version, name, line if size <= PAGE_BYTES else None))
+            page.append(PageEntry(place, name, line if size <= PAGE_BYTES else None))
     return page, False
 
 
 def batches_of(store: Storage, page: deque[PageEntry]) -> Iterator[Batch]:
     """The models of a page, which is emptied while they are sent; models deleted in the meantime are left out."""
     while page:
-        version, name, line = page.popleft()
-        line = line or store.index.line((*version, name))
+        place, name, line = page.popleft()
+        line = line or store.index.line((*place, name))
         if line:
-            yield Batch(version, {name: line})
+            yield Batch(place, {name: line})
 
 
 def as_text(value: Any) -> str | None:
@@ -186,12 +186,12 @@ def in_pieces(blocks: Iterator[bytes]) -> Iterator[bytes]:
 def sum_lines(batch: Batch, depth: int) -> list[bytes]:
     """Lines for `sha256sum -c`; names are relative to what is listed, where wget -i or wget -x save the models."""
     sums = {name: json.loads(with_url(line, ""))["sha256"] for name, line in batch.lines.items()}
-    return [f"{sha256}  {'/'.join((*batch.version, name)[depth:])}\n".encode()
+    return [f"{sha256}  {'/'.join((*batch.place, name)[depth:])}\n".encode()
             for name, sha256 in sums.items() if sha256]
 
 
 def path_lines(batch: Batch, prefix: str) -> list[bytes]:
-    return [f"{prefix}{'/'.join((*batch.version, name))}\n".encode() for name in batch.lines]
+    return [f"{prefix}{'/'.join((*batch.place, name))}\n".encode() for name in batch.lines]
 
 
 LINES_OF: dict[str, Callable[[Batch, int], list[bytes]]] = {    # by format; the int is how many names were listed below

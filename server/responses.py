@@ -67,7 +67,7 @@ def type_of(model_name: str) -> str:
 
 def file_headers(model: Model) -> list[tuple[str, str]]:
     # cleaned again: metadata.json may have been put there by hand
-    filename = clean_filename(model.details.filename or "") or model.key.model_name
+    filename = clean_filename(model.details.filename or "") or model.key.name
     headers = [
         ("Content-Type", type_of(model.key.model_name)),
         ("Accept-Ranges", "bytes"),

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from repository import filesystem, metadata
 from repository.errors import InvalidMetadata, ModelNotFound, ReadOnly, StorageFailed, StorageFull, StoreError
-from repository.model import NAME_FIELDS, Model, ModelKey, Names, counted, now
+from repository.model import VERSION_DEPTH, Model, ModelKey, Names, counted, now
 from repository.reading import OpenModel
 from repository.tree_index import Total
 from server import threads
@@ -119,7 +119,7 @@ class Verifier:
         with filesystem.as_store_errors():
             marks = list(islice(self._store.marked(), MAX_COUNTED))
             corrupt = {names for names, verdict in list(self._store.verdicts.items())
-                       if verdict.corrupt and self._is_corrupt(ModelKey(*names))}
+                       if verdict.corrupt and self._is_corrupt(ModelKey.at(names))}
             for key in marks[:MAX_CHECKED]:
                 if self._is_corrupt(key):
                     corrupt.add(key.names)
@@ -160,10 +160,8 @@ class Verifier:
 
     def _total(self, names: Names) -> Total:
         """The number of models below these names, and their bytes."""
-        if len(names) < len(NAME_FIELDS):
-            return self._store.index.total(names, TOTAL_AGE)
-        model = self._store.find(ModelKey(*names))
-        return Total(1, model.size) if model else Total(0, 0)
+        model = self._store.find(ModelKey.at(names)) if len(names) > VERSION_DEPTH else None
+        return Total(1, model.size) if model else self._store.index.total(names, TOTAL_AGE)
 
     def _verify(self, names: Names) -> None:
         progress = self._progress
@@ -260,7 +258,7 @@ class Verifier:
             self._store.amend(model.key, change)
         except (ReadOnly, StorageFull, StorageFailed, InvalidMetadata) as error:
             self._store.verdicts[model.key.names] = metadata.Verdict(model.stamp, moment, corrupt)
-            self._store.index.forget(model.key)
+            self._store.index.forget(model.key.names)
             if not self._store.read_only:
                 log.warning("%s: only this process knows the result, which cannot be written: %s", model.key, error)
 

@@ -10,7 +10,6 @@ from support.common import TestApp, sha256
 
 from model_server import create_app
 from repository.folding import Folding
-from repository.model import ModelKey
 from server.settings import Settings
 
 MINE = "/models/secret/app/1.0.0/baseline"
@@ -113,7 +112,7 @@ def test_a_project_that_is_a_link_is_told_of_once(app, store, tmp_path, caplog):
     (store.root / ".hidden").symlink_to(tmp_path)
     for _ in range(3):
         os.utime(store.root)
-        store.index.forget(ModelKey("secret", "app", "1.0.0", "baseline"))
+        store.index.forget(("secret", "app", "1.0.0", "baseline"))
         assert app.get("/models/list").json["total_models"] == 1
         assert len(list(store.keys())) == 1
     told = [record.getMessage() for record in caplog.records if "symbolic link" in record.getMessage()]

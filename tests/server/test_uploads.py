@@ -245,7 +245,7 @@ def test_conditions_decide_whether_it_is_written(site, names, target, exists, he
 
 GOOD = ["a", "Z", "0", "_", "_x", "a" * 128, "1.0.0-rc.1+build_5", "A.B-C+D_e", "a..b", "v1.", "nul", "model",
         "metadata.json"]
-BAD = ["", ".", "..", ".hidden", ".staging", "-x", "+x", "a b", " a", "a ", "a\n", "\na", "a\r\n", "a\t", "a\0b", "a/b",
+BAD = ["", ".", "..", ".hidden", ".staging", "-x", "+x", "a b", " a", "a ", "a\n", "\na", "a\r\n", "a\t", "a\0b",
        "/", "/etc", "../x", "a/../b", "..\\x", "a\\b", "\u00e9", "\uff41", "\u0661", "a" * 129, "a%", "%2e%2e", "%2f",
        "a:b", "~", "a*", "a?b", "a#b", "a&b", "a;b", "$x", "a\x7f", "\u2024\u2024", "a\u200b", "\U0001f600"]
 EACH_WAY = pytest.mark.parametrize("way", ["path", "query", "form"])
@@ -271,7 +271,7 @@ def test_good_names_are_good_at_every_place(site, names, way, place):
 @pytest.mark.parametrize("place", NAME_FIELDS)
 def test_bad_names_are_refused_at_every_place_and_nothing_appears(site, way, place):
     before = site.files()
-    for bad in BAD:
+    for bad in BAD + ([] if way == "path" or place == "model_name" else ["a/b"]):
         answer = upload_as(site, way, {**NAMED, place: bad})
         assert 400 <= answer.status < 500 and answer.json["detail"], bad
         if way != "path" or (bad and "/" not in bad):
@@ -288,9 +288,9 @@ def test_projects_that_a_route_would_hide_are_refused(site, names, way, reserved
         assert upload_as(site, way, {**names, place: reserved}).status in (200, 201)
 
 
-@pytest.mark.parametrize("path", ["p/a/1/%2e%2e", "p/a/1/..", "p/a/../m", "/p/a/1/m", "p//1/m", "p/a/1/m/", "p/a/1/m/n",
-                                  "p/a/1", "../models/p/a/1/m", "p/a/1/.%09.", "p/a/1/m%0a", "p/a/1/%00"])
-def test_a_path_that_is_not_four_names_stores_nothing(site, path):
+@pytest.mark.parametrize("path", ["p/a/1/%2e%2e", "p/a/1/..", "p/a/../m", "/p/a/1/m", "p//1/m", "p/a/1/m/",
+                                  "p/a/1/m//n", "p/a/1", "../models/p/a/1/m", "p/a/1/.%09.", "p/a/1/m%0a", "p/a/1/%00"])
+def test_a_path_that_does_not_lead_to_a_model_stores_nothing(site, path):
     before = site.files()
     assert 400 <= site.put("/models/" + path).status < 500
     assert site.files() == before and staged(site.root) == []
