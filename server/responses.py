@@ -6,14 +6,14 @@ Functions of header values and sizes; the one that touches a file seeks it and h
 import base64
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from email.utils import format_datetime
+from functools import partial
 from http import HTTPStatus
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 from urllib.parse import quote
-from wsgiref.util import FileWrapper
 
 from repository.model import Model
 from repository.reading import OpenModel
@@ -27,20 +27,53 @@ ARCHIVES = {".zip": "application/zip", ".tar": "application/x-tar", ".tar.gz": "
 SEND_BLOCK = 256 * 1024     # one read of a file where the server below cannot send files itself
 
 
-@dataclass
-class FileBody:
-    """`length` bytes of an open file from `start` on; whoever sends it closes the file."""
+class FileSlice:
+    """`length` bytes of an open file from `start` on, as an answer or as a piece of one. Who sends it closes it.
 
-    file: BinaryIO
-    start: int
-    length: int
+    `done` hears then how many bytes were sent. It is an iterable of bytes for any server, and a buffer for ours, which
+    sends it without reading it: len() is what is left, get() gives that, skip() counts what was sent.
+    """
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self.file, self.start, self.length = file, start, length    # the last two of what is left
+        self.sent = 0
+        self.done: Callable[[int], None] = lambda sent: None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.file.seek(self.start)
+        while block := self.file.read(min(SEND_BLOCK, self.length)):
+            self.skip(len(block))
+            yield block
+
+    def get(self, at_most: int) -> Self:
+        return self
+
+    def skip(self, count: int, prune: bool = True) -> None:
+        self.start, self.length, self.sent = self.start + count, self.length - count, self.sent + count
+
+    def close(self) -> None:
+        if not self.file.closed:
+            self.file.close()
+            self.done(self.sent)
+
+
+Piece = bytes | FileSlice
 
 
 @dataclass
 class Response:
+    """An answer. A body of many pieces is made while it is sent: each one when the reader has taken most of the last.
+
+    Among the pieces, a FileSlice needs a Content-Length in the headers. Those of small files should be bytes instead:
+    up to half a MiB waits for its reader, and each file among that takes a descriptor.
+    """
+
     status: int
     headers: list[tuple[str, str]]
-    body: bytes | Iterable[bytes] | FileBody = b""
+    body: bytes | FileSlice | Iterable[Piece] = b""
 
 
 def json_response(status: int, document: dict[str, Any] | bytes, *headers: tuple[str, str]) -> Response:
@@ -111,7 +144,7 @@ def file_response(method: str, header: Header, opened: OpenModel, dated: bool = 
             headers.append(("Content-Range", f"bytes {start}-{stop - 1}/{model.size}"))
         headers.append(("Content-Length", str(stop - start)))
         undo.pop_all()
-        return Response(206 if wanted else 200, headers, FileBody(file, start, stop - start))
+        return Response(206 if wanted else 200, headers, FileSlice(file, start, stop - start))
 
 
 # ---- sending
@@ -124,58 +157,49 @@ def send(response: Response, environ: dict[str, Any], start_response: Callable[.
     head = environ["REQUEST_METHOD"] == "HEAD"
     if isinstance(body, bytes) and status not in (204, 304):
         headers.append(("Content-Length", str(len(body))))
-    elif head and not isinstance(body, bytes | FileBody):   # RFC 9110 9.3.2: counted, for to keep it takes memory
-        headers.append(("Content-Length", str(sum(map(len, body)))))
+    elif head and not isinstance(body, bytes) and not any(name == "Content-Length" for name, _ in headers):
+        headers.append(("Content-Length", str(sum(map(len, body)))))    # RFC 9110 9.3.2; to keep it takes memory
     start_response(f"{status} {HTTPStatus(status).phrase}", headers)
-    if isinstance(body, FileBody) and head:
-        body.file.close()
+    if isinstance(body, FileSlice) and not head:
+        body.done = done
+        return body
     if isinstance(body, bytes) or head:
+        if isinstance(body, FileSlice):
+            body.close()
         rest = [body] if isinstance(body, bytes) and body and not head else []
         done(sum(map(len, rest)))
         return rest
-    if isinstance(body, FileBody):
-        wrapper = environ.get("wsgi.file_wrapper", FileWrapper)
-        sending: Iterable[bytes] = wrapper(SentFile(body, done), SEND_BLOCK)
-        return sending
-    sent, stream = SentBlocks(body, done), environ.get("model_server.stream")
-    return stream(sent) if stream else sent
+    return Sending(body, done)
 
 
-class SentFile:
-    """The bytes of a FileBody in the hands of the server: tells how many went out when it is closed."""
+class Sending:
+    """A body of many pieces in the hands of the server: an iterable of bytes, or for one that sends files of `pieces`.
 
-    def __init__(self, body: FileBody, done: Callable[[int], None]) -> None:
-        self._file, self._done, self._start, self._left = body.file, done, body.start, body.length
-        self._file.seek(body.start)
-        self.fileno, self.seek, self.tell = self._file.fileno, self._file.seek, self._file.tell
-        self.seekable = self._file.seekable
+    Counts what it hands over, and what comes back unsent because the reader has left.
+    """
 
-    def read(self, size: int) -> bytes:
-        """For a server that does not send files by itself."""
-        block = self._file.read(min(size, self._left))
-        self._left -= len(block)
-        return block
+    def __init__(self, body: Iterable[Piece], done: Callable[[int], None]) -> None:
+        self._done, self._handed, self._unsent = done, 0, 0
+        self.pieces = self._counted(body)
 
-    def close(self) -> None:
-        if not self._file.closed:
-            sent = self._file.tell() - self._start
-            self._file.close()
-            self._done(sent)
+    def _counted(self, body: Iterable[Piece]) -> Generator[Piece, None, None]:
+        for piece in body:
+            self._handed += len(piece)
+            if isinstance(piece, FileSlice):
+                piece.done = partial(self._closed, len(piece))
+            yield piece
 
-
-class SentBlocks:
-    """Blocks in the hands of the server, the same."""
-
-    def __init__(self, blocks: Iterable[bytes], done: Callable[[int], None]) -> None:
-        self._blocks, self._done, self._sent = iter(blocks), done, 0
+    def _closed(self, length: int, sent: int) -> None:
+        self._unsent += length - sent
 
     def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        block = next(self._blocks)
-        self._sent += len(block)
-        return block
+        for piece in self.pieces:
+            if isinstance(piece, bytes):
+                yield piece
+            else:
+                with closing(piece):
+                    yield from piece
 
     def close(self) -> None:
-        self._done(self._sent)
+        self.pieces.close()
+        self._done(self._handed - self._unsent)

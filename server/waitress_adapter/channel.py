@@ -10,14 +10,16 @@ from functools import partial
 from typing import Any, cast
 
 from waitress import wasyncore
-from waitress.channel import HTTPChannel
+from waitress.buffers import OverflowableBuffer
+from waitress.channel import ClientDisconnected, HTTPChannel
 
 from server.forwarded import Network
 from server.heads import TLS
+from server.responses import FileSlice, Piece
 from server.turns import Memory, Turns
 from server.uploads import BLOCK
 from server.waitress_adapter.parser import HEAD_BLOCK, Overloaded, StreamingParser
-from server.waitress_adapter.task import FileBuffer, FileSlice, Paused, StreamingTask
+from server.waitress_adapter.task import Paused, StreamingTask
 
 log = logging.getLogger("model_server")
 TURN = 2 << 20                  # bytes of a file sent to one client before the next one's: under a ms
@@ -47,7 +49,9 @@ class StreamingChannel(HTTPChannel):
     paused = False      # its answer waits until the client has taken more of it
     last_activity: float
     addr: tuple[Any, ...]
+    outbufs: list[OverflowableBuffer | FileSlice]
     current_outbuf_count: int
+    total_outbufs_len: int
     turn = 0    # bytes of files it may send before the others have theirs
     linger_until = 0.0
 
@@ -246,7 +250,7 @@ class StreamingChannel(HTTPChannel):
             return True
         request, *more = self.requests
         task = self.task_class(self, request)
-        if more or request.error or request.body_rcv or task.blocks is not None:
+        if more or request.error or request.body_rcv or task.sending is not None:
             return False
         return bool(self.application.answers_at_once(task.get_environment()))
 
@@ -261,25 +265,40 @@ class StreamingChannel(HTTPChannel):
         super().handle_write()
         self.go_on()
 
-    def write_soon(self, data: bytes | FileBuffer) -> int:
+    def write_soon(self, data: Piece) -> int:
         with self.outbuf_lock:
             if self.current_outbuf_count > AHEAD:   # a new buffer: each keeps what was sent of it until all was sent
                 self.current_outbuf_count = self.adj.outbuf_high_watermark
-            if isinstance(data, bytes) and self.connected and not self.total_outbufs_len:
+            if isinstance(data, FileSlice):
+                return self.send_file_soon(data)
+            if self.connected and not self.total_outbufs_len:
                 with suppress(OSError):     # what is left runs into it again
                     data = data[self.send(data, do_close=False):]
                     self.last_activity = time.time()
             return int(super().write_soon(data))
 
+    def send_file_soon(self, piece: FileSlice) -> int:
+        """What waitress does with a buffer of wsgi.file_wrapper, for ours."""
+        if not self.connected:
+            raise ClientDisconnected
+        length = len(piece)
+        self.outbufs += [piece, OverflowableBuffer(self.adj.outbuf_overflow)]   # the last one has to be writable
+        self.total_outbufs_len += length
+        self.current_outbuf_count = 0
+        self._flush_exception(self._flush_some, do_close=False)
+        if self.total_outbufs_len:
+            wake(self.server)
+        return length
+
     def _flush_some(self, do_close: bool = True) -> bool:
         self.turn = TURN
         return bool(super()._flush_some(do_close))
 
-    def send(self, data: bytes | FileSlice, do_close: bool = True) -> int:
+    def send(self, data: Piece, do_close: bool = True) -> int:
         if not isinstance(data, FileSlice):
             return int(super().send(data, do_close))
         try:
-            sent = os.sendfile(self.socket.fileno(), data.descriptor, data.offset, min(data.length, self.turn))
+            sent = os.sendfile(self.socket.fileno(), data.file.fileno(), data.start, min(data.length, self.turn))
         except BlockingIOError:
             return 0
         except ConnectionError:

@@ -11,7 +11,6 @@ from server.chunked import BadChunk, ChunkedDecoder
 from server.heads import BAD_TARGET, HOST, LONGEST_BEGINNING, TLS, TRANSFER_ENCODING, looks_like, plain_head
 from server.turns import FIELD
 from server.uploads import CHUNKED_STEP, REQUEST, Body
-from server.waitress_adapter.task import STREAM
 
 MAX_HEADERS = 64 * 1024         # of a request; the usual limit is 8 KiB
 MAX_FIELDS = 200                # of a head; browsers and proxies send some 20
@@ -169,7 +168,6 @@ class StreamingParser(HTTPRequestParser):
         super().close()
         self._held, self._head, self.body_rcv = 0, bytearray(), None
         self.environ.pop(REQUEST, None)     # which refers to the environment
-        self.environ.pop(STREAM, None)      # and this to the task, which refers to us
         task, self.task = self.task, None
         if task:
             task.close()

@@ -1,30 +1,14 @@
 """Answering a request: files sent by the kernel, and lists made no faster than their reader takes them."""
 
-from typing import Any, NamedTuple
+from contextlib import ExitStack
+from typing import Any
 
-from waitress.buffers import ReadOnlyFileBasedBuffer
 from waitress.task import WSGITask
 
 from server.errors import ProtocolError
 from server.forwarded import forward
+from server.responses import FileSlice, Piece, Sending
 from server.uploads import Body
-
-STREAM = "model_server.stream"  # in an environment: takes blocks over, see downloads.send
-
-
-class FileSlice(NamedTuple):
-    """Bytes to send that stay in their file until the kernel copies them."""
-
-    descriptor: int
-    offset: int
-    length: int
-
-
-class FileBuffer(ReadOnlyFileBasedBuffer):
-    """wsgi.file_wrapper: waitress would read as much as the socket may ever take for each little that it takes."""
-
-    def get(self, numbytes: int = -1, skip: bool = False) -> FileSlice:
-        return FileSlice(self.file.fileno(), self.file.tell(), self.remain)
 
 
 class Paused(BaseException):
@@ -34,11 +18,13 @@ class Paused(BaseException):
 class StreamingTask(WSGITask):
     """Lets the application answer everything, faults below it included: those travel as the refusal of a body.
 
-    An answer of many blocks pauses while its reader is AHEAD bytes behind, and is executed again when that one is not.
+    An answer of many pieces pauses while its reader is AHEAD bytes behind, and is executed again when that one is not.
     """
 
+    response_headers: list[tuple[str, str]]
+    wrote_header = False
     content_bytes_written = 0
-    blocks: Any = None      # what is left of an answer that may pause
+    sending: Sending | None = None      # what is left of an answer that may pause
 
     def get_environment(self) -> dict[str, Any]:
         environ: dict[str, Any] = self.request.environ  # made already where the network thread might have answered
@@ -47,39 +33,60 @@ class StreamingTask(WSGITask):
             if not environ.get("HTTP_HOST"):    # as with HTTP/1.0; waitress has a name for that which nobody can ask
                 environ["SERVER_NAME"] = self.channel.local_address()
             forward(environ, self.channel.trusted)
-            environ["wsgi.file_wrapper"] = FileBuffer
             del environ["waitress.client_disconnected"]     # which refers to the channel, and the channel to this
-            environ[STREAM] = self.stream    # for blocks what file_wrapper is for files
         if error := self.request.error:
             environ["wsgi.input"] = Body(ProtocolError(error.code, error.body))
         return environ
-
-    def write(self, data: bytes) -> None:
-        if self.content_bytes_written or self.content_length != len(data) or not self.has_body:
-            super().write(data)
-            return
-        header = self.build_response_header()   # head and body of a short answer in one packet
-        self.wrote_header = True
-        self.content_bytes_written = len(data)
-        self.channel.write_soon(header + data)
 
     def execute(self) -> None:
         if self.request.error or self.request.refused:
             self.channel.lingers = True
             self.set_close_on_finish()
-        if self.blocks is None:
-            super().execute()
-        for block in self.blocks or ():
-            self.write(block)
+        if self.sending is None:
+            answer = self.channel.application(self.get_environment(), self.start_response)
+            if not isinstance(answer, Sending):     # it is sent without us
+                for piece in (answer,) if isinstance(answer, FileSlice) else answer:
+                    self.write(piece)
+                return
+            self.sending = answer
+        for piece in self.sending.pieces:
+            self.write(piece)
             self.channel.pause_if_behind()
+        if self.content_length not in (None, self.content_bytes_written):
+            self.set_close_on_finish()      # or its reader waits for the rest
 
-    def stream(self, blocks: Any) -> tuple[()]:
-        """Takes an iterator of blocks over, which execute() sends when the application has returned."""
-        self.blocks = blocks
-        return ()
+    def start_response(self, status: str, headers: list[tuple[str, str]]) -> None:
+        """For our application, which calls it once."""
+        self.status, self.response_headers, self.complete = status, [*self.response_headers, *headers], True
+        self.content_length = next((int(value) for name, value in headers if name == "Content-Length"), None)
+
+    def build_response_header(self) -> bytes:
+        head: bytes = super().build_response_header()
+        if head.count(b"\n") != len(self.response_headers) + 2 or head.count(b"\r") != head.count(b"\n"):
+            raise ValueError(f"a header of the answer has a line end: {head!r}")    # RFC 9110 5.5
+        return head
+
+    def write(self, piece: Piece) -> None:
+        """Sends a piece of the answer, the first one in one packet with the head."""
+        head = b"" if self.wrote_header else self.build_response_header()
+        self.wrote_header = True
+        self.content_bytes_written += len(piece)
+        if isinstance(piece, FileSlice):
+            self.write_file(head, piece)
+        elif self.chunked_response and piece:
+            self.channel.write_soon(b"%s%X\r\n%s\r\n" % (head, len(piece), piece))
+        else:
+            self.channel.write_soon(head + piece)
+
+    def write_file(self, head: bytes, piece: FileSlice) -> None:
+        with ExitStack() as undo:
+            undo.callback(piece.close)
+            self.channel.write_soon(head)
+            self.channel.write_soon(piece)
+            undo.pop_all()
 
     def close(self) -> None:
         """Gives up what is left of the answer; called when it is over, sent or not."""
-        blocks, self.blocks = self.blocks, None
-        if blocks is not None:
-            blocks.close()
+        sending, self.sending = self.sending, None
+        if sending is not None:
+            sending.close()
