@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import requests
+from hypothesis import settings
 
 from model_server import create_app
 from server.settings import Settings
@@ -14,6 +15,8 @@ pytest.register_assert_rewrite("support")   # before the first of them is import
 from support.common import TestApp  # noqa: E402
 from support.live import LiveServer, running  # noqa: E402
 
+settings.register_profile("noisy machine", deadline=None)   # an example that takes longer there is no fault
+settings.load_profile("noisy machine")
 pytest_plugins = ["support.needs", "support.proxy", "support.site"]
 
 

@@ -6,7 +6,7 @@ import time
 from urllib.parse import quote
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from server.errors import BadRequest
@@ -126,7 +126,6 @@ near = st.sampled_from([b"\r", b"\n", b"\r\n", b"-", b"--", b"B", b"-1", b" ", b
 nearly = st.lists(st.one_of(near, st.binary(max_size=4))).map(b"".join)
 
 
-@settings(deadline=None)
 @given(st.lists(nearly, min_size=1, max_size=4), st.data())
 @example([D + b"--", D + b"-"], None)
 def test_random_content_in_random_pieces_comes_out_as_it_went_in(contents, data):
@@ -136,7 +135,6 @@ def test_random_content_in_random_pieces_comes_out_as_it_went_in(contents, data)
     assert cut(body, *sorted(cuts)) == [(Part("file", "m.pt"), content) for content in contents]
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=5))
 def test_random_bytes_are_parts_or_a_bad_upload(noise, cuts):
     for body in (noise, form(noise), b"--B-1" + noise + form(b"")):
@@ -359,7 +357,6 @@ tokens = st.sampled_from([
     b"\xff", b"\xc3\xa9", b"\0", b"/", b",", b"<", b"\xe2\x80\xa8"])
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(tokens, st.binary(max_size=3)), max_size=30).map(b"".join), st.booleans())
 def test_random_headers_are_a_part_or_a_bad_upload(noise, disposed):
     try:
@@ -368,7 +365,6 @@ def test_random_headers_are_a_part_or_a_bad_upload(noise, disposed):
         return
 
 
-@settings(deadline=None)
 @given(st.one_of(st.text(max_size=60), st.text("multipart/form-data; boundary=*0'\"\\%\r\n\xff()", max_size=60)))
 def test_random_content_types_are_a_cutter_or_a_bad_upload(noise):
     for content_type in (noise, "multipart/form-data;" + noise, "multipart/form-data; boundary=" + noise):
