@@ -32,7 +32,7 @@ from repository.errors import (
     StorageFull,
     StoreError,
 )
-from repository.model import VERSION_DEPTH, Details, Inspection, Model, ModelKey, Names, now
+from repository.model import Details, Inspection, Model, ModelKey, Names, now
 from repository.reading import ModelReader, OpenModel
 from repository.replacement import Replacement
 from repository.staging import Staging
@@ -152,7 +152,8 @@ class Storage:
     def keys(self, *names: str) -> Iterator[ModelKey]:
         """The models at these names and below them, in order, read from the disk and not from the index."""
         with filesystem.as_store_errors():
-            yield from self._tree.scan((), lambda names: self._reader.sign(names) is not None, names)
+            if not self._reader.model_above(names):
+                yield from self._tree.scan((), lambda names: self._reader.sign(names) is not None, names)
 
     def lines(self, names: Names, after: Names = ()) -> Iterator[Batch]:
         """The models below `names` that come after `after`, in order: batches of Model.line. Raises StorageFailed."""
@@ -206,11 +207,11 @@ class Storage:
     def check_place(self, key: ModelKey) -> None:
         """Raises ModelExists if a new model cannot be there: below another one, or in place of a folder of models."""
         with filesystem.as_store_errors():
-            for depth in range(VERSION_DEPTH + 1, len(key.names)):
-                if self._reader.sign(key.names[:depth]):
-                    raise ModelExists(f"{'/'.join(key.names[:depth])} is a model, so nothing can be stored below it: "
-                                      "delete it, or choose another name")
-            if inside := next(self.keys(*key.names), None):
+            if above := self._reader.model_above(key.names):
+                raise ModelExists(f"{'/'.join(above)} is a model, so nothing can be stored below it: delete it, or "
+                                  "choose another name")
+            inside = next(self.keys(*key.names), key)
+            if inside != key:   # else it was stored just now, about which the caller decides
                 raise ModelExists(f"{key} is a folder, with {inside} in it: delete it, or choose another name")
 
     def draft(self) -> "Draft":

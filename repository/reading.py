@@ -1,9 +1,11 @@
 """Reading models from the tree without locks while they are being replaced and removed."""
 
+import errno
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -114,12 +116,14 @@ class ModelReader:
             file = filesystem.open_regular(filesystem.MODEL, directory.descriptor)
         except FileNotFoundError:
             return None
-        status = os.fstat(file.fileno())
-        model = self._model_in(directory, key)
-        if model is None or model.stamp != filesystem.stamp_of(status):
-            file.close()    # it was changed in the meantime
-            return None
-        return OpenModel(model, file)
+        with ExitStack() as undo:
+            undo.callback(file.close)
+            status = os.fstat(file.fileno())
+            model = self._model_in(directory, key)
+            if model is None or model.stamp != filesystem.stamp_of(status):
+                return None     # it was changed in the meantime
+            undo.pop_all()
+            return OpenModel(model, file)
 
     def _model_in(self, directory: Directory, key: ModelKey, keep: bool = True) -> Model | None:
         # The model last: a directory that is being removed loses it first, so metadata is never read without its model.
@@ -130,6 +134,8 @@ class ModelReader:
         cached, state = self._recent.get(key), (written, stamp, self._verdicts.get(key.names))
         if cached and cached[0] == state:
             return cached[1]
+        if self.model_above(key.names):
+            raise FileNotFoundError(errno.ENOENT, "it is in another model, where somebody has put it")
         document = self._read_metadata(directory, key)
         if filesystem.stamp(filesystem.MODEL, directory.descriptor) != stamp:
             return None
@@ -170,6 +176,13 @@ class ModelReader:
             self._links.add(link)
             log.warning("%s is a symbolic link, which is never followed, so nothing behind it is served: mount the "
                         "directory there instead (mount --bind)", "/".join(link))
+
+    def model_above(self, names: Names) -> Names | None:
+        """The model on the way to these names, below which there can be none."""
+        for depth in range(VERSION_DEPTH + 1, len(names)):
+            if self.sign(names[:depth]):
+                return names[:depth]
+        return None
 
     def changed(self, names: Names) -> int:
         """The mtime of a directory in ns; -1 if it does not exist."""

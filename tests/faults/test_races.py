@@ -152,6 +152,40 @@ def test_a_delete_that_prunes_never_takes_an_upload_with_it(servers, count):
     assert send(servers[0], "GET", "/models/only").json["total_models"] == 0
 
 
+def test_a_model_and_what_would_be_below_it_are_never_stored_both(servers, count, say):
+    """First uploads alone, of which one name wins; then deletes among them, which prune what others make."""
+    rounds = count(5, 50)
+    for number in range(rounds):
+        keys = [f"p/app/{number}/x", f"p/app/{number}/x/y", f"p/app/{number}/x/y/z"]
+        version = Version(f"{number}".encode() * 3000, f"of{number}")
+        answers = everywhere(WRITERS, lambda n, keys=keys, version=version: (
+            keys[n % 3], perform(servers[n // 3 % len(servers)], (put, post)[n // 6 % 2](keys[n % 3], version)).status))
+        stored = {key for key, status in answers if status in (200, 201)}
+        assert len(stored) == 1 and {status for key, status in answers if key not in stored} == {409}, answers
+        for server in servers:
+            assert {key for key in keys if see_model(server, key)} == stored
+
+    def disturb(n):
+        chance = random.Random(n)
+        for _ in range(count(15, 200)):
+            act, key = chance.choice((put, put, delete)), f"p/app/mixed/x{chance.choice(('', '/y', '/y/z'))}"
+            data = Version(f"{n}".encode() * chance.choice((1, 3000)), f"of{n}")
+            answer = perform(chance.choice(servers), act(key) if act is delete else act(key, data))
+            assert answer.status in (200, 201, 404, 409), answer
+
+    everywhere(8, disturb)
+    assert_clean(servers)
+    time.sleep(LAG if len(servers) > 1 else 0)
+    left = {key for key in listed(servers[0]) if "/mixed/" in key}
+    assert len(left) <= 1 and all(see_model(server, key) for server in servers for key in left)
+    say(f"{rounds} rounds of {WRITERS} writers for a model and two below it at {len(servers)} servers")
+
+
+def see_model(server, key):
+    """see(), but None for a folder, which has a list and no info."""
+    return see(server, key) if send(server, "GET", f"/models/{key}/info").status == 200 else None
+
+
 def test_a_process_that_starts_leaves_the_drafts_of_another_alone(tmp_path, count):
     with running(tmp_path / "models") as first:
         for number in range(count(3, 20)):

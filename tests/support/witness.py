@@ -54,13 +54,13 @@ def attempt(server, *request, **headers):
 
 
 def put(key, version):
-    """The request that uploads `version` to `key`, a path of four names, as a raw body."""
+    """The request that uploads `version` to `key`, the four names of a model with slashes between, as a raw body."""
     return "PUT", f"/models/{key}?description={version.description}&stage={version.stage}", version.data
 
 
 def post(key, version):
     """The same upload as a form."""
-    fields = zip(("project_id", "app_name", "version", "model_name"), key.split("/"), strict=True)
+    fields = zip(("project_id", "app_name", "version", "model_name"), key.split("/", 3), strict=True)
     parts = [*fields, ("description", version.description), ("stage", version.stage), ('file"; filename="m', None)]
     body = b"".join(b'--cut\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (
         name.encode(), version.data if value is None else value.encode()) for name, value in parts)
@@ -113,11 +113,12 @@ def fill(path):
 
 
 def half_models(root):
-    """Directories at the depth of a model that contain anything else than a model and its metadata."""
+    """Directories in versions that are neither a model with its metadata, nor a folder with something in it."""
     found = []
-    for path, _, names in os.walk(root):
+    for path, directories, names in os.walk(root):
         inside = Path(path).relative_to(root).parts
-        if len(inside) == 4 and inside[0] != ".staging" and sorted(names) != ["metadata.json", "model"]:
+        is_model, is_folder = sorted(names) == ["metadata.json", "model"], bool(directories)
+        if len(inside) >= 4 and inside[0] != ".staging" and is_model == is_folder:
             found.append((path, names))
     return found
 
