@@ -3,9 +3,9 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 from repository.errors import StoreError
 from server.digests import Hashes
@@ -67,6 +67,12 @@ class Intake:
         self.changed.notify_all()
 
 
+class Mark(Protocol):
+    """Something to be told between two blocks, such as that a file begins; it counts as this many bytes."""
+
+    def __len__(self) -> int: ...
+
+
 class SerialQueue:
     """Works off the blocks of one upload in order, in batches, on shared workers; not on a thread for each upload.
 
@@ -74,13 +80,13 @@ class SerialQueue:
     to it, without waiting for the garbage collector.
     """
 
-    def __init__(self, intake: Intake, work: Callable[[Any, list[memoryview]], None]) -> None:
+    def __init__(self, intake: Intake, work: Callable[[Any, list[memoryview | Mark]], None]) -> None:
         self._intake, self._work = intake, work
-        self._waiting: list[memoryview] = []
+        self._waiting: list[memoryview | Mark] = []
         self._busy = self._again = False
         self.done = 0   # bytes that were worked off, whatever came of it
 
-    def put(self, owner: "Upload", *blocks: memoryview) -> None:
+    def put(self, owner: "Upload", *blocks: memoryview | Mark) -> None:
         """Calls `work` with the owner and these blocks soon; without blocks, so that it sees a change of the owner."""
         with self._intake.changed:
             self._waiting += blocks
@@ -173,6 +179,8 @@ class Body:
 class Upload(Body):
     """A model that is being uploaded: a raw body, or the file in a form, written to a draft and hashed as it arrives.
 
+    A room whose uploads are more than one model overrides write(), hash() and discard().
+
     `content_type` is that of the form, None for a raw body; `limit` is the largest permitted model in bytes;
     `algorithms` are those of the digests that are wanted in addition to SHA-256, see digests.SIZES.
     """
@@ -188,7 +196,7 @@ class Upload(Body):
         self._size = 0          # bytes of the model that have arrived
         self._released = 0      # bytes of it that were written and hashed, or dropped
         self._writes, self._hashes = SerialQueue(intake, Upload._write), SerialQueue(intake, Upload._hash)
-        self._gathered: list[memoryview] = []   # blocks to hand over, and behind them those in _small
+        self._gathered: list[memoryview | Mark] = []    # blocks to hand over, and behind them those in _small
         self._small = bytearray()
         self._gathering = 0     # bytes in both
         self._beside = 0        # bytes of the form that do not belong to the model
@@ -222,6 +230,10 @@ class Upload(Body):
     def _keep(self, block: memoryview) -> None:
         if self.limit is not None and self._size + len(block) > self.limit:
             raise TooLarge(f"the model is larger than the {self.limit} bytes that this server accepts (MODEL_MAX_SIZE)")
+        self.pass_on(block)
+
+    def pass_on(self, block: memoryview | Mark) -> None:
+        """Lets write() and hash() have a block or a mark soon, in order."""
         with self._intake.changed:
             self._size += len(block)
             self._intake.take(len(block))
@@ -230,33 +242,51 @@ class Upload(Body):
         if self._writes.done == 0 or self._gathering >= self._intake.handover:
             self._hand_over()
 
-    def _gather(self, block: memoryview) -> None:
+    def _gather(self, block: memoryview | Mark) -> None:
         self._gathering += len(block)
-        if len(block) < SMALL:
+        if isinstance(block, memoryview) and len(block) < SMALL:
             self._small += block
-        if self._small and (len(block) >= SMALL or len(self._small) >= STEP):
-            self._gathered.append(memoryview(self._small))
-            self._small = bytearray()
-        if len(block) >= SMALL:
+            if len(self._small) >= STEP:
+                self._add_small()
+        else:
+            self._add_small()
             self._gathered.append(block)
 
+    def _add_small(self) -> None:
+        if self._small:
+            self._gathered.append(memoryview(self._small))
+            self._small = bytearray()
+
     def _hand_over(self) -> None:
-        blocks = [*self._gathered, memoryview(self._small)] if self._small else self._gathered
-        self._gathered, self._small, self._gathering = [], bytearray(), 0
+        self._add_small()
+        blocks, self._gathered, self._gathering = self._gathered, [], 0
         self._writes.put(self, *blocks)
         self._hashes.put(self, *blocks)
 
-    def _write(self, batch: list[memoryview]) -> None:
+    def _write(self, batch: list[memoryview | Mark]) -> None:
         if self._closed or self.refusal:
-            if self.draft:
-                self.draft.discard()
+            self.discard()
         elif batch:
-            self.draft = self.draft or self._store.draft()
-            self.draft.write(batch)
+            self.write(batch)
 
-    def _hash(self, batch: list[memoryview]) -> None:
-        for block in () if self._closed or self.refusal else batch:
+    def _hash(self, batch: list[memoryview | Mark]) -> None:
+        if not (self._closed or self.refusal):
+            self.hash(batch)
+
+    def write(self, batch: Sequence[Any]) -> None:
+        """Writes blocks, on a worker; what it raises refuses the upload."""
+        self.draft = self.draft or self._store.draft()
+        self.draft.write(batch)
+
+    def hash(self, batch: Sequence[Any]) -> None:
+        """Hashes the same blocks, on another worker."""
+        for block in batch:
             self._digests.update(block)
+
+    def discard(self) -> None:
+        """Discards what was written, where write() was called last: at a refusal, and when all is over."""
+        if self.draft:
+            self.draft.discard()
 
     def advance(self) -> None:
         """Called after each batch: releases what both queues have worked off, and continues a paused connection."""

@@ -1,0 +1,1 @@
+"""A version as a folder: as one tar, aliases. Optional; model_server.py puts it in."""
