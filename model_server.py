@@ -13,6 +13,7 @@ from functools import partial
 from itertools import takewhile
 from typing import Any, TypeVar
 
+from folders.room import FOLDERS
 from inspection.room import INSPECTION
 from repository import metadata
 from repository.errors import (
@@ -321,7 +322,9 @@ def list_models(request: Request, store: Storage, **names: str) -> Response:
 
 def list_below(request: Request, store: Storage, names: dict[str, str], headers: list[tuple[str, str]]) -> Response:
     places = request.caller.places("read", names_in(names))
-    response = list_response(store, names, places, request.query, request.base_url)
+    form = request.services.formats.get(request.query.get("format", ""))
+    response = (form(request, store, names, places) if form else
+                list_response(store, names, places, request.query, request.base_url))
     response.headers += headers
     return response
 
@@ -393,6 +396,7 @@ ROUTES = (
 
 # Optional rooms, a line each: without that, its import and its folder all the rest works.
 ROOMS: tuple[Room, ...] = (
+    FOLDERS,
     INSPECTION,
 )
 

@@ -9,8 +9,9 @@ import logging
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from repository.errors import (
@@ -34,7 +35,7 @@ from server.errors import (
     ProtocolError,
 )
 from server.metrics import Metrics
-from server.request import Examine, Request, Services
+from server.request import Examine, ListFormat, Request, Services
 from server.responses import Response, json_response, send
 from server.settings import Settings
 from server.uploads import BLOCK, REQUEST, Body, Intake, Upload
@@ -101,13 +102,14 @@ class Route:
 
 
 class Room(NamedTuple):
-    """An optional part of the server: its routes, and what it has to say of each upload before that is published.
+    """An optional part of the server: its routes, its formats of lists, what it says of uploads before they are stored.
 
     `examiner` gives, for the settings, a function of an open file and its size in bytes. It tells what it saw, or
     raises what refuses the upload. Raises ValueError for settings that cannot be.
     """
 
     routes: tuple[Route, ...] = ()
+    formats: Mapping[str, ListFormat] = MappingProxyType({})
     examiner: Callable[[Settings], Examine] | None = None
 
 
@@ -211,7 +213,8 @@ class Application:
         self.router = Router((*routes, *(route for room in rooms for route in room.routes)))
         self.guard = guard_of(settings.tokens_file, settings.anonymous)
         verifier = Verifier(store, settings.verify_rate, metrics)
-        self.services = Services(settings, metrics, verifier, Intake(), examiner_of(rooms, settings))
+        self.services = Services(settings, metrics, verifier, Intake(), examiner_of(rooms, settings),
+                                 {name: form for room in rooms for name, form in room.formats.items()})
         self._process, self._numbers = secrets.token_hex(6), itertools.count(1)
 
     def begin(self, environ: dict[str, Any]) -> tuple[Request, Route]:

@@ -5,7 +5,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, quote
@@ -14,6 +14,7 @@ from repository.model import Inspection, Names
 from server.access import EVERYBODY
 from server.errors import BadRequest
 from server.metrics import Metrics
+from server.responses import Response
 from server.settings import Settings
 from server.uploads import Body, Intake, Upload
 from server.verifier import Verifier
@@ -34,6 +35,7 @@ IN_PATHS = "/!$&'()*+,;=:@~"     # RFC 3986 3.3: what a path may have unescaped,
 
 
 Examine = Callable[[BinaryIO, int], Inspection]     # of an open file and its size; raises what refuses it
+ListFormat = Callable[..., Response]    # of a request, the store, the names that are listed, places that may be read
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Services:
     verifier: Verifier
     intake: Intake
     examine: Examine | None     # what is in the bytes of an upload, where there is a room that looks
+    formats: Mapping[str, ListFormat]   # those of rooms, by what ?format= says
 
 
 class Request:

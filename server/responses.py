@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from datetime import datetime
 from email.utils import format_datetime
 from functools import partial
 from http import HTTPStatus
@@ -61,6 +62,10 @@ class FileSlice:
 
 
 Piece = bytes | FileSlice
+
+
+class CutShort(Exception):
+    """The rest of an answer cannot be sent; the message says why. Its client has to see that something is missing."""
 
 
 @dataclass
@@ -126,25 +131,36 @@ def file_response(method: str, header: Header, opened: OpenModel, dated: bool = 
     model, file = opened.model, opened.file
     with ExitStack() as undo:
         undo.callback(file.close)
-        etag, headers = etag_of(model), file_headers(model)
         modified = last_modified(model, time.time_ns()) if dated else None
-        if modified and tells_date(header, modified):
-            headers.append(("Last-Modified", format_datetime(modified, usegmt=True)))
-        status = read_status(header, etag, modified)
-        if status == 412:
-            when = f", last modified {modified:%Y-%m-%d %H:%M:%S} UTC" if modified else ""
-            raise PreconditionFailed(f"the model is {etag}{when}")
-        if status == 304:
-            return Response(304, [(name, value) for name, value in headers if not name.startswith("Content-")])
-        wanted = None
-        if method == "GET" and range_holds(header, etag, modified):     # RFC 9110 14.2: Range is for GET alone
-            wanted = byte_range(header("Range") or "", model.size)
-        start, stop = wanted or (0, model.size)
-        if wanted:
-            headers.append(("Content-Range", f"bytes {start}-{stop - 1}/{model.size}"))
-        headers.append(("Content-Length", str(stop - start)))
-        undo.pop_all()
-        return Response(206 if wanted else 200, headers, FileSlice(file, start, stop - start))
+        response = ranged_response(method, header, file_headers(model), etag_of(model), modified, model.size,
+                                   lambda start, stop: FileSlice(file, start, stop - start))
+        if isinstance(response.body, FileSlice):
+            undo.pop_all()
+        return response
+
+
+def ranged_response(method: str, header: Header, headers: list[tuple[str, str]], etag: str, modified: datetime | None,
+                    size: int, body: Callable[[int, int], FileSlice | Iterable[Piece]]) -> Response:
+    """All `size` bytes, a range of them, or what the request's conditions make of it; `body` gives what is sent.
+
+    `headers` are those of the whole. Raises PreconditionFailed, RangeNotSatisfiable.
+    """
+    if modified and tells_date(header, modified):
+        headers.append(("Last-Modified", format_datetime(modified, usegmt=True)))
+    status = read_status(header, etag, modified)
+    if status == 412:
+        when = f", last modified {modified:%Y-%m-%d %H:%M:%S} UTC" if modified else ""
+        raise PreconditionFailed(f"it is {etag}{when}")
+    if status == 304:
+        return Response(304, [(name, value) for name, value in headers if not name.startswith("Content-")])
+    wanted = None
+    if method == "GET" and range_holds(header, etag, modified):     # RFC 9110 14.2: Range is for GET alone
+        wanted = byte_range(header("Range") or "", size)
+    start, stop = wanted or (0, size)
+    if wanted:
+        headers.append(("Content-Range", f"bytes {start}-{stop - 1}/{size}"))
+    headers.append(("Content-Length", str(stop - start)))
+    return Response(206 if wanted else 200, headers, body(start, stop))
 
 
 # ---- sending

@@ -1,5 +1,6 @@
 """Answering a request: files sent by the kernel, and lists made no faster than their reader takes them."""
 
+import logging
 from contextlib import ExitStack
 from typing import Any
 
@@ -7,8 +8,11 @@ from waitress.task import WSGITask
 
 from server.errors import ProtocolError
 from server.forwarded import forward
-from server.responses import FileSlice, Piece, Sending
+from server.responses import CutShort, FileSlice, Piece, Sending
 from server.uploads import Body
+
+
+log = logging.getLogger("model_server")
 
 
 class Paused(BaseException):
@@ -49,9 +53,12 @@ class StreamingTask(WSGITask):
                     self.write(piece)
                 return
             self.sending = answer
-        for piece in self.sending.pieces:
-            self.write(piece)
-            self.channel.pause_if_behind()
+        try:
+            for piece in self.sending.pieces:
+                self.write(piece)
+                self.channel.pause_if_behind()
+        except CutShort as error:
+            log.warning("an answer ends early, and its connection is closed: %s", error)
         if self.content_length not in (None, self.content_bytes_written):
             self.set_close_on_finish()      # or its reader waits for the rest
 

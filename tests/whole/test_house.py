@@ -14,7 +14,8 @@ ARROWS = {
     "storage": {"repository"},
     "server": {"storage", "repository"},
     "inspection": {"server", "storage", "repository"},
-    "model_server": {"server", "storage", "repository", "inspection"},
+    "folders": {"server", "storage", "repository"},
+    "model_server": {"server", "storage", "repository", "inspection", "folders"},
 }
 CORE = ("model_server", "storage", "repository", "server")
 HTTP = {"http", "email", "urllib", "waitress", "wsgiref", "socket", "socketserver"}
