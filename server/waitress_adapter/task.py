@@ -11,7 +11,6 @@ from server.forwarded import forward
 from server.responses import CutShort, FileSlice, Piece, Sending
 from server.uploads import Body
 
-
 log = logging.getLogger("model_server")
 
 

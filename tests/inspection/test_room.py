@@ -1,4 +1,4 @@
-"""The room of inspection: what its settings may be, and that the server works without it."""
+"""The room of inspection: what its settings may be; and that the server works without it, and without the others."""
 
 import os
 import re
@@ -19,7 +19,7 @@ def test_a_format_that_is_not_known_is_named_with_those_that_are(store, value):
         create_app(store, Settings.from_env({"MODEL_ALLOWED_FORMATS": value}))
 
 
-# What a user does in a tree without the room: run there by a Python of its own.
+# What a user does in a tree without the rooms: run there by a Python of its own.
 SCRIPT = """
 import hashlib, sys
 from pathlib import Path
@@ -36,6 +36,7 @@ with Storage(Path(sys.argv[1])) as store:
     assert app.get(url).body == b"bytes"
     assert app.get(url + ".sha256").text.split()[0] == hashlib.sha256(b"bytes").hexdigest()
     assert app.get("/models/list").json["total_models"] == 1
+    assert app.get("/models/p?format=tar", status=400).json["detail"].startswith("format 'tar' is not known")
     assert app.delete(url).json["message"] == "Model deleted successfully"
     assert app.get(url, status=404)
     for setting in ({"MODEL_PICKLE": "deny"}, {"MODEL_ALLOWED_FORMATS": "onnx"}):
@@ -48,14 +49,15 @@ with Storage(Path(sys.argv[1])) as store:
 """
 
 
-def test_without_the_room_and_its_lines_all_the_rest_works(tmp_path):
+def test_without_the_rooms_and_their_lines_all_the_rest_works(tmp_path):
     tree = tmp_path / "tree"
     tree.mkdir()
     for package in ("repository", "server"):
         shutil.copytree(ROOT / package, tree / package)
     shutil.copy(ROOT / "storage.py", tree)
     door = (ROOT / "model_server.py").read_text(encoding="utf-8")
-    (tree / "model_server.py").write_text(re.sub(r"^.*inspection.*\n", "", door, flags=re.MULTILINE | re.IGNORECASE))
+    kept = re.sub(r"^.*(inspection|folders).*\n", "", door, flags=re.MULTILINE | re.IGNORECASE)
+    (tree / "model_server.py").write_text(kept)
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path / "models")], cwd=tree,
                           env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
