@@ -6,33 +6,34 @@
     {root}/.staging/                  drafts, locks, what is being removed: see repository/staging.py; never listed
 
 A directory in a version is a model if its `model` is a regular file, and otherwise a folder; nothing in a model is one.
-A model appears by one rename of a finished directory, and is replaced by exchanging two directories. Directories are
-walked by descriptor and without following symbolic links, so no name and no planted link can lead out of the root.
+A model appears by one rename of a finished directory, and is replaced by exchanging two directories; so is a whole
+version that is uploaded at once, with all that was in it. Directories are walked by descriptor and without following
+symbolic links, so no name and no planted link can lead out of the root.
 """
 
 import io
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from repository import filesystem, metadata
 from repository.directories import Tree, mounted_at
+from repository.drafts import StagedModel, VersionDraft, remove
 from repository.errors import (
     MetadataUnreadable,
     ModelExists,
     ModelNotFound,
     ReadOnly,
-    StorageFailed,
     StorageFull,
     StoreError,
 )
-from repository.model import Details, Inspection, Model, ModelKey, Names, now
+from repository.model import Details, Inspection, Model, ModelKey, Names
 from repository.reading import ModelReader, OpenModel
 from repository.replacement import Replacement
 from repository.staging import Staging
@@ -220,6 +221,34 @@ class Storage:
         with filesystem.as_store_errors():
             return Draft(self, self._staging)
 
+    def version_draft(self, version: Names) -> VersionDraft:
+        """A new draft of a whole version, for publish_version() or to be discarded. Raises what draft() raises."""
+        self.check_writable()
+        with filesystem.as_store_errors():
+            return VersionDraft(self._tree, self._staging, self.buffers, version)
+
+    def publish_version(self, draft: VersionDraft, check: Callable[[list[ModelKey]], None]) -> bool:
+        """Makes a draft of which all models are sealed the whole version; returns whether there was none.
+
+        `check` may raise to refuse the change, given the models that are stored; those that the draft does not have are
+        gone. Readers see the old or the new version, complete; the new one is on disk when this returns. Raises
+        ModelExists, ReadOnly, StorageFull and StorageFailed; then the old version is still in place.
+        """
+        version = draft.version
+        with filesystem.as_store_errors():
+            draft.sync()
+            with self._changing(version):
+                current = list(self.keys(*version))
+                check(current)
+                try:
+                    self._replacement.place(draft.name, version, replacing=bool(current))
+                except (OSError, StoreError):
+                    self._replacement.restore(version)  # if it was set aside
+                    raise
+                finally:
+                    self.index.forget(version, below=True)
+            return not current
+
     def delete(self, key: ModelKey, check: Check) -> Model:
         """Deletes one model, and returns what it was; the deletion is on disk when this returns.
 
@@ -227,7 +256,7 @@ class Storage:
         """
         grave = self._staging.new_name()
         with filesystem.as_store_errors(), ExitStack() as undo:
-            with self._changing(key):
+            with self._changing(key.names):
                 model = self.info(key)
                 check(model)
                 session = undo.enter_context(self._staging.session())
@@ -246,7 +275,7 @@ class Storage:
         back; MetadataUnreadable if the current metadata cannot be read, and the change would destroy it.
         """
         scratch = f"{self._staging.new_name()}.json"
-        with filesystem.as_store_errors(), self._changing(key), ExitStack() as undo:
+        with filesystem.as_store_errors(), self._changing(key.names), ExitStack() as undo:
             current = self.info(key)
             if (model := change(current)) == current:
                 return current
@@ -267,17 +296,17 @@ class Storage:
             return model
 
     @contextmanager
-    def _changing(self, key: ModelKey) -> Iterator[None]:
-        """Holds the lock of a model, so that all processes on this storage change it one at a time."""
-        self.check_writable(*key.names)
-        with self._staging.locked(key):
-            self._replacement.restore(key)
+    def _changing(self, names: Names) -> Iterator[None]:
+        """Holds the lock of a model or a version, so that all processes on this storage change it one at a time."""
+        self.check_writable(*names)
+        with self._staging.locked(names):
+            self._replacement.restore(names)
             yield
 
     def _restore_replaced(self) -> None:
-        """Restores the old versions that interrupted replacements set aside."""
-        for key in self._replacement.left_aside():
-            with self._changing(key):
+        """Restores what interrupted replacements set aside."""
+        for names in self._replacement.left_aside():
+            with self._changing(names):
                 pass    # entering restores it
         self._replacement.clear()
 
@@ -290,7 +319,7 @@ class Storage:
 
     def unmark(self, key: ModelKey) -> None:
         """Removes the mark of a model, unless the model is corrupt after all."""
-        with filesystem.as_store_errors(), self._changing(key):    # so that nobody else marks it meanwhile
+        with filesystem.as_store_errors(), self._changing(key.names):    # so that nobody else marks it meanwhile
             model = self.find(key)
             if model is None or not model.corrupt:
                 self._staging.unmark(key)
@@ -310,25 +339,12 @@ class Draft:
     def __init__(self, store: Storage, staging: Staging) -> None:
         self._store, self._staging = store, staging
         self._name = staging.new_name()
-        with staging.session() as session:
+        with staging.session() as session, ExitStack() as undo:
             session.mkdir(self._name)
-            try:
-                with session.open(self._name) as directory:
-                    self._file = filesystem.NewFile(directory.create(filesystem.MODEL), store.buffers)
-            except OSError:
-                session.remove(self._name)
-                raise
-        self._open = True
-
-    def write(self, blocks: Sequence[bytes | memoryview]) -> None:
-        """Appends these blocks to the model; raises StorageFull or StorageFailed."""
-        with filesystem.as_store_errors():
-            self._file.write(blocks)
-
-    def examine(self, inspect: Callable[[BinaryIO, int], T]) -> T:
-        """Calls `inspect` with the bytes, as an open file, and their number; nothing can be written after this."""
-        with filesystem.as_store_errors():
-            return inspect(self._file.written(), self._file.size)
+            undo.callback(session.remove, self._name)
+            self._model = StagedModel(session.open(self._name), store.buffers)
+            undo.pop_all()
+        self.write, self.examine = self._model.write, self._model.examine
 
     def publish(self, key: ModelKey, sha256: str, details: Details, check: Check,
                 inspection: Inspection | None = None) -> Published:
@@ -339,8 +355,10 @@ class Draft:
         StorageFailed; then the old model is still in place.
         """
         with filesystem.as_store_errors():
-            model = self._seal(key, sha256, details, inspection)
-            with self._store._changing(key):
+            with self._store._tree.nearest(*key.names[:-1]) as place:
+                group = place.group()
+            model = self._model.seal(key, sha256, details, inspection, group)
+            with self._store._changing(key.names):
                 current = self._store.find(key)
                 check(current)
                 if not current:
@@ -350,47 +368,15 @@ class Draft:
                         parent.sync()   # another request may have stored it and not have synced it yet
                     return Published(current, created=False, unchanged=True)
                 try:
-                    self._store._replacement.place(self._name, key, replacing=current is not None)
+                    self._store._replacement.place(self._name, key.names, replacing=current is not None)
                 except (OSError, StoreError):
-                    self._store._replacement.restore(key)   # if it was set aside
+                    self._store._replacement.restore(key.names)   # if it was set aside
                     raise
                 finally:
                     self._store.index.forget(key.names)
             return Published(model, created=current is None, unchanged=False)
 
-    def _seal(self, key: ModelKey, sha256: str, details: Details, inspection: Inspection | None) -> Model:
-        """Finishes the file, writes metadata.json beside it, and syncs both and their directory."""
-        with self._store._tree.nearest(*key.names[:-1]) as place:
-            group = place.group()
-        filesystem.give(group, self._file.descriptor)
-        stat = self._file.finish()
-        self._close()
-        moment = now()
-        model = Model(key, stat.st_size, sha256, details, moment, moment, stat.st_mtime_ns, stat.st_ino, inspection)
-        document = metadata.encoded(model.as_document())
-        try:
-            directory = self._staging.session(self._name)
-        except FileNotFoundError as error:
-            raise StorageFailed("the model was removed from .staging during its upload: send it again") from error
-        with directory:
-            descriptor = directory.create(filesystem.METADATA)
-            filesystem.give(group, descriptor, directory.descriptor)
-            filesystem.write_new(descriptor, document)
-            os.fsync(directory.descriptor)
-        return model
-
-    def _close(self) -> None:
-        if self._open:
-            self._open = False
-            os.close(self._file.descriptor)
-
     def discard(self) -> None:
         """Removes what is left: the whole draft, or the old model that it replaced. Logs what cannot be removed."""
-        self._close()
-        try:
-            with self._staging.session() as session:
-                session.remove(self._name)
-        except FileNotFoundError:
-            pass
-        except (OSError, StorageFailed) as error:
-            log.error("cannot remove %s: %s", self._name, error)
+        self._model.close()
+        remove(self._staging, self._name)

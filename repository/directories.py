@@ -157,13 +157,13 @@ class Directory:
             raise filesystem.InTheWay(f"{self.place}/{name}", self.kind(name))
         return descriptor
 
-    def lock(self, name: str, flags: int = 0) -> int:
-        """A descriptor that holds the lock of this name until it is closed; BlockingIOError if `flags` is LOCK_NB."""
+    def lock(self, name: str, how: int = fcntl.LOCK_EX) -> int:
+        """A descriptor that holds the lock of this name until it is closed; BlockingIOError if `how` has LOCK_NB."""
         access = os.O_RDONLY    # a file open for writing would prevent `mount -o remount,ro`
         while True:
             descriptor = self.open_lock(name, access)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+                fcntl.flock(descriptor, how)
                 if self.has(name, descriptor):
                     return descriptor   # otherwise it was removed while we waited, and others lock a new one
             except OSError as error:
@@ -182,11 +182,13 @@ class Directory:
             return False
 
     def remove(self, name: str) -> None:
-        """Removes an entry and its contents, the model first, as readers expect; logs what the next start has to do."""
+        """Removes an entry and its contents, models first, as readers expect; logs what the next start has to do."""
         try:
             if self.kind(name) == DIRECTORY:
-                with suppress(FileNotFoundError), self.open(name) as below:
-                    below.unlink(filesystem.MODEL)
+                for _, _, files, below in os.fwalk(name, dir_fd=self.descriptor):
+                    if filesystem.MODEL in files:
+                        with suppress(FileNotFoundError):
+                            os.unlink(filesystem.MODEL, dir_fd=below)
                 shutil.rmtree(name, dir_fd=self.descriptor)     # follows no link either
             else:
                 self.unlink(name)

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -14,8 +14,8 @@ from repository import filesystem, metadata
 from repository.directories import Directory, Tree
 from repository.errors import ModelUnreadable, absent
 from repository.model import RESERVED_ENDINGS, RESERVED_PROJECTS, VERSION_DEPTH, Model, ModelKey, Names
-from repository.staging import REPLACED, STAGING, Staging
-from repository.tree_index import Signature
+from repository.staging import REPLACED, REPLACED_VERSIONS, STAGING, Staging
+from repository.tree_index import Signature, State
 
 log = logging.getLogger("model_server.storage")
 T = TypeVar("T")
@@ -93,16 +93,40 @@ class ModelReader:
         raise absent(key.names)
 
     def _read_in(self, key: ModelKey, read: Callable[[Directory, ModelKey], T | None]) -> T | None:
-        # without RENAME_EXCHANGE, a model that is being replaced is set aside for a moment: see replacement.py
-        for base in ((), (STAGING, REPLACED)) * 2:
+        # without RENAME_EXCHANGE, what is being replaced is set aside for a moment: see replacement.py
+        for base in ((), (STAGING, REPLACED), (STAGING, REPLACED_VERSIONS)) * 2:
             try:
                 with self._tree.reach(*base, *key.names) as directory:
+                    if base[1:] == (REPLACED_VERSIONS,) and self._is_there(key.names[:VERSION_DEPTH]):
+                        continue    # the new version is in place, and may not have this model
                     if (result := read(directory, key)) is not None or not self._is_folder(directory, base + key.names):
                         return result
             except OSError as error:
                 if error.errno not in filesystem.ABSENT:
                     raise
         raise FileNotFoundError
+
+    def _is_there(self, names: Names) -> bool:
+        """Whether this directory exists at its place in the tree."""
+        try:
+            self._tree.reach(*names).close()
+        except OSError as error:
+            if error.errno not in filesystem.ABSENT:
+                raise
+            return False
+        return True
+
+    def _reach(self, names: Names) -> Directory:
+        """Opens a directory to read it, where it is while its version is replaced. Raises OSError, ABSENT included."""
+        with suppress(FileNotFoundError):
+            return self._tree.reach(*names)
+        if len(names) >= VERSION_DEPTH:
+            with suppress(FileNotFoundError):
+                aside = self._tree.reach(STAGING, REPLACED_VERSIONS, *names)
+                if not self._is_there(names[:VERSION_DEPTH]):
+                    return aside
+                aside.close()
+        return self._tree.reach(*names)
 
     def _is_folder(self, directory: Directory, names: Names) -> bool:
         """Whether a directory has no model, though it is still at these names: not replaced or removed meanwhile."""
@@ -151,7 +175,7 @@ class ModelReader:
         if len(names) > VERSION_DEPTH + 1 and names[-1] in RESERVED_ENDINGS:
             return None     # put there by hand, under a path that is a route
         try:
-            with self._tree.reach(*names) as directory:
+            with self._reach(names) as directory:
                 stamp = filesystem.stamp(filesystem.MODEL, directory.descriptor)
                 written = filesystem.stamp(filesystem.METADATA, directory.descriptor)
         except PermissionError as error:
@@ -184,19 +208,22 @@ class ModelReader:
                 return names[:depth]
         return None
 
-    def changed(self, names: Names) -> int:
-        """The mtime of a directory in ns; -1 if it does not exist."""
+    def changed(self, names: Names) -> State:
+        """The state of a directory."""
         try:
-            with self._tree.reach(*names) as directory:
-                return os.fstat(directory.descriptor).st_mtime_ns
+            with self._reach(names) as directory:
+                status = os.fstat(directory.descriptor)
+                return State(status.st_mtime_ns, status.st_ino)
         except OSError as error:
             if error.errno in filesystem.ABSENT:
-                return -1
+                return State(-1)
             raise
 
     def subdirectories(self, *names: str) -> list[str]:
         """The names below these names, in order, without projects that no model can have."""
         children = self._tree.subdirectories(*names)
+        if len(names) == VERSION_DEPTH - 1 or (len(names) == VERSION_DEPTH and not children):
+            children = sorted({*children, *self._tree.subdirectories(STAGING, REPLACED_VERSIONS, *names)})
         return children if names else [name for name in children if name not in RESERVED_PROJECTS]
 
     def _read_metadata(self, directory: Directory, key: ModelKey) -> dict[str, Any] | None:

@@ -2,7 +2,8 @@
 
     .staging/{session}/, {session}.lock     the drafts of one process, and a lock that it holds while it lives
     .staging/start.lock, locks/             allow one start, and one change of a model, at a time
-    .staging/replaced/{p}/{a}/{v}/{m…}/     old versions, while they are replaced without an atomic exchange
+    .staging/replaced/{p}/{a}/{v}/{m…}/     old models, while they are replaced without an atomic exchange
+    .staging/replaced-versions/{p}/{a}/{v}/ the same for whole versions
     .staging/corrupt/{p}/{a}/{v}/{m…}/      an empty directory for each model that is known to be corrupt
 
 Other programs can write there, too. So it is walked like the tree of models, and a link or a file in place of a
@@ -18,7 +19,7 @@ import secrets
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from repository import filesystem
 from repository.directories import DIRECTORY, Directory, Tree
@@ -27,10 +28,13 @@ from repository.model import NAME, VERSION_DEPTH, ModelKey, Names
 
 log = logging.getLogger("model_server.staging")
 STAGING = ".staging"    # names cannot begin with a dot, so no project has this name
-LOCKED, REPLACED, CORRUPT = "locks", "replaced", "corrupt"
+LOCKED, REPLACED, REPLACED_VERSIONS, CORRUPT = "locks", "replaced", "replaced-versions", "corrupt"
 START = "start.lock"
 SESSION = re.compile("[0-9a-f]{16}")
 LOCKS = 64              # files that all models share: more than there are threads, few enough to be created at startup
+VERSION_LOCKS = 16      # files that all versions share: they exclude one another only where a whole one is replaced
+LOCK_NAMES = [f"{stripe:02}" for stripe in range(LOCKS)]
+VERSION_LOCK_NAMES = [f"version-{stripe:02}" for stripe in range(VERSION_LOCKS)]
 MAX_TOLD = 100          # foreign entries among the marks that are logged; more would only fill the log
 
 
@@ -79,8 +83,9 @@ class Staging:
     def _claim(self) -> None:
         """Creates what is missing, removes what dead processes left behind, and creates a session."""
         with self.at(LOCKED, create=True) as locks, as_obstructed():
-            for stripe in range(LOCKS):     # all of them now, because deleting must work on a full disk
-                os.close(locks.open_lock(f"{stripe:02}"))
+            # all of them now, because deleting must work on a full disk
+            for name in (*LOCK_NAMES, *VERSION_LOCK_NAMES):
+                os.close(locks.open_lock(name))
         with self.at() as staging, self._tree.reach() as top, as_obstructed():
             if staging.mount() != top.mount():
                 raise Obstructed(f"{staging.place} is a mount of its own: unmount it, models cannot be moved from it")
@@ -116,7 +121,7 @@ class Staging:
         sessions = {name.removesuffix(".lock") for name in staging.names()} - {self._session}
         for session in filter(SESSION.fullmatch, sessions):
             with suppress(BlockingIOError):     # its process is alive
-                lock = staging.lock(f"{session}.lock", fcntl.LOCK_NB)
+                lock = staging.lock(f"{session}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
                 staging.remove(session)
                 staging.unlink(f"{session}.lock")
                 os.close(lock)
@@ -124,7 +129,7 @@ class Staging:
     def probe(self) -> None:
         """Raises Obstructed or OSError unless a file can be written and nothing is in the way of a change."""
         with self.session() as session, self.at() as staging:
-            for name in (LOCKED, REPLACED, CORRUPT):
+            for name in (LOCKED, REPLACED, REPLACED_VERSIONS, CORRUPT):
                 if staging.kind(name) not in (None, DIRECTORY):
                     self.at(name)   # raises, naming what it is
             name = f"probe-{self.new_name()}"
@@ -134,21 +139,28 @@ class Staging:
             finally:
                 session.unlink(name)
 
+    def check_names(self, *names: str) -> None:
+        """Raises OtherName where something in session() stands at these names that is not called so."""
+        self._tree.check_names(STAGING, self._session, *names)
+
     @contextmanager
-    def locked(self, key: ModelKey) -> Iterator[None]:
-        """Holds the lock of this model, which excludes other threads and other processes.
+    def locked(self, names: Names) -> Iterator[None]:
+        """Holds the lock of a model or of a whole version, which excludes other threads and other processes.
 
         Models of which one stands where the other needs a folder share a lock: all below one name in a version. So do a
         model and one named like its digest. Creating either depends on whether the other exists.
         """
-        first = "/".join(key.names[: VERSION_DEPTH + 1])
-        stripe = zlib.crc32(re.sub(r"(\.sha256)+$", "", first).encode()) % LOCKS
-        with self.at(LOCKED, create=True) as locks, as_obstructed():
-            lock = locks.lock(f"{stripe:02}")
-        try:
+        version, first = "/".join(names[:VERSION_DEPTH]), "/".join(names[: VERSION_DEPTH + 1])
+        whole = len(names) == VERSION_DEPTH     # changes of single models exclude only that of the whole version
+        with ExitStack() as held, self.at(LOCKED, create=True) as locks, as_obstructed():
+            name = VERSION_LOCK_NAMES[zlib.crc32(version.encode()) % VERSION_LOCKS]
+            held.callback(os.close, locks.lock(name, fcntl.LOCK_EX if whole else fcntl.LOCK_SH))
+            if not whole:
+                name = LOCK_NAMES[zlib.crc32(re.sub(r"(\.sha256)+$", "", first).encode()) % LOCKS]
+                held.callback(os.close, locks.lock(name))
+            kept = held.pop_all()
+        with kept:
             yield
-        finally:
-            os.close(lock)
 
     # ---- marks of corrupt models
 

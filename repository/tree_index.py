@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
+from repository.errors import StorageFailed
 from repository.model import MAX_DEPTH, VERSION_DEPTH, Model, ModelKey, Names
 
 FRESH = 0.9     # seconds; twice that, plus a pass over 100,000 models, is less than the promised two seconds
@@ -20,6 +21,9 @@ RACY = 2.0      # seconds in which a directory can change again without a new mt
 WATCHED = 60.0  # seconds after the last list during which the directories are checked in the background
 BATCH_MODELS = 100      # models in one batch: a page of a version with thousands need not wait for all of them
 BATCH_BYTES = 128 * 1024    # of the lines in one batch, not counting the last one: 100 ordinary models have less
+HELD_BYTES = 1 << 20    # of lines of a version, held back until it is certain that they are from one state of it
+TRIES = 50              # attempts to list a version that is replaced meanwhile
+PATIENCE = 3            # attempts after which single models may change meanwhile
 KEPT_BYTES = 128 << 20  # of all lines in the cache: 100,000 ordinary models take some 85 MiB
 KEPT_LARGEST = 32 * 1024    # bytes of a line, 40 times an ordinary one: a few larger ones could push out all others
 LINE_OVERHEAD = 200     # bytes that the cache needs for a line in addition: two dictionary entries, the object
@@ -39,6 +43,13 @@ class Signature(NamedTuple):
     size: int
 
 
+class State(NamedTuple):
+    """Identifies the state of a directory, and that it is the same one."""
+
+    mtime_ns: int   # -1 if it does not exist
+    inode: int = 0
+
+
 class Total(NamedTuple):
     """Sums over the models in a part of the tree."""
 
@@ -53,6 +64,7 @@ class Directory:
     children: list[str] = field(default_factory=list)   # names, in order, of models and of directories
     models: dict[str, int] = field(default_factory=dict)    # those that are models, and their sizes in bytes
     stamp: int = 0              # mtime in ns when `children` were read; 0 if they may have changed since
+    state: State | None = None  # then; it is never forgotten
     checked: float = 0.0
     total: Total | None = None
     compared: float = 0.0       # when the lines were last compared with the models' files
@@ -65,11 +77,11 @@ class Directory:
 class Index:
     """The cache, kept up to date from four functions of the store.
 
-    `children` lists the names in a directory; `changed` is its mtime in ns, -1 if it does not exist; `sign` returns the
+    `children` lists the names in a directory; `changed` returns its state; `sign` returns the
     signature of a model, and `find` the model, each None if there is none.
     """
 
-    def __init__(self, children: Callable[..., list[str]], changed: Callable[[Names], int],
+    def __init__(self, children: Callable[..., list[str]], changed: Callable[[Names], State],
                  sign: Callable[[Names], Signature | None], find: Callable[[ModelKey], Model | None]) -> None:
         self._children, self._changed, self._sign, self._find = children, changed, sign, find
         self._lock = threading.RLock()
@@ -77,13 +89,14 @@ class Index:
         self._refreshed = self._asked = self._cleared = 0.0
         self._kept = 0          # bytes of memory that all lines take
         self._changes = 0       # number of changes; a total computed while it grew is not kept
+        self._reads = 0         # number of times that the disk was asked what is in a version
         self._closed = threading.Event()
 
     def lines(self, names: Names, after: Names = ()) -> Iterator[Batch]:
         """The models below `names` that come after `after`, in order, as batches of Model.line."""
         self._asked = time.monotonic()
         if self.reaches(names):
-            yield from self._lines_below(names, after)
+            yield from self._lines_in(names, after)
 
     def line(self, model: Names) -> bytes | None:
         """The line of one model, read from its files; None if there is no such model."""
@@ -96,10 +109,15 @@ class Index:
             self._refresh()
         return self._total(names) if self.reaches(names) else Total(0, 0)
 
-    def forget(self, names: Names) -> None:
-        """Makes the next list check this model and the directories above it; call it after each change of a model."""
+    def forget(self, names: Names, below: bool = False) -> None:
+        """Makes the next list check this model and the directories above it; call it after each change of a model.
+
+        With `below`, it also drops what is known below these names: the whole directory was replaced.
+        """
         with self._lock:
             self._changes += 1
+            if below:
+                self._drop(names)
             for depth in range(len(names) + 1):
                 if directory := self._directories.get(names[:depth]):
                     directory.checked = directory.compared = directory.stamp = 0
@@ -125,6 +143,38 @@ class Index:
                 return False
         return True
 
+    def _lines_in(self, names: Names, after: Names) -> Iterator[Batch]:
+        """_lines_below(); of a version or a folder in it, all lines are from before it was replaced, or all from after.
+
+        Raises StorageFailed if that could only be found out when some were given away.
+        """
+        if len(names) < VERSION_DEPTH:
+            yield from self._lines_below(names, after)
+            return
+        version, given = names[:VERSION_DEPTH], False
+        for attempt in range(TRIES):
+            state, reads = self._checked(version).state, self._reads
+            held, size = list[Batch](), 0
+            for batch in self._lines_below(names, after):
+                held.append(batch)
+                size += sum(map(len, batch.lines.values()))
+                if size > HELD_BYTES and self._is_still(version, state, reads, attempt):
+                    yield from held
+                    held, size, given = [], 0, True
+            if self._is_still(version, state, reads, attempt):
+                yield from held
+                return
+            if given:
+                break
+            self.forget(version, below=True)
+        raise StorageFailed(f"{'/'.join(version)} was replaced while it was listed: ask again")
+
+    def _is_still(self, version: Names, state: State | None, reads: int, attempt: int) -> bool:
+        """Whether the version is the directory in this state, as far as the disk was asked since `reads`."""
+        now = state if reads == self._reads else self._changed(version)
+        # single models may be changed all the time, and need not be of one moment
+        return now == state or (attempt >= PATIENCE and inode_of(now) == inode_of(state))
+
     def _lines_below(self, names: Names, after: Names) -> Iterator[Batch]:
         """The models below a directory that exists which come after `after`: runs of models, and what is in folders."""
         directory, depth = self._checked(names), len(names)
@@ -144,7 +194,8 @@ class Index:
                 yield from self._read_run(names, directory, [*run])
             else:
                 for name in run:
-                    yield from self._lines_below((*names, name), after)
+                    below = self._lines_in if len(names) < VERSION_DEPTH else self._lines_below
+                    yield from below((*names, name), after)
 
     def _read_run(self, names: Names, directory: Directory, run: list[str]) -> Iterator[Batch]:
         for start in range(0, len(run), BATCH_MODELS):
@@ -188,18 +239,20 @@ class Index:
             if directory := self._fresh(names):
                 return directory
             directory, moment = self._directories.setdefault(names, Directory()), time.monotonic()
-            mtime = self._changed(names)
-            if mtime != directory.stamp:
-                self._read(names, directory, mtime)
+            state = self._changed(names)
+            if directory.state is None or state != (directory.stamp, directory.state.inode):
+                self._read(names, directory, state)
                 if len(names) > VERSION_DEPTH and self._sign(names) and (above := self._directories.get(names[:-1])):
                     above.stamp = 0     # it has become a model
             directory.checked = moment
-            if mtime < 0:
+            if state.mtime_ns < 0:
                 del self._directories[names]
             return directory
 
-    def _read(self, names: Names, directory: Directory, mtime: int) -> None:
-        """Reads a directory that has changed; -1 as its mtime means that it was removed."""
+    def _read(self, names: Names, directory: Directory, state: State) -> None:
+        """Reads a directory that has changed or was removed."""
+        mtime = state.mtime_ns
+        self._reads += 1
         children = self._children(*names) if mtime >= 0 else []
         models = {}
         if len(names) >= VERSION_DEPTH:
@@ -208,11 +261,13 @@ class Index:
             directory.compared = 0.0
             if len(names) == MAX_DEPTH - 1:
                 children = list(models)
-        for gone in {name for name in directory.children if name not in directory.models}.difference(
-                name for name in children if name not in models):
+        folders = {name for name in directory.children if name not in directory.models}
+        if len(names) != VERSION_DEPTH:     # a version may be another directory, with all that is in it
+            folders = folders.difference(name for name in children if name not in models)
+        for gone in folders:
             self._drop((*names, gone))
         self._changes += directory.checked > 0      # the first check changes no total
-        directory.children, directory.models = children, models
+        directory.children, directory.models, directory.state = children, models, state
         directory.stamp = mtime if abs(time.time_ns() - mtime) > RACY * 1e9 else 0
         for depth in range(len(names) + 1):
             if above := self._directories.get(names[:depth]):
@@ -233,6 +288,7 @@ class Index:
         """Drops the cached lines of models whose files have changed, by one signature for each."""
         with self._lock:
             moment = time.monotonic()
+            self._reads += 1
             signatures = {name: self._sign((*place, name)) for name in directory.lines}
             same = {name for name, signature in signatures.items()
                     if signature and signature.state == directory.states[name]}
@@ -247,6 +303,7 @@ class Index:
         for name in names:
             line = directory.lines.get(name)
             if line is None:
+                self._reads += 1
                 signature = self._sign((*place, name))
                 line = self.line((*place, name))    # if it changes in between, the next comparison shows it
                 if not signature or line is None:   # it has just been deleted
@@ -301,6 +358,10 @@ class Index:
         self._kept += size - directory.size
         directory.lines, directory.size = lines, size
         directory.states = {name: directory.states[name] for name in lines}
+
+
+def inode_of(state: State | None) -> int:
+    return state.inode if state else 0
 
 
 def size_of(lines: dict[str, bytes]) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from repository.errors import StoreError
 from server.digests import Hashes
-from server.errors import BadRequest, TooLarge
+from server.errors import HttpError, TooLarge
 from server.multipart import MAX_PART_HEADERS, UploadForm
 from server.process import trim
 from storage import Draft, Storage
@@ -139,7 +139,7 @@ class Body:
         if self.refusal is None:
             try:
                 self._take(data)
-            except (BadRequest, StoreError) as error:
+            except (HttpError, StoreError) as error:
                 self.refuse(error)
 
     def refuse(self, error: Exception) -> None:
@@ -263,14 +263,19 @@ class Upload(Body):
         self._writes.put(self, *blocks)
         self._hashes.put(self, *blocks)
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing will be stored any more."""
+        return self._closed or self.refusal is not None
+
     def _write(self, batch: list[memoryview | Mark]) -> None:
-        if self._closed or self.refusal:
+        if self.over:
             self.discard()
         elif batch:
             self.write(batch)
 
     def _hash(self, batch: list[memoryview | Mark]) -> None:
-        if not (self._closed or self.refusal):
+        if not self.over:
             self.hash(batch)
 
     def write(self, batch: Sequence[Any]) -> None:

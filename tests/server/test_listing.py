@@ -13,7 +13,7 @@ from support.common import TestApp, eventually, sha256
 from support.shelf import MODELS, names_of
 
 from model_server import create_app
-from repository.tree_index import BATCH_MODELS, Index, Signature, size_of
+from repository.tree_index import BATCH_MODELS, Index, Signature, State, size_of
 from server.listing import PAGE_BYTES
 from server.settings import Settings
 from storage import Storage
@@ -140,7 +140,7 @@ def test_a_change_while_a_list_reads_shows_in_the_next_one(tmp_path):
         return [line for _, lines in index.lines(()) for line in lines.values()]
 
     def changed(names):
-        return tmp_path.joinpath(*names).stat().st_mtime_ns
+        return State(tmp_path.joinpath(*names).stat().st_mtime_ns)
 
     index = Index(children, changed, lambda names: Signature(hash(said[-1]), 1), find)
     assert listed() == [b"old"]

@@ -165,7 +165,8 @@ def test_a_storage_is_moved_with_one_copy_while_it_is_used_and_one_after(start, 
 def messages():
     """What the server and its entrypoint can write into the log beside the access log, in the words that never vary."""
     pattern = r'''(?:\blog\.(?:info|warning|error)\(|SystemExit\(f|\bsay )"([^"]*)"'''
-    packages = [path for package in ("repository", "server", "inspection") for path in ROOT.glob(f"{package}/**/*.py")]
+    packages = [path for package in ("repository", "server", "folders", "inspection")
+                for path in ROOT.glob(f"{package}/**/*.py")]
     for path in [*ROOT.glob("*.py"), *packages, ROOT / "docker-entrypoint.sh"]:
         for text in re.findall(pattern, path.read_text(encoding="utf-8"), re.MULTILINE):
             pieces = re.split(r"%\w|{[^}]*}|\$\w+|: ", text)
