@@ -1,6 +1,84 @@
-"""What puts folders into the server: lists as a tar."""
+"""What puts folders into the server: lists as a tar, and versions that are uploaded as one."""
 
-from folders.download import tar_response
-from server.application import Room
+from collections.abc import Callable, Iterable
 
-FOLDERS = Room(formats={"tar": tar_response})
+from folders.download import entry_of, etag_of_all, tar_response
+from folders.tar_upload import TarUpload
+from repository import metadata
+from repository.errors import ModelExists, StorageFull
+from repository.model import VERSION_DEPTH, Model, ModelKey, Names
+from server.application import Room, Route
+from server.conditional import check_write
+from server.digests import check_claims, claims_of
+from server.envelopes import check_chunks, check_envelope, check_whole
+from server.errors import BadRequest
+from server.listing import list_response
+from server.places import ALIAS
+from server.request import Request
+from server.responses import Response
+from server.uploads import Body
+from storage import Storage
+
+
+def put_version(request: Request, store: Storage, **names: str) -> Response:
+    body, version = request.body, tuple(names.values())
+    assert isinstance(body, TarUpload)
+    digests = body.finish()
+    assert body.version
+    check_claims(claims_of(request.header, request.fields), digests)
+    models = sorted(body.version.models, key=lambda model: model.key.names)
+    created = store.publish_version(body.version, may_replace(request, store, version, {m.key for m in models}))
+    request.audit("create" if created else "update", version, None, 201 if created else 200)
+    message = f"Version {'uploaded' if created else 'replaced'} successfully"
+    response = list_response(store, {"message": message, **names}, [version], {}, request.base_url)
+    response.status = 201 if created else 200
+    response.headers += [("Location", f"{request.base_url}/models/{'/'.join(version)}"),
+                         ("ETag", etag_of_version(models))]
+    return response
+
+
+def etag_of_version(models: Iterable[Model]) -> str:
+    """The ETag of the tar of a version, with these models in order."""
+    return etag_of_all([entry_of(model) for model in models], VERSION_DEPTH)
+
+
+def may_replace(request: Request, store: Storage, version: Names, stored: set[ModelKey] | None = None,
+                ) -> Callable[[list[ModelKey]], None]:
+    """Raises what forbids to make these models the whole version, given those that it has; None: not yet known."""
+    def check(current: list[ModelKey]) -> None:
+        where = "/".join(version)
+        if current:
+            request.caller.check("update", version)
+        if stored is not None and set(current) - stored:
+            request.caller.check("delete", version)
+        if request.header("If-Match") or request.header("If-None-Match"):
+            check_write(request.header, *([etag_of_version(store.info(key) for key in current)] if current else []))
+        if current and not request.settings.overwrite:
+            raise ModelExists(f"{where} exists and this server keeps what it has: choose another version")
+
+    return check
+
+
+def admit_version(request: Request, store: Storage, **names: str) -> Body:
+    """Refuses by the head of the request whatever can be known from it."""
+    version, fields = tuple(names.values()), request.fields
+    if names["version"] == ALIAS:
+        raise BadRequest(f"{ALIAS} means the highest version there is: name the version that the tar is to become")
+    if "model_name" in request.query:
+        raise BadRequest("the names of the models are those in the tar: leave out model_name")
+    store.check_writable(*version)
+    details = metadata.details_of(fields, None)
+    claims = claims_of(request.header, fields)
+    if request.length > (free := store.free_bytes()):
+        raise StorageFull(f"{request.length} bytes do not fit into the {free} free ones: delete models first")
+    may_replace(request, store, version)([*store.keys(*version)])
+    check_whole(request.header)
+    check_envelope(request.header, is_form=False)
+    check_chunks(fields)
+    return TarUpload(store, request.services, version, details, claims)
+
+
+FOLDERS = Room(
+    routes=(Route("PUT", "/models/{project_id}/{app_name}/{version}", "create", put_version, admit_version),),
+    formats={"tar": tar_response},
+)

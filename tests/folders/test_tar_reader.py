@@ -1,6 +1,5 @@
 """The tar cutter: bytes in, files out, whatever the pieces they come in and whichever program made it."""
 
-import io
 import itertools
 import random
 import subprocess
@@ -9,6 +8,7 @@ import tarfile
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tars import END, headed, member, tar_of
 
 from folders import tar_reader
 from folders.tar_reader import Member, MemberEnd, TarCutter
@@ -39,22 +39,6 @@ def cut(tar, *cuts):
     return {name: bytes(content) for name, content in files.items()}
 
 
-def member(name, data=b"", **fields):
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    for field, value in fields.items():
-        setattr(info, field, value)
-    return info, data
-
-
-def tar_of(*members, form=tarfile.PAX_FORMAT, **options):
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=form, **options) as tar:
-        for info, data in members:
-            tar.addfile(info, io.BytesIO(data))
-    return out.getvalue()
-
-
 def folder(files=FILES, **options):
     return tar_of(member("./", type=tarfile.DIRTYPE), member("./onnx", type=tarfile.DIRTYPE),
                   *(member(f"./{name}", data) for name, data in files.items()), **options)
@@ -64,15 +48,6 @@ def refused(tar, *cuts):
     with pytest.raises(BadRequest) as error:
         cut(tar, *cuts)
     return str(error.value)
-
-
-def headed(name, **fields):
-    """One header and no content."""
-    info, _ = member(name, **fields)
-    return info.tobuf(tarfile.GNU_FORMAT)
-
-
-END = bytes(1024)
 
 
 @pytest.fixture(scope="module")

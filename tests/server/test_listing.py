@@ -294,7 +294,7 @@ LIST, FILE, TREE = "GET, HEAD, OPTIONS", "DELETE, GET, HEAD, OPTIONS, PUT", "DEL
     ("/models/upload", "OPTIONS, POST", ("GET", "HEAD", "PUT", "DELETE")),
     ("/models/list", LIST, ("DELETE", "POST", "PUT")),
     ("/models/p1", TREE, ("PUT", "POST", "PATCH")), ("/models/p1/a", TREE, ("PUT",)),
-    ("/models/p1/a/1.0.0", TREE, ("PUT",)),
+    ("/models/p1/a/1.0.0", FILE, ("POST", "PATCH")),
     (MODEL, FILE, ("POST", "PATCH", "BREW")),
     (MODEL + "/info", "GET, HEAD, OPTIONS, PATCH", ("PUT", "DELETE", "POST")),
 ])
