@@ -50,7 +50,7 @@ from server.errors import BadRequest, PreconditionFailed, TooLarge
 from server.listing import list_response
 from server.logs import configure
 from server.metrics import Metrics
-from server.places import ALIAS, info_of, newest, place_in
+from server.places import ALIAS, info_of, leave_no_alias, newest, place_in
 from server.process import open_storage, raise_descriptor_limit, tune
 from server.request import Request, merged
 from server.responses import Response, file_response, json_response
@@ -287,7 +287,12 @@ def delete_model(request: Request, store: Storage, **names: str) -> Response:
     key = ModelKey(**names)
     if not store.find(key) and next(store.keys(*key.names), None):
         return delete_tree(request, store, **names)
-    model = store.delete(key, lambda model: check_write(request.header, *([etag_of(model)] if model else [])))
+
+    def check(model: Model | None) -> None:
+        check_write(request.header, *([etag_of(model)] if model else []))
+        leave_no_alias(request, store, [key])
+
+    model = store.delete(key, check)
     request.audit("delete", key.names, model.sha256, 200)
     return json_response(200, {"message": "Model deleted successfully", **describe(model, request.base_url)})
 
@@ -300,6 +305,7 @@ def delete_tree(request: Request, store: Storage, **names: str) -> Response:
     if request.query.get("recursive") != "true":
         many = counted(len(keys), "model")
         raise NotEmpty(f"this would delete {many} below {where}: add ?recursive=true to do it")
+    leave_no_alias(request, store, frozenset(keys))
     deleted = 0
     for key in keys:
         try:

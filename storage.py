@@ -3,6 +3,7 @@
     {root}/{project_id}/{app_name}/{version}/{model_name}/model
     {root}/{project_id}/{app_name}/{version}/{model_name}/metadata.json
     {root}/{project_id}/{app_name}/{version}/onnx/model.onnx/…      a model whose name is the path onnx/model.onnx
+    {root}/{project_id}/{app_name}/@production -> {version}         an alias: see repository/aliases.py
     {root}/.staging/                  drafts, locks, what is being removed: see repository/staging.py; never listed
 
 A directory in a version is a model if its `model` is a regular file, and otherwise a folder; nothing in a model is one.
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
 from repository import filesystem, metadata
+from repository.aliases import Aliases
 from repository.directories import Tree, mounted_at
 from repository.drafts import StagedModel, VersionDraft, remove
 from repository.errors import (
@@ -63,6 +65,7 @@ class Storage:
         self._tree = Tree(root)
         self._staging = Staging(self._tree)
         self._replacement = Replacement(self._tree, self._staging)
+        self.aliases = Aliases(self._tree, self._staging)
         self.verdicts: dict[Names, metadata.Verdict] = {}   # those that could not be written to metadata.json
         self._reader = ModelReader(self._tree, self._staging, self.verdicts)
         self.buffers = filesystem.Buffers()

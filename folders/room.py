@@ -1,7 +1,8 @@
-"""What puts folders into the server: lists as a tar, and versions that are uploaded as one."""
+"""What puts folders into the server: lists as a tar, versions that are uploaded as one, aliases."""
 
 from collections.abc import Callable, Iterable
 
+from folders import aliases
 from folders.download import entry_of, etag_of_all, tar_response
 from folders.tar_upload import TarUpload
 from repository import metadata
@@ -78,7 +79,13 @@ def admit_version(request: Request, store: Storage, **names: str) -> Body:
     return TarUpload(store, request.services, version, details, claims)
 
 
+ALIAS_PATH = "/models/{project_id}/{app_name}/@{alias}"
 FOLDERS = Room(
-    routes=(Route("PUT", "/models/{project_id}/{app_name}/{version}", "create", put_version, admit_version),),
+    routes=(
+        Route("PUT",    "/models/{project_id}/{app_name}/{version}",  "create", put_version, admit_version),
+        Route("PUT",    ALIAS_PATH,                                   "update", aliases.point),
+        Route("DELETE", ALIAS_PATH,                                   "update", aliases.remove),
+    ),
     formats={"tar": tar_response},
+    read_through=aliases.read_through,
 )

@@ -1,7 +1,7 @@
 """The server's own directory, `.staging`: drafts, locks, and marks of corrupt models.
 
     .staging/{session}/, {session}.lock     the drafts of one process, and a lock that it holds while it lives
-    .staging/start.lock, locks/             allow one start, and one change of a model, at a time
+    .staging/start.lock, locks/             allow one start, one change of a model, one of an alias, at a time
     .staging/replaced/{p}/{a}/{v}/{m…}/     old models, while they are replaced without an atomic exchange
     .staging/replaced-versions/{p}/{a}/{v}/ the same for whole versions
     .staging/corrupt/{p}/{a}/{v}/{m…}/      an empty directory for each model that is known to be corrupt
@@ -31,6 +31,7 @@ STAGING = ".staging"    # names cannot begin with a dot, so no project has this 
 LOCKED, REPLACED, REPLACED_VERSIONS, CORRUPT = "locks", "replaced", "replaced-versions", "corrupt"
 START = "start.lock"
 SESSION = re.compile("[0-9a-f]{16}")
+ALIASES = "aliases"     # their lock
 LOCKS = 64              # files that all models share: more than there are threads, few enough to be created at startup
 VERSION_LOCKS = 16      # files that all versions share: they exclude one another only where a whole one is replaced
 LOCK_NAMES = [f"{stripe:02}" for stripe in range(LOCKS)]
@@ -84,7 +85,7 @@ class Staging:
         """Creates what is missing, removes what dead processes left behind, and creates a session."""
         with self.at(LOCKED, create=True) as locks, as_obstructed():
             # all of them now, because deleting must work on a full disk
-            for name in (*LOCK_NAMES, *VERSION_LOCK_NAMES):
+            for name in (*LOCK_NAMES, *VERSION_LOCK_NAMES, ALIASES):
                 os.close(locks.open_lock(name))
         with self.at() as staging, self._tree.reach() as top, as_obstructed():
             if staging.mount() != top.mount():
@@ -161,6 +162,16 @@ class Staging:
             kept = held.pop_all()
         with kept:
             yield
+
+    @contextmanager
+    def locked_aliases(self) -> Iterator[None]:
+        """Holds the lock of all aliases. Its holder must not wait for that of a model."""
+        with self.at(LOCKED, create=True) as locks, as_obstructed():
+            lock = locks.lock(ALIASES)
+        try:
+            yield
+        finally:
+            os.close(lock)
 
     # ---- marks of corrupt models
 

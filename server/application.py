@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from repository.aliases import MARK
 from repository.errors import (
     InvalidName,
     StorageFailed,
@@ -45,8 +46,7 @@ from storage import Storage
 log = logging.getLogger("model_server")
 audit = logging.getLogger("audit")
 RETRY_AFTER = 5             # seconds for a storage to come back, as deploy/nginx.conf says for a server
-MAY_HAVE_SLASHES = frozenset({"model_name"})     # fields that may be a path of several names
-ONE = "([^/]+)"
+ONE, NO_ALIAS = "([^/]+)", "([^/@][^/]*)"
 # a name that is the path of another route, /info, ends none; it may be the first one, so that nothing stands before it
 SEVERAL = f"([^/]+(?:/(?!(?:{'|'.join(sorted(RESERVED_ENDINGS))})\\Z)[^/]+)*)"
 DOUBLE_SLASH = re.compile("([A-Za-z][A-Za-z0-9+.-]*://[^/]*)?//")   # RFC 9112 3.2.2: a target may be a whole URL
@@ -74,6 +74,7 @@ def lost(error: StorageFailed) -> StorageLost:
 
 # ---- routes
 
+Handler = Callable[..., Response]
 
 @dataclass(frozen=True)
 class Route:
@@ -85,7 +86,7 @@ class Route:
     method: str
     path: str
     verb: str | None
-    handler: Callable[..., Response]
+    handler: Handler
     admit: Callable[..., Body] | None = None    # what becomes of a body, decided by the request's head
     at_once: Callable[..., bool] = lambda request, store, **names: False    # whether no disk and no time is needed
     partly: bool = False
@@ -97,19 +98,21 @@ class Route:
     @property
     def pattern(self) -> str:
         """A regular expression for the path, with a group for each of the fields."""
-        return re.sub(r"\\\{(\w+)\\\}", lambda field: SEVERAL if field[1] in MAY_HAVE_SLASHES else ONE,
-                      re.escape(self.path))
+        kinds = {"model_name": SEVERAL, "version": ONE if self.method == "GET" else NO_ALIAS}
+        return re.sub(r"\\\{(\w+)\\\}", lambda field: kinds.get(field[1], ONE), re.escape(self.path))
 
 
 class Room(NamedTuple):
     """An optional part of the server: its routes, its formats of lists, what it says of uploads before they are stored.
 
+    `read_through` answers where an alias is in place of the version in a path, with the handler for that version.
     `examiner` gives, for the settings, a function of an open file and its size in bytes. It tells what it saw, or
     raises what refuses the upload. Raises ValueError for settings that cannot be.
     """
 
     routes: tuple[Route, ...] = ()
     formats: Mapping[str, ListFormat] = MappingProxyType({})
+    read_through: Callable[[Request, Storage, Handler], Response] | None = None
     examiner: Callable[[Settings], Examine] | None = None
 
 
@@ -143,7 +146,7 @@ class Router:
         path = request.path[:-1] if method == "GET" and request.path.endswith("/") else request.path
         if found := self._match(method, path):
             for name, value in found[1].items():
-                check_name(name, value)
+                check_name(name, value[value[:1] == MARK and name == "version":])   # an alias stands for a version
             return found
         methods = {method for method in self._methods(path) if self._match(method, path)}
         if not methods:
@@ -151,6 +154,8 @@ class Router:
         allow = ("Allow", ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))))
         if method == "OPTIONS":
             raise OptionsAnswered("", allow)
+        if f"/{MARK}" in path:
+            raise InvalidName("an alias is for reading: to change something, name the version")
         raise MethodNotAllowed(f"{request.method[:50]} is not for this path: use {allow[1]}", allow)
 
     def _methods(self, path: str) -> Iterable[str]:
@@ -211,6 +216,7 @@ class Application:
                  metrics: Metrics) -> None:
         self.store = store
         self.router = Router((*routes, *(route for room in rooms for route in room.routes)))
+        self.read_through = next((room.read_through for room in rooms if room.read_through), None)
         self.guard = guard_of(settings.tokens_file, settings.anonymous)
         verifier = Verifier(store, settings.verify_rate, metrics)
         self.services = Services(settings, metrics, verifier, Intake(), examiner_of(rooms, settings),
@@ -298,6 +304,8 @@ class Application:
             read_body(environ, request.body)
         if request.body.refusal:
             raise request.body.refusal
+        if request.names.get("version", "").startswith(MARK) and self.read_through:
+            return self.read_through(request, self.store, route.handler)
         return route.handler(request, self.store, **request.names)
 
     def refuse(self, request: Request, error: Exception) -> Response:

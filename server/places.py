@@ -1,10 +1,10 @@
 """What the names in a path stand for: the version that `latest` is at the moment, and whether anything is there."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
-from repository.errors import ModelNotFound, absent
-from repository.model import Model, ModelKey, names_in
+from repository.errors import ModelNotFound, NotEmpty, absent
+from repository.model import VERSION_DEPTH, Model, ModelKey, names_in
 from repository.versions import precedence
 from server.request import Request
 from storage import Storage
@@ -30,6 +30,21 @@ def newest(request: Request, store: Storage, read: Callable[..., T], names: Mapp
         except ModelNotFound:
             continue    # deleted since we looked
     raise absent(names_in(names))
+
+
+def leave_no_alias(request: Request, store: Storage, keys: Collection[ModelKey]) -> None:
+    """Removes the aliases of versions that have no other models than these; raises NotEmpty unless it is asked to."""
+    for names in {key.names[:VERSION_DEPTH] for key in keys}:
+        pointing = list(store.aliases.below(*names))
+        if pointing and any(key not in keys for key in store.keys(*names)):
+            continue
+        for project_id, app_name, alias, version in pointing:
+            if request.query.get("aliases") != "true":
+                raise NotEmpty(f"the alias {alias} of {project_id}/{app_name} points at {version}: move it to another "
+                               "version first, or add ?recursive=true&aliases=true to remove it, too")
+            request.caller.check("update", (project_id, app_name))
+            store.aliases.remove(project_id, app_name, alias, lambda current: None)
+            request.audit("delete", (project_id, app_name, alias), None, 200, version=version)
 
 
 def info_of(store: Storage, **names: str) -> Model:

@@ -121,10 +121,10 @@ class Request:
         method = self.method if self.method in METHODS else "other"     # a label may not have values without end
         self.services.metrics.count(self.route, method, status, seconds, received, sent)
 
-    def audit(self, verb: str, names: Names, sha256: str | None, status: int) -> None:
+    def audit(self, verb: str, names: Names, sha256: str | None, status: int, **more: str) -> None:
         """Tells of one model that was changed, or was not because the caller may not do that."""
         audit.info("%s", json.dumps({"who": self.caller.name, "verb": verb, "model": "/".join(names) or None,
-                                     "sha256": sha256, "status": status, "request": self.id}))
+                                     "sha256": sha256, "status": status, "request": self.id, **more}))
 
 
 def as_field(text: str, most: int) -> str:
