@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 import pytest
 from support.ledger import Ledger
 from support.live import running
-from support.witness import assert_whole
+from support.witness import assert_whole, send
 
 pytestmark = pytest.mark.power
 SIZES = (0, 100, 5_000, 70_000, 300_000)
@@ -111,6 +111,34 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(disk, count, say, how):
         assert losses == [], f"round {number} of seed {seed}"
         changes += acknowledged
     say(f"{rounds} power cuts ({how}), {changes} acknowledged changes, none lost, {time.monotonic() - begun:.0f} s")
+
+
+@pytest.mark.parametrize("how", SHUTDOWNS)
+def test_a_power_cut_right_after_the_answer_leaves_an_alias_where_it_was_moved(disk, count, how):
+    def point(server, method, version=""):
+        query = f"?version={version}" if version else ""
+        assert send(server, method, f"/models/p/a/@production{query}", b"").status in (200, 201)
+
+    def pointing(server):
+        return send(server, "GET", "/models/p/a").json["aliases"]
+
+    for number in range(count(1, 10)):
+        with disk.mounted() as storage, running(storage) as server:
+            for version in ("1", "2"):
+                assert send(server, "PUT", f"/models/p/a/{version}/m", b"model").status in (200, 201)
+            point(server, "PUT", "1")
+            if number % 2 == 0:
+                point(server, "PUT", "2")
+            disk.cut_power(how)
+            server.stop(signal.SIGKILL)
+        with disk.mounted() as storage, running(storage) as server:
+            assert pointing(server) == {"@production": "12"[number % 2 == 0]}
+            point(server, "DELETE")
+            disk.cut_power(how)
+            server.stop(signal.SIGKILL)
+        with disk.mounted() as storage, running(storage) as server:
+            assert pointing(server) == {}
+            server.stop()
 
 
 @pytest.mark.parametrize("how", SHUTDOWNS)

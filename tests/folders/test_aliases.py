@@ -30,7 +30,7 @@ def test_promotion_and_rollback_are_one_line_each(versions, store):
         "project_id": "p", "app_name": "a", "alias": "@production", "version": "2.0.0"}
     assert (got.headers["ETag"], got.json["url"].endswith(ALIAS)) == ('"2.0.0"', True)
     link = store.root / "p/a/@production"
-    assert os.readlink(link) == "2.0.0" and (link / "m/model").read_bytes() == TWO, "who mounts the tree has it, too"
+    assert str(link.readlink()) == "2.0.0" and (link / "m/model").read_bytes() == TWO, "who mounts the tree has it, too"
     assert versions.get(f"{ALIAS}/m").body == TWO
     assert versions.put(f"{ALIAS}?version=1.0.0", status=200).headers["ETag"] == '"1.0.0"'
     assert versions.get(f"{ALIAS}/m").body == ONE and aliases(versions) == {"@production": "1.0.0"}
@@ -125,8 +125,8 @@ def test_the_last_file_of_a_version_is_the_version(versions):
     assert aliases(versions) == {}
 
 
-@pytest.mark.parametrize("target", ["../b/1", "/etc", "1.0.0/onnx", ".", "..", "./1.0.0", "@other", ".staging", "1.0.0/",
-                                    "x" * 129, "é"])
+@pytest.mark.parametrize("target", ["../b/1", "/etc", "1.0.0/onnx", ".", "..", "./1.0.0", "@other", ".staging",
+                                    "1.0.0/", "x" * 129, "é"])
 def test_a_link_that_was_put_there_and_leads_elsewhere_is_no_alias(versions, store, target, caplog):
     (store.root / "p/a/@planted").symlink_to(target)
     for _ in range(3):
