@@ -144,7 +144,7 @@ def models(request: Request, store: Storage) -> Response:
 
 
 def whoami(request: Request, store: Storage) -> Response:
-    return json_response(200, {"type": "user", "name": request.caller.name, "orgs": []})
+    return json_response(200, {"type": "user", "name": request.caller.name, "orgs": [], "auth": {}})
 
 
 def explain(request: Request, error: Exception, response: Response) -> None:
