@@ -14,6 +14,7 @@ from itertools import takewhile
 from typing import Any, TypeVar
 
 from folders.room import FOLDERS
+from hub.room import HUB
 from inspection.room import INSPECTION
 from repository import metadata
 from repository.errors import (
@@ -404,6 +405,7 @@ ROUTES = (
 ROOMS: tuple[Room, ...] = (
     FOLDERS,
     INSPECTION,
+    HUB,
 )
 
 

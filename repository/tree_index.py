@@ -64,6 +64,7 @@ class Directory:
     children: list[str] = field(default_factory=list)   # names, in order, of models and of directories
     models: dict[str, int] = field(default_factory=dict)    # those that are models, and their sizes in bytes
     stamp: int = 0              # mtime in ns when `children` were read; 0 if they may have changed since
+    fingerprint: int = 0        # of the models' files then; 0 if there is no model
     state: State | None = None  # then; it is never forgotten
     checked: float = 0.0
     total: Total | None = None
@@ -108,6 +109,14 @@ class Index:
         if time.monotonic() - self._refreshed > at_most:
             self._refresh()
         return self._total(names) if self.reaches(names) else Total(0, 0)
+
+    def below(self, names: Names) -> list[str]:
+        """The names of the directories and models right below these names, in order; [] if that is no directory."""
+        return self._checked(names).children if self.reaches(names) else []
+
+    def fingerprint(self, names: Names) -> int:
+        """A number that changes when a model below these names is added, replaced or removed; 0 if there is none."""
+        return self._fingerprint(names) if self.reaches(names) else 0
 
     def forget(self, names: Names, below: bool = False) -> None:
         """Makes the next list check this model and the directories above it; call it after each change of a model.
@@ -197,6 +206,13 @@ class Index:
                     below = self._lines_in if len(names) < VERSION_DEPTH else self._lines_below
                     yield from below((*names, name), after)
 
+    def _fingerprint(self, names: Names) -> int:
+        directory = self._checked(names)
+        if len(directory.models) == len(directory.children):
+            return directory.fingerprint
+        inside = [self._fingerprint((*names, name)) for name in directory.children if name not in directory.models]
+        return hash((directory.fingerprint, *inside)) if directory.fingerprint or any(inside) else 0
+
     def _read_run(self, names: Names, directory: Directory, run: list[str]) -> Iterator[Batch]:
         for start in range(0, len(run), BATCH_MODELS):
             yield from self._read_models(names, directory, run[start : start + BATCH_MODELS])
@@ -258,6 +274,7 @@ class Index:
         if len(names) >= VERSION_DEPTH:
             signatures = {name: self._sign((*names, name)) for name in children}
             models = {name: signature.size for name, signature in signatures.items() if signature}
+            directory.fingerprint = hash(tuple((name, signatures[name]) for name in models)) if models else 0
             directory.compared = 0.0
             if len(names) == MAX_DEPTH - 1:
                 children = list(models)

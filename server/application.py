@@ -80,7 +80,8 @@ Handler = Callable[..., Response]
 class Route:
     """`verb` is what a caller must have the right to, for all that the path names; None: anybody may.
 
-    Where it is `partly` enough to have it for some of that, the handler keeps to what request.caller may.
+    Where it is `partly` enough to have it for some of that, the handler keeps to what request.caller may. `explain`
+    puts into the answer to an error what the clients of this route understand.
     """
 
     method: str
@@ -90,6 +91,8 @@ class Route:
     admit: Callable[..., Body] | None = None    # what becomes of a body, decided by the request's head
     at_once: Callable[..., bool] = lambda request, store, **names: False    # whether no disk and no time is needed
     partly: bool = False
+    encoded_slashes: bool = False       # whether %2F in the path is a slash; elsewhere it would make a name another one
+    explain: Callable[[Request, Exception, Response], None] | None = None
 
     @property
     def fields(self) -> list[str]:
@@ -133,20 +136,19 @@ class Router:
         self._patterns = {method: Alternatives(routes) for method, routes in several.items()}
 
     def find(self, request: Request) -> tuple[Route, dict[str, str]]:
-        """The route of a request, and the names in its path, which follow the grammar.
+        """The route of a request, and the names in its path, which need not follow the grammar.
 
         Raises InvalidName, and HttpError 404, 405 or 204.
         """
         raw = request.environ.get("REQUEST_URI", "").partition("?")[0]
         if DOUBLE_SLASH.match(raw):     # waitress takes them for one, other servers and a proxy's rules do not
             raise NotFound("the path begins with more than one slash: take one away")
-        if "%2f" in raw.lower():    # decoded it would be a slash, and the name another one
-            raise InvalidName("a name in the path has an encoded slash, which no name may have")
         method = "GET" if request.method == "HEAD" else request.method
         path = request.path[:-1] if method == "GET" and request.path.endswith("/") else request.path
-        if found := self._match(method, path):
-            for name, value in found[1].items():
-                check_name(name, value[value[:1] == MARK and name == "version":])   # an alias stands for a version
+        found = self._match(method, path)
+        if "%2f" in raw.lower() and not (found and found[0].encoded_slashes):
+            raise InvalidName("a name in the path has an encoded slash, which no name may have")
+        if found:
             return found
         methods = {method for method in self._methods(path) if self._match(method, path)}
         if not methods:
@@ -240,7 +242,9 @@ class Application:
         request.check_host()
         origins.check(request)
         route, request.names = self.router.find(request)
-        request.route = route.path
+        request.route, request.verb, request.explain = route.path, route.verb, route.explain
+        for name, value in request.names.items():
+            check_name(name, value[value[:1] == MARK and name == "version":])   # an alias stands for a version
         return route
 
     def admit(self, environ: dict[str, Any]) -> Body:
@@ -313,7 +317,9 @@ class Application:
         if isinstance(error, StorageFailed) and self.store.is_lost():
             error = lost(error)
         response = error_response(error)
-        upload = request.method in ("PUT", "POST") and not request.path.startswith("/verify")
+        if request.explain:
+            request.explain(request, error, response)
+        upload = request.method in ("PUT", "POST") and request.verb != "read"
         if isinstance(request.body, Upload) or upload:
             self.services.metrics.refuse(type(error).__name__)
         if isinstance(error, Refused) and error.verb != "read":

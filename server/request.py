@@ -6,8 +6,8 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import parse_qsl, quote
 
 from repository.model import Inspection, Names
@@ -19,6 +19,7 @@ from server.settings import Settings
 from server.uploads import Body, Intake, Upload
 from server.verifier import Verifier
 
+T = TypeVar("T")
 audit = logging.getLogger("audit")
 access = logging.getLogger("access")
 MAX_QUERY = 200             # parameters; ours and the custom ones are under 80
@@ -48,6 +49,12 @@ class Services:
     intake: Intake
     examine: Examine | None     # what is in the bytes of an upload, where there is a room that looks
     formats: Mapping[str, ListFormat]   # those of rooms, by what ?format= says
+    kept: dict[type, Any] = field(default_factory=dict)
+
+    def of(self, kind: type[T]) -> T:
+        """What an optional room keeps in memory for this server, made when it is first asked for."""
+        kept: T = self.kept.get(kind) or self.kept.setdefault(kind, kind())
+        return kept
 
 
 class Request:
@@ -58,6 +65,9 @@ class Request:
         self.services = services
         self.settings = services.settings
         self.route, self.names = "none", dict[str, str]()   # until they are known
+        # as the route has them
+        self.verb: str | None = None
+        self.explain: Callable[..., Any] | None = None
         self.caller = EVERYBODY     # unless a guard says otherwise
         self.method: str = environ["REQUEST_METHOD"]
         # what is not UTF-8 turns into U+FFFD, which no name may have
@@ -70,13 +80,18 @@ class Request:
         return self.environ.get(variable_of(name))
 
     @functools.cached_property
-    def query(self) -> dict[str, str]:
-        """The query's parameters; raises BadRequest when one comes with two values."""
+    def parameters(self) -> list[tuple[str, str]]:
+        """The query's parameters in their order, each as often as it was sent; raises BadRequest."""
         try:
             text = self.environ.get("QUERY_STRING", "").encode("latin-1").decode()
-            return merged(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY))
+            return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY)
         except ValueError as error:
             raise BadRequest(f"the query cannot be read: {error}") from error
+
+    @functools.cached_property
+    def query(self) -> dict[str, str]:
+        """The query's parameters; raises BadRequest when one comes with two values."""
+        return merged(self.parameters)
 
     @functools.cached_property
     def fields(self) -> dict[str, str]:

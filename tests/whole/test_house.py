@@ -15,7 +15,8 @@ ARROWS = {
     "server": {"storage", "repository"},
     "inspection": {"server", "storage", "repository"},
     "folders": {"server", "storage", "repository"},
-    "model_server": {"server", "storage", "repository", "inspection", "folders"},
+    "hub": {"server", "storage", "repository"},
+    "model_server": {"server", "storage", "repository", "inspection", "folders", "hub"},
 }
 CORE = ("model_server", "storage", "repository", "server")
 HTTP = {"http", "email", "urllib", "waitress", "wsgiref", "socket", "socketserver"}

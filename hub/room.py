@@ -1,0 +1,181 @@
+"""The Hugging Face Hub's way to read a repository, which is an app here; its revisions are the app's versions.
+
+What has to be in the answers, and for which client, is in docs/hub.md.
+"""
+
+import json
+from contextlib import suppress
+from functools import partial
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode
+
+from hub.snapshots import MAIN, File, Missing, Snapshot, Snapshots, digits, identity_of, versions
+from repository.errors import InvalidName, ModelCorrupt, ModelNotFound
+from repository.model import NAME, ModelKey
+from server.access import Unauthorized
+from server.application import Room, Route
+from server.errors import BadRequest
+from server.request import Request
+from server.responses import Response, file_response, json_response
+from server.uploads import Body
+from storage import Storage
+
+Json = dict[str, Any]
+MAX_PAGE = 10_000       # entries of a tree, as many as a tar may have: llama.cpp asks for no second page
+MAX_PATHS = 2 << 20     # bytes of the paths in one question: 10,000 long ones, percent-encoded
+POINTER_BYTES = 134     # of the file that Git has in place of a large one; clients want a number
+TRIES = 5               # to open a file that is replaced again and again
+CODES = {"revision": "RevisionNotFound", "model_name": "EntryNotFound"}     # for a name that nothing here can have
+TRUE = ("true", "True", "1")    # as JavaScript, Python and people write it in a query
+# Nothing here has a task, tags or an inference provider, so no model is what somebody looks for who names one.
+NEVER = {"filter", "pipeline_tag", "apps", "inference_provider", "num_parameters"}
+
+
+def resolve(request: Request, store: Storage, model_name: str, **names: str) -> Response:
+    """A file of a revision, under the commit that it belongs to, for as long as it is still that file."""
+    for _ in range(TRIES):
+        snapshot = request.services.of(Snapshots).find(store, **names)
+        commit = ("X-Repo-Commit", snapshot.commit)
+        if not (file := snapshot.files.get(model_name)):
+            raise Missing("EntryNotFound", f"there is no {model_name} in {'/'.join(snapshot.version)}", commit)
+        key = ModelKey(*(*snapshot.version, model_name))
+        with suppress(ModelNotFound):
+            model, content = opened = (store.open if request.method == "GET" else store.peek)(key)
+            if identity_of(model) == file.identity and not model.corrupt:
+                response = file_response(request.method, request.header, opened, dated=False)
+                response.headers.append(commit)
+                return response
+            content.close()
+            if model.corrupt:
+                raise ModelCorrupt(f"{key} is corrupt: its bytes are not those that were uploaded. Upload it again")
+        store.index.forget(snapshot.version, below=True)    # it was replaced since the index looked
+    raise Missing("RevisionNotFound", f"{key} has been replaced since this revision was asked for: load it again")
+
+
+def entries(snapshot: Snapshot) -> dict[str, Json]:
+    """The files and folders of a snapshot by their paths, in order, as trees show them."""
+    shown, folders = dict[str, Json](), dict[str, list[str]]()
+    for path, file in snapshot.files.items():
+        shown[path] = {"type": "file", "path": path, **blob_of(file)}
+        folder = path
+        while folder := folder.rpartition("/")[0]:
+            folders.setdefault(folder, []).append(f"{file.identity}  {path}")
+    for folder, inside in folders.items():
+        shown[folder] = {"type": "directory", "path": folder, "size": 0, "oid": digits("\n".join(inside))}
+    return dict(sorted(shown.items()))
+
+
+def blob_of(file: File) -> Json:
+    """What clients compare their copy with, under the names that a tree and an info have for it."""
+    oid, lfs = digits(file.identity), {"oid": file.sha256, "sha256": file.sha256, "size": file.size}
+    more = {"lfs": {**lfs, "pointerSize": POINTER_BYTES}} if file.sha256 else {}    # they need all of it, or none
+    return {"size": file.size, "oid": oid, "blobId": oid, **more}
+
+
+def tree(request: Request, store: Storage, model_name: str = "", **names: str) -> Response:
+    """What is in a folder of a revision, or all that is below it; in pages if that is very much."""
+    snapshot = request.services.of(Snapshots).find(store, **names)
+    query, below = dict(request.parameters), f"{model_name}/" if model_name else ""
+    found = {path: shown for path, shown in entries(snapshot).items() if path.startswith(below)
+             and (query.get("recursive") in TRUE or "/" not in path[len(below):])}
+    if not found:
+        raise Missing("EntryNotFound", f"there is no folder {model_name} in {'/'.join(snapshot.version)}")
+    rest = [shown for path, shown in found.items() if path > query.get("cursor", "")]
+    page, headers = rest[:MAX_PAGE], list[tuple[str, str]]()
+    if len(rest) > MAX_PAGE:
+        more = urlencode({**query, "cursor": page[-1]["path"]})
+        headers.append(("Link", f'<{request.base_url}{quote(request.path)}?{more}>; rel="next"'))
+    return json_response(200, json.dumps(page).encode(), *headers)
+
+
+def info(request: Request, store: Storage, **names: str) -> Response:
+    """What there is to say of a repository, and the files of a revision."""
+    if "model_name" in names:
+        names["revision"] += "/"    # like refs/pr/1, a branch of Git's, and no version is called so
+    snapshot = request.services.of(Snapshots).find(store, **names)
+    blobs = dict(request.parameters).get("blobs") in TRUE
+    siblings = [{"rfilename": path, **(blob_of(file) if blobs else {})} for path, file in snapshot.files.items()]
+    return json_response(200, {**summary(*snapshot.version[:2]), "sha": snapshot.commit,
+                               "lastModified": snapshot.modified, "siblings": siblings})
+
+
+def summary(project_id: str, app_name: str) -> Json:
+    """What clients expect to hear of any repository."""
+    name = f"{project_id}/{app_name}"
+    return {"id": name, "modelId": name, "author": project_id, "private": False, "gated": False, "disabled": False,
+            "downloads": 0, "likes": 0, "tags": []}
+
+
+def paths_info(request: Request, store: Storage, **names: str) -> Response:
+    """The entries of the paths in a form, which Python sends, or in JSON; what is not there is left out."""
+    snapshot = request.services.of(Snapshots).find(store, **names)
+    try:
+        if (request.header("Content-Type") or "").startswith("application/json"):
+            wanted = {str(path) for path in json.loads(request.body.data)["paths"]}
+        else:
+            wanted = {path for name, path in parse_qsl(request.body.data.decode(), errors="strict") if name == "paths"}
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise BadRequest('send form fields called paths, or JSON like {"paths": ["config.json"]}') from error
+    found = [shown for path, shown in entries(snapshot).items() if path in wanted]
+    return json_response(200, json.dumps(found).encode())
+
+
+def refs(request: Request, store: Storage, **names: str) -> Response:
+    """main, then all versions: llama.cpp takes the first one where there is no main."""
+    snapshots = request.services.of(Snapshots)
+    commits = {MAIN[0]: snapshots.find(store, **names).commit}
+    for version in versions(store, tuple(names.values())):
+        if snapshot := snapshots.newest(store, version):
+            commits[version[-1]] = snapshot.commit
+    branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit} for name, commit in commits.items()]
+    return json_response(200, {"branches": branches, "tags": [], "converts": []})
+
+
+def models(request: Request, store: Storage) -> Response:
+    """The repositories that the caller may read."""
+    query, index = dict(request.parameters), store.index
+    projects = [query["author"]] if "author" in query else index.below(())
+    names = ((project, app) for project in projects for app in index.below((project,)))
+    found = [summary(*name) for name in names if query.get("search", "").casefold() in "/".join(name).casefold()
+             and not NEVER & query.keys() and request.caller.may("read", name) and index.fingerprint(name)]
+    with suppress(ValueError):      # no limit, or none that is a number
+        found = found[:max(0, int(query.get("limit", "")))]
+    return json_response(200, json.dumps(found).encode())
+
+
+def whoami(request: Request, store: Storage) -> Response:
+    return json_response(200, {"type": "user", "name": request.caller.name, "orgs": [], "auth": {}})
+
+
+def explain(request: Request, error: Exception, response: Response) -> None:
+    """Tells an error as the Hub does: clients go by X-Error-Code, and show X-Error-Message or the JSON's `error`."""
+    code = ""
+    if isinstance(error, InvalidName):      # there is nothing of such a name
+        bad = [code for field, code in CODES.items() if not NAME.fullmatch(request.names.get(field, field))]
+        response.status, code = 404, [*bad, "RepoNotFound"][0]
+    elif isinstance(error, ModelCorrupt):   # what has no code is tried again, or taken for a fault of the network
+        response.status, code = 403, "GatedRepo"
+    elif isinstance(error, ModelNotFound | Unauthorized):   # a token may not learn what there is that it may not read
+        code = "RepoNotFound"
+    assert isinstance(response.body, bytes)
+    detail = json.loads(response.body)["detail"]
+    response.body = json.dumps({"error": detail, "detail": detail}).encode() + b"\n"
+    message = " ".join(detail.encode("ascii", "backslashreplace").decode().split())
+    response.headers += [("X-Error-Message", message), *([("X-Error-Code", code)] if code else [])]
+
+
+REPO = "/api/models/{project_id}/{app_name}"
+route = partial(Route, encoded_slashes=True, explain=explain)
+HUB = Room(routes=(
+    route("GET",  "/api/whoami-v2",                                            "read", whoami, partly=True),
+    route("GET",  "/api/models",                                               "read", models, partly=True),
+    route("GET",  REPO,                                                        "read", info),
+    route("GET",  REPO + "/revision/{revision}",                               "read", info),
+    route("GET",  REPO + "/revision/{revision}/{model_name}",                  "read", info),
+    route("GET",  REPO + "/tree/{revision}",                                   "read", tree),
+    route("GET",  REPO + "/tree/{revision}/{model_name}",                      "read", tree),
+    route("POST", REPO + "/paths-info/{revision}", "read", paths_info, lambda *_, **names: Body(limit=MAX_PATHS)),
+    route("GET",  REPO + "/refs",                                              "read", refs),
+    route("GET",  "/{project_id}/{app_name}/resolve/{revision}/{model_name}",  "read", resolve),
+    route("GET",  "/{project_id}/{app_name}/raw/{revision}/{model_name}",      "read", resolve),
+))
