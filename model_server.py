@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
-from typing import Any, TypeVar
+from typing import Any
 
 from folders.room import FOLDERS
 from hub.room import HUB
@@ -60,7 +60,6 @@ from server.uploads import Body, Upload
 from server.waitress_adapter.server import Server
 from storage import Check, Storage
 
-T = TypeVar("T")
 log = logging.getLogger("model_server")
 # How much longer than its file a form may be before its length alone refuses it: by its fields, and by their headers.
 FORM_OVERHEAD = metadata.MAX_CUSTOM_TEXT + (64 << 10)
@@ -304,8 +303,7 @@ def delete_tree(request: Request, store: Storage, **names: str) -> Response:
     if not keys:
         raise ModelNotFound(f"there is no model below {where}")
     if request.query.get("recursive") != "true":
-        many = counted(len(keys), "model")
-        raise NotEmpty(f"this would delete {many} below {where}: add ?recursive=true to do it")
+        raise NotEmpty(f"this would delete {counted(len(keys), 'model')} below {where}: add ?recursive=true to do it")
     leave_no_alias(request, store, frozenset(keys))
     deleted = 0
     for key in keys:
