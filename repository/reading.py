@@ -222,7 +222,7 @@ class ModelReader:
     def subdirectories(self, *names: str) -> list[str]:
         """The names below these names, in order, without projects that no model can have."""
         children = self._tree.subdirectories(*names)
-        if len(names) == VERSION_DEPTH - 1 or (len(names) == VERSION_DEPTH and not children):
+        if len(names) == VERSION_DEPTH - 1 or (len(names) >= VERSION_DEPTH and not children):
             children = sorted({*children, *self._tree.subdirectories(STAGING, REPLACED_VERSIONS, *names)})
         return children if names else [name for name in children if name not in RESERVED_PROJECTS]
 
