@@ -65,7 +65,7 @@ log = logging.getLogger("model_server")
 FORM_OVERHEAD = metadata.MAX_CUSTOM_TEXT + (64 << 10)
 MAX_DOCUMENT = 7 << 18      # bytes of a PATCH: a client that escapes all but ASCII sends 64 fields of 8 KiB in 1.6 MiB
 METRICS_AGE = 60.0          # seconds: what others changed on disk may be missing so long, a scrape costs no look at it
-HEALTH_AGE = 1.0            # seconds for which one write that worked tells that writing works
+HEALTH_AGE = 1.0            # seconds for which one look tells that writing works, and that other servers found nothing
 DIGEST = ".sha256"          # behind a model's URL: that of its digest
 
 
@@ -78,7 +78,7 @@ def health(request: Request, store: Storage) -> Response:
         state["read_only"] = True
     try:
         store.probe(at_most=HEALTH_AGE)
-        if corrupt := request.services.verifier.corrupt():
+        if corrupt := request.services.verifier.corrupt(at_most=HEALTH_AGE):
             state["corrupt_models"] = corrupt
         state |= request.services.metrics.troubles()
         status = "degraded" if corrupt or request.services.metrics.troubled() else "healthy"

@@ -184,7 +184,7 @@ class Storage:
 
         Does nothing on a read-only storage.
         """
-        if self.read_only or self.probed_within(at_most):
+        if self.probed_within(at_most) or self.read_only:
             return
         try:
             self._claim()

@@ -46,8 +46,10 @@ def matches(header: str, etag: str | None, weak: bool) -> bool:
     return any(tag == opaque and (weak or not prefix) for prefix, tag in ENTITY_TAG.findall(header))
 
 
-def date_of(header: str) -> datetime | None:
+def date_of(header: str | None) -> datetime | None:
     """An HTTP date; None for what is none (RFC 9110 13.1.3: it is ignored then)."""
+    if header is None:
+        return None
     try:
         date = parsedate_to_datetime(header)
     except (ValueError, TypeError, IndexError, OverflowError):
@@ -76,11 +78,11 @@ def read_status(header: Header, etag: str, modified: datetime | None) -> int:
     if wanted is not None:
         if not matches(wanted, etag, weak=False):
             return 412
-    elif modified and (limit := date_of(header("If-Unmodified-Since") or "")) and modified > limit:
+    elif modified and (limit := date_of(header("If-Unmodified-Since"))) and modified > limit:
         return 412
     if unwanted is not None:
         return 304 if matches(unwanted, etag, weak=True) else 200
-    if modified and modified == date_of(header("If-Modified-Since") or ""):
+    if modified and modified == date_of(header("If-Modified-Since")):
         return 304
     return 200
 
@@ -90,7 +92,7 @@ def tells_date(header: Header, modified: datetime | None) -> bool:
 
     wget -N compares the dates itself when it gets 200, and keeps what it has if that is of the same size.
     """
-    since = date_of(header("If-Modified-Since") or "")
+    since = date_of(header("If-Modified-Since"))
     return modified is not None and not (since and since > modified)
 
 

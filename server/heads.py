@@ -1,12 +1,13 @@
-"""Checks of a request's head before waitress parses it (RFC 9112, sections 2 to 5): bytes in, bytes out."""
+"""The head of a request (RFC 9112, sections 2 to 5): bytes in, values out, in time proportional to its length."""
 
 import re
+from typing import NamedTuple
 
-REQUEST_LINE = re.compile(rb"[!-~]+ [^ ]+ HTTP/[0-9]\.[0-9] *")
-FOLDED = re.compile(rb"\n[ \t]")
-HOST = re.compile(rb"^host:", re.IGNORECASE | re.MULTILINE)
-TRANSFER_ENCODING = re.compile(rb"^transfer-encoding[ \t]*:", re.IGNORECASE | re.MULTILINE)
-BAD_TARGET = re.compile(r"[\x00-\x20\x7f#]")    # waitress drops a raw TAB, and cuts off a fragment
+REQUEST_LINE = re.compile(rb"([!-~]+) ([^ ]+) HTTP/([0-9]\.[0-9]) *")
+METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Z-]+")       # in lower case, servers take it for different ones
+BAD_TARGET = re.compile(rb"[^!-~]|#")       # RFC 3986 2: the rest is encoded, and clients cut a fragment off
+FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)")
+ONCE = {"HOST": "Host", "TRANSFER_ENCODING": "Transfer-Encoding"}   # two readers would take one for different ones
 TLS = "a TLS handshake"
 LONGEST_BEGINNING = 16      # bytes that tell which protocol it is, where one of these begins so
 BEGINNINGS = (
@@ -17,19 +18,42 @@ BEGINNINGS = (
 )
 
 
-def plain_head(head: bytes) -> bytes:
-    """The head without white space around its values; raises ValueError, with what is wrong with it.
+class Head(NamedTuple):
+    """`fields` have the names of a WSGI environment, without HTTP_; the values of those of one name are joined."""
 
-    The regular expressions of waitress take quadratic time, minutes for a long head, on two things that no client
-    sends: a target that is not followed by a version, and much white space around a value.
+    method: str
+    target: str
+    version: str
+    fields: dict[str, str]
+
+
+def parse(head: bytes) -> Head:
+    """A head, from the request line to the empty line at its end; raises ValueError, with what is wrong with it.
+
+    Fields with a _ are left out: in an environment they would look like those with a - (RFC 9110 5.1).
     """
-    if FOLDED.search(head):     # RFC 9112 5.2
-        raise ValueError("a header is folded over several lines")
-    line, _, fields = head.partition(b"\r\n")
-    if not REQUEST_LINE.fullmatch(line):
+    first, *lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
+    line = REQUEST_LINE.fullmatch(first)
+    if not line or not METHOD.fullmatch(line[1]):
         raise ValueError("the request does not begin with a line like: GET /health HTTP/1.1")
-    parted = (field.partition(b":") for field in fields.split(b"\r\n"))
-    return b"\r\n".join([line, *(name + colon + value.strip(b" \t") for name, colon, value in parted)])
+    if BAD_TARGET.search(line[2]):
+        raise ValueError("the request target has a control character, a # or a byte beyond ASCII in it")
+    fields: dict[str, str] = {}
+    for text in lines:
+        field = FIELD.fullmatch(text)
+        if not field:   # RFC 9112 5.1 and 5.2
+            folded = text.startswith((b" ", b"\t"))
+            raise ValueError("a header is folded over several lines" if folded else f"{text[:100]!r} is no header")
+        name, value = field[1].decode("latin-1"), field[2].decode("latin-1").strip(" \t")
+        if "_" in name:
+            continue
+        name = name.upper().replace("-", "_")
+        if name in fields:
+            if name in ONCE:
+                raise ValueError(f"{ONCE[name]} comes twice")
+            value = f"{fields[name]}, {value}"      # RFC 9110 5.3
+        fields[name] = value
+    return Head(line[1].decode("latin-1"), line[2].decode("latin-1"), line[3].decode("latin-1"), fields)
 
 
 def looks_like(head: bytes) -> str | None:

@@ -5,15 +5,18 @@ it. Lines that stdout does not take are kept up to a limit, so a short stall los
 counted, and the log says how many there were.
 """
 
+import functools
 import logging
 import os
 import select
 import threading
+import time
 from collections import Counter
 
 from server import threads
 from server.metrics import Metrics
 
+TIME = "%Y-%m-%dT%H:%M:%S%z"    # ISO 8601
 AUDIT = "audit"         # the logger whose lines must not be lost
 DELAY = 0.05            # seconds for which lines are gathered: a write for each line would slow every thread down
 MAX_WRITE = 64 << 10    # bytes of one write: the capacity of a pipe
@@ -21,6 +24,17 @@ MAX_WAITING = 4 << 20   # bytes waiting for stdout: ten seconds of a busy server
 MAX_AUDIT = 8 << 20     # the same limit for audit lines, which have the second half to themselves
 AUDIT_WAIT = 2.0        # seconds for which one change waits for a stalled stdout; later changes do not wait
 LAST_WAIT = 2.0         # seconds at the end of the process to write what is left: enough for two attempts
+
+
+class Formatter(logging.Formatter):
+    """Formats the time once a second: for a short request, strftime is a good part of its line."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+        self._second = functools.lru_cache(maxsize=1)(lambda second: time.strftime(TIME, time.localtime(second)))
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        return self._second(int(record.created))
 
 
 class Log(logging.Handler):
@@ -136,7 +150,7 @@ class Log(logging.Handler):
 def configure(descriptor: int, metrics: Metrics) -> None:
     """Sends all logging to `descriptor`, in the form that docs/operating.md describes."""
     handler = Log(descriptor, metrics)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    handler.setFormatter(Formatter())
     logging._srcfile = None     # as the logging HOWTO advises if no line contains its source
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False      # they contain none of these
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -69,6 +69,8 @@ class Metrics:
 
     def troubles(self) -> dict[str, Any]:
         """What has gone wrong in the server itself since it started, for /health; {} if nothing has."""
+        if self._last_trouble == -inf:
+            return {}
         with self._lock:
             counts = {"faults": +self.faults, "lost_log_lines": +self._lost, "late_audit_lines": self._late}
             return {name: count for name, count in counts.items() if count}

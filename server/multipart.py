@@ -295,7 +295,8 @@ def clean_filename(filename: str) -> str:
     One that is too long for a file system is cut, and keeps its extension.
     """
     name = re.split(r"[/\\]", filename.replace("%22", '"'))[-1]
-    name = "".join(c for c in name if c.isprintable())
+    if not name.isprintable():
+        name = "".join(c for c in name if c.isprintable())
     if len(name) <= MAX_FILENAME:
         return name
     found = EXTENSION.search(name[-2 * MAX_FILENAME:])

@@ -5,6 +5,7 @@ Functions of header values and sizes; the one that touches a file seeks it and h
 
 import base64
 import json
+import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -25,6 +26,8 @@ from server.multipart import clean_filename
 # Loaders take archives only under these types, KServe's for one. By the name and not by the bytes: a .pt is a zip, too.
 ARCHIVES = {".zip": "application/zip", ".tar": "application/x-tar", ".tar.gz": "application/gzip",
             ".tgz": "application/gzip"}
+NOT_QUOTED = re.compile(r'[^ -~]|["\\%]')     # what would need an escape that some clients do not know
+PHRASES = {status.value: status.phrase for status in HTTPStatus}
 SEND_BLOCK = 256 * 1024     # one read of a file where the server below cannot send files itself
 
 
@@ -92,7 +95,7 @@ def json_response(status: int, document: dict[str, Any] | bytes, *headers: tuple
 
 def content_disposition(filename: str) -> str:
     """attachment under this name; RFC 6266 4.3: `filename*` beside an ASCII one, which curl -OJ reads."""
-    plain = "".join(c if " " <= c <= "~" and c not in '"\\%' else "_" for c in filename)
+    plain = NOT_QUOTED.sub("_", filename)
     if plain == filename:
         return f'attachment; filename="{filename}"'
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
@@ -175,7 +178,7 @@ def send(response: Response, environ: dict[str, Any], start_response: Callable[.
         headers.append(("Content-Length", str(len(body))))
     elif head and not isinstance(body, bytes) and not any(name == "Content-Length" for name, _ in headers):
         headers.append(("Content-Length", str(sum(map(len, body)))))    # RFC 9110 9.3.2; to keep it takes memory
-    start_response(f"{status} {HTTPStatus(status).phrase}", headers)
+    start_response(f"{status} {PHRASES[status]}", headers)
     if isinstance(body, FileSlice) and not head:
         body.done = done
         return body

@@ -36,11 +36,9 @@ class Turns:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def ask(self, connection: Connection) -> bool:
-        """Queues a connection for a turn; returns whether it was not queued already."""
-        waited = connection in self._waiting
+    def ask(self, connection: Connection) -> None:
+        """Queues a connection for a turn, unless it is queued already."""
         self._waiting[connection] = None
-        return not waited
 
     def give(self) -> None:
         """Gives each queued connection at most one turn, until ROUND seconds are over."""

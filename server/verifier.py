@@ -15,6 +15,7 @@ from bisect import insort
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
+from math import inf
 from operator import attrgetter
 from typing import Any, BinaryIO, NamedTuple
 
@@ -81,6 +82,7 @@ class Verifier:
         self._queue: list[Asked] = []   # in the order of their turns; the first one is running
         self._progress = Progress()
         self.last_corrupt = 0   # the last result of corrupt()
+        self._looked = -inf     # when that was, unless this server has found a corrupt model since
 
     def ask(self, caller: str, *names: str) -> dict[str, Any]:
         """Queues a verification of the models below these names, and returns the progress; raises QueueFull.
@@ -114,8 +116,15 @@ class Verifier:
         waiting = ["/".join(asked.names) for asked in queue[1:]]
         return {"running": bool(queue), **asdict(self._progress), "waiting": waiting}
 
-    def corrupt(self) -> int:
-        """The number of models known to be corrupt; cheap as long as there are none. Raises StorageFailed."""
+    def corrupt(self, at_most: float = 0.0) -> int:
+        """The number of models known to be corrupt; cheap as long as there are none. Raises StorageFailed.
+
+        What other servers found in the last `at_most` seconds may be missing.
+        """
+        moment = time.monotonic()
+        if not self.last_corrupt and moment - self._looked < at_most:
+            return 0
+        self._looked = moment   # before looking: what is found meanwhile is then looked for again
         with filesystem.as_store_errors():
             marks = list(islice(self._store.marked(), MAX_COUNTED))
             corrupt = {names for names, verdict in list(self._store.verdicts.items())
@@ -252,12 +261,14 @@ class Verifier:
                 raise ModelNotFound("it was replaced while it was read")
             if corrupt:
                 self._store.mark(model.key)
+                self._looked = -inf
             return replace(current, verified_at=moment, corrupt=corrupt)
 
         try:
             self._store.amend(model.key, change)
         except (ReadOnly, StorageFull, StorageFailed, InvalidMetadata) as error:
             self._store.verdicts[model.key.names] = metadata.Verdict(model.stamp, moment, corrupt)
+            self._looked = -inf
             self._store.index.forget(model.key.names)
             if not self._store.read_only:
                 log.warning("%s: only this process knows the result, which cannot be written: %s", model.key, error)

@@ -94,8 +94,7 @@ class StreamingChannel(HTTPChannel):
                 return False
         ready = bool(super().readable())
         if ready and self.rest:
-            if self.turns.ask(self):
-                wake(self.server)  # nobody may send anything: the turns come after the next event
+            self.turns.ask(self)    # which are given even if nobody sends anything
             return False
         return ready
 
@@ -201,8 +200,12 @@ class StreamingChannel(HTTPChannel):
 
     @property
     def held(self) -> int:
-        requests = (*self.requests, self.request)   # as they are now: this is asked from any thread
-        return len(self.rest) + sum(request.held for request in requests if request is not None)
+        held, request = len(self.rest), self.request    # as they are now: this is asked from any thread
+        if request is not None:
+            held += request.held
+        for request in tuple(self.requests):
+            held += request.held
+        return held
 
     @property
     def fixed(self) -> bool:

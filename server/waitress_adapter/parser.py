@@ -2,13 +2,15 @@
 
 import time
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
-from waitress.parser import HTTPRequestParser, ParsingError
+from waitress.parser import HTTPRequestParser, ParsingError, TransferEncodingNotImplemented, split_uri
 from waitress.receiver import FixedStreamReceiver
-from waitress.utilities import BadRequest, RequestHeaderFieldsTooLarge
+from waitress.utilities import BadRequest, RequestEntityTooLarge, RequestHeaderFieldsTooLarge, ServerNotImplemented
 
+from server import heads
 from server.chunked import BadChunk, ChunkedDecoder
-from server.heads import BAD_TARGET, HOST, LONGEST_BEGINNING, TLS, TRANSFER_ENCODING, looks_like, plain_head
+from server.heads import LONGEST_BEGINNING, TLS, looks_like
 from server.turns import FIELD
 from server.uploads import CHUNKED_STEP, REQUEST, Body
 
@@ -54,7 +56,9 @@ class StreamingParser(HTTPRequestParser):
     """Hands a request's body to what the application makes of its head, block by block."""
 
     command, path, request_uri, query, fragment, url_scheme = "-", "/", "", "", "", "http"  # until they are known
-    refused = completed = False
+    refused = completed = headers_finished = False
+    error: Any = None
+    content_length = 0
     body_rcv: Any = None
     expect_continue: bool = False
     task: Any = None    # StreamingTask     # that answers it, once it has come
@@ -89,7 +93,16 @@ class StreamingParser(HTTPRequestParser):
         if fields > MAX_FIELDS:
             return self._too_large(f"the request has more than {MAX_FIELDS} header fields", data)
         self._held = 2 * len(head) + FIELD * fields
-        super().received(head)
+        try:
+            self.parse_header(head)
+        except TransferEncodingNotImplemented as error:
+            self.error = ServerNotImplemented(str(error))
+        except (ParsingError, ValueError) as error:     # ValueError: of heads.parse(), or a length of 5,000 digits
+            self.error = BadRequest(str(error))
+        if self.content_length >= self.adj.max_request_body_size:   # more than can be counted, and never comes
+            self.error = RequestEntityTooLarge(f"a body of {self.content_length} bytes is too large")
+        self.completed = self.error is not None or self.body_rcv is None
+        self.headers_finished = True
         return end + 4 - before
 
     def _too_large(self, detail: str, data: bytes) -> int:
@@ -106,26 +119,38 @@ class StreamingParser(HTTPRequestParser):
         self.completed = self.headers_finished = True
         return len(data)
 
-    def parse_header(self, header_plus: bytes) -> None:
-        try:
-            super().parse_header(plain_head(header_plus))
-        except ValueError as error:     # a Content-Length of 5,000 digits
-            raise ParsingError(f"the request's head cannot be read: {error}") from error
-        encodings = len(TRANSFER_ENCODING.findall(header_plus))     # waitress has taken the header away
-        hosts = len(HOST.findall(header_plus))                      # and joined these
+    def parse_header(self, head: bytes) -> None:
+        """Takes what heads.parse() finds, and what follows from it for the body. Raises what received() expects."""
+        self.command, self.request_uri, self.version, self.headers = heads.parse(head)
+        encoding, length = self.headers.get("TRANSFER_ENCODING"), self.headers.get("CONTENT_LENGTH", "0")
         for wrong, detail in (
             # RFC 9112 6.1 and 6.3: most are how a second request is smuggled in
-            (encodings > 1, "Transfer-Encoding comes twice"),
-            (encodings and "CONTENT_LENGTH" in self.headers, "Transfer-Encoding excludes Content-Length"),
-            ("TRANSFER_ENCODING" in self.headers, "Transfer-Encoding is not known to HTTP/1.0"),
+            (encoding is not None and "CONTENT_LENGTH" in self.headers, "Transfer-Encoding excludes Content-Length"),
+            (encoding is not None and self.version == "1.0", "Transfer-Encoding is not known to HTTP/1.0"),
+            (not (length.isascii() and length.isdigit()), f"Content-Length is not a number: {length[:50]!r}"),
             (self.version not in ("1.0", "1.1"), "this server speaks HTTP/1.0 and HTTP/1.1"),
-            (BAD_TARGET.search(self.request_uri), "the request target has a control character or a # in it"),
-            # RFC 9112 3.2: two readers would take it for requests to two servers
-            (hosts > 1, "Host comes twice"),
-            (hosts == 0 and self.version == "1.1", "HTTP/1.1 wants a Host header"),
+            ("HOST" not in self.headers and self.version == "1.1", "HTTP/1.1 wants a Host header"),     # 3.2
         ):
             if wrong:
                 raise ParsingError(detail)
+        if encoding is not None and encoding.lower() != "chunked":
+            raise TransferEncodingNotImplemented("of the transfer codings, this server knows chunked alone")
+        self._take_target()
+        self.expect_continue = self.version == "1.1" and self.headers.get("EXPECT", "").lower() == "100-continue"
+        self.content_length, self.chunked = int(length), encoding is not None
+        if self.chunked:
+            del self.headers["TRANSFER_ENCODING"]   # the application gets the body without it
+        if self.chunked or self.content_length:
+            self.body_rcv = FixedStreamReceiver(self.content_length, Body())     # until begin_body()
+
+    def _take_target(self) -> None:
+        """Sets the path, percent-decoded once, and the query (RFC 9112 3.2)."""
+        self.url_scheme = self.adj.url_scheme
+        if self.request_uri.startswith("/"):
+            path, _, self.query = self.request_uri.partition("?")
+            self.path = unquote_to_bytes(path.encode("latin-1")).decode("latin-1") if "%" in path else path
+        else:   # a whole URL, or *
+            _, _, self.path, self.query, _ = split_uri(self.request_uri.encode("latin-1"))
 
     def begin_body(self, body: Body) -> None:
         """Gives the body, which has still to come, to what admit() made of the head."""
@@ -137,7 +162,7 @@ class StreamingParser(HTTPRequestParser):
 
     @property
     def body(self) -> Body | None:
-        """What admit() made of it; None before, and without a body."""
+        """What admit() made of it, an empty one before; None without a body."""
         receiver = self.body_rcv    # once: a thread that counts what is held may look while it is closed
         body = receiver.getbuf() if receiver is not None else None
         return body if isinstance(body, Body) else None

@@ -110,12 +110,18 @@ class Server:
         self._listeners = [entry for entry in self._map.values() if isinstance(entry, BaseWSGIServer)]
         for listener in self._listeners:
             listener.channel_class = partial(StreamingChannel, application, self._turns, memory, proxies)
+            listener.pull_trigger = self._wake
         self.addresses = [f"http://{in_url(x.effective_host)}:{x.effective_port}" for x in self._listeners]
 
     def stop(self) -> None:
         """Asks run() to return; may be called from a signal handler."""
         self._stopping = True
-        self._listeners[0].pull_trigger()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Makes the loop look at all connections again, which it does anyway after what its own thread does."""
+        if not self._relay.leads():
+            self._listeners[0].trigger.pull_trigger()
 
     def run(self) -> None:
         """To be called in the main thread, which has nothing to do then but to take signals."""
@@ -149,7 +155,7 @@ class Server:
 
     def _round(self, timeout: float) -> bool:
         """Looks at every connection once, and says whether this thread still leads."""
-        for entry, events in self._ready(0 if self._turns else timeout):
+        for entry, events in self._ready(timeout):
             wasyncore.readwrite(entry, events)
             if not self._dispatcher.answer_short():
                 return False    # another thread has asked meanwhile which are ready
@@ -165,7 +171,7 @@ class Server:
                 events |= select.POLLOUT
             if events:
                 poll.register(descriptor, events)
-        for descriptor, events in poll.poll(timeout * 1000):
+        for descriptor, events in poll.poll(0 if self._turns else timeout * 1000):
             if entry := self._map.get(descriptor):  # else it was closed in this round
                 yield entry, events
 

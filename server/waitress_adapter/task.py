@@ -1,7 +1,9 @@
 """Answering a request: files sent by the kernel, and lists made no faster than their reader takes them."""
 
+import functools
 import logging
 from contextlib import ExitStack
+from email.utils import formatdate
 from typing import Any
 
 from waitress.task import WSGITask
@@ -12,6 +14,11 @@ from server.responses import CutShort, FileSlice, Piece, Sending
 from server.uploads import Body
 
 log = logging.getLogger("model_server")
+
+
+@functools.lru_cache(maxsize=1)
+def date_of(second: int) -> str:
+    return formatdate(second, usegmt=True)
 
 
 class Paused(BaseException):
@@ -67,10 +74,22 @@ class StreamingTask(WSGITask):
         self.content_length = next((int(value) for name, value in headers if name == "Content-Length"), None)
 
     def build_response_header(self) -> bytes:
-        head: bytes = super().build_response_header()
-        if head.count(b"\n") != len(self.response_headers) + 2 or head.count(b"\r") != head.count(b"\n"):
-            raise ValueError(f"a header of the answer has a line end: {head!r}")    # RFC 9110 5.5
-        return head
+        """The head of the answer, with how it ends (RFC 9112 6.3) and whether the connection goes on (9.3)."""
+        wish = self.request.headers.get("CONNECTION", "").lower()
+        if self.has_body and self.content_length is None and self.version == "1.1":
+            self.response_headers.append(("Transfer-Encoding", "chunked"))
+            self.chunked_response = True
+        if (self.has_body and self.content_length is None) or wish == "close" or (
+                self.version == "1.0" and wish != "keep-alive"):
+            self.set_close_on_finish()
+        elif self.version == "1.0":
+            self.response_headers.append(("Connection", "Keep-Alive"))
+        lines = [f"HTTP/{self.version} {self.status}", f"Server: {self.channel.server.adj.ident}",
+                 f"Date: {date_of(int(self.start_time))}", *map(": ".join, self.response_headers)]
+        head = "\r\n".join(lines)
+        if head.count("\r") != len(lines) - 1 or head.count("\n") != len(lines) - 1:
+            raise ValueError(f"a header of the answer has a line end in it: {lines}")   # RFC 9110 5.5
+        return f"{head}\r\n\r\n".encode("latin-1")
 
     def write(self, piece: Piece) -> None:
         """Sends a piece of the answer, the first one in one packet with the head."""
