@@ -93,7 +93,7 @@ def zfile(head: bytes) -> bytes:
 
 def contents(window: Window) -> tuple[str, list[Member], Found]:
     """The container that a file is, the members of a zip, and what it would unpickle, as far as the budget goes."""
-    kind, members, found = kind_of(window.head(HEAD)), list[Member](), Found()
+    kind, members, found = kind_of(window.at(0, HEAD)), list[Member](), Found()
     begins = kind == "zip"
     try:
         kind = search(window, found, 0, members)

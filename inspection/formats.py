@@ -119,7 +119,7 @@ def advice(name: str, pickled: bool) -> str:
 
 def recognise(window: Window, kind: str, members: list[Member], found: Found) -> tuple[str, Details]:
     """The format and its details; raises Malformed for what only begins like it, and BudgetExceeded."""
-    head = window.head(HEAD)
+    head = window.at(0, HEAD)
     pickle_first = found.pickled and not kind   # whatever signature stands further on
     for at, signature, name, details in SIGNATURES:
         if head.startswith(signature, at) and not pickle_first:

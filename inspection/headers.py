@@ -40,7 +40,7 @@ BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "
 
 
 def safetensors(window: Window) -> dict[str, Any]:
-    length = int.from_bytes(window.head(8), "little")
+    length = int.from_bytes(window.at(0, 8), "little")
     if length > MAX_HEADER:
         raise Malformed(f"of its header of {length} bytes {MAX_HEADER} are read")
     header = parsed(window.at(8, length), object_pairs_hook=once, parse_constant=refuse)

@@ -76,7 +76,7 @@ def hdf5(window: Window) -> tuple[str, dict[str, Any]]:
 
     Each text of JSON is looked at, whatever attribute it belongs to, as there are many ways to lay them out.
     """
-    data = window.head(SEARCHED)
+    data = window.at(0, SEARCHED)
     rest = window.length > SEARCHED
     warnings = [f"only its first {SEARCHED >> 20} MiB are searched for what Keras would run"] * rest
     if ATTRIBUTE not in data:
