@@ -127,15 +127,11 @@ DTYPE = re.compile(r"([biufcSUVmMO])([0-9]{1,9})")
 HAS_OBJECTS = 1         # a flag in the state of a dtype
 
 
-class Array(NamedTuple):
-    """What joblib reads in the place of an array: so many bytes, None for a pickle; whether padding is before it."""
+def array_of(state: Any) -> tuple[int | None, bool] | None:
+    """What joblib reads in the place of a wrapper with this state; None where that is not certain.
 
-    size: int | None
-    padded: bool
-
-
-def array_of(state: Any) -> Array | None:
-    """The array that joblib's wrapper with this state tells of; None where that is not certain."""
+    It is so many bytes, None for a pickle; and whether there is padding before it.
+    """
     if type(state) is not dict or UNSURE in state:
         return None
     shape, dtype, alignment = state.get("shape"), state.get("dtype"), state.get(ALIGNMENT, NULL)
@@ -148,8 +144,8 @@ def array_of(state: Any) -> Array | None:
             3, 4) or state[2] is not NULL or type(state[5]) is not int or type(state[7]) is not int)):
         return None     # numpy's __setstate__ goes by the length, the version, a part that is an array, size and flags
     if code[1] == "O" or (state and state[7] & HAS_OBJECTS):
-        return Array(None, False)
+        return None, False
     size = int(code[2]) * (4 if code[1] == "U" else 1)
     if state and code[1] in "SUV":      # the other types keep theirs
         size = state[5]
-    return Array(math.prod(shape) * size, alignment is not NULL) if size >= 0 else None
+    return (math.prod(shape) * size, alignment is not NULL) if size >= 0 else None

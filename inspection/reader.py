@@ -142,7 +142,8 @@ class Packed:
     """
 
     def __init__(self, part: "Part", kind: str) -> None:
-        self.part, self.kind, self.budget, self.damaged = part, kind, part.budget, False
+        self.part, self.kind, self.damaged = part, kind, False
+        self.budget: Budget = part.budget
 
     def stream(self, size: int = UNPACKED) -> io.BufferedReader:
         return io.BufferedReader(Blocks(self._all()), size)

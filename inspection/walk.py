@@ -22,7 +22,6 @@ from inspection.found import (
     Made,
     array_of,
     kept,
-    known,
     text_of,
     update,
 )
@@ -295,15 +294,16 @@ class Walk:
         if array is None:   # whether joblib would read an array here is not known
             self._found.complete = False
             return target
-        if array.size is None:      # an array of objects is a pickle in the pickle
+        size, padded = array
+        if size is None:    # an array of objects is a pickle in the pickle
             self._found.complete = False    # for pickle.load the same pickle going on
             Walk(self._stream, self._found, self._budget, arrays=False).run()
             return OTHER
-        padding = 0
-        if array.padded and (padding := exactly(self._stream, 1)[0]) > MAX_PADDING:
+        padding = exactly(self._stream, 1)[0] if padded else 0
+        if padding > MAX_PADDING:
             raise Malformed("an array in it is not aligned")    # what pickle.load would take for opcodes
-        self.unpadded |= not array.padded
-        skip(self._stream, padding + array.size)
+        self.unpadded |= not padded
+        skip(self._stream, padding + size)
         return OTHER
 
 
