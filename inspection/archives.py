@@ -58,8 +58,8 @@ class Member(NamedTuple):
 
 def kind_of(head: bytes) -> str:
     """The container that says by its first bytes that it is one."""
-    known = (kind for kind, begins in SIGNATURES.items() if begins.match(head))
-    return next(known, "tar" if is_tar_header(head) else "")
+    kind = next((kind for kind, begins in SIGNATURES.items() if begins.match(head)), "")
+    return "tar" if not kind and is_tar_header(head) else kind
 
 
 def maybe_packed(head: bytes, depth: int) -> str:

@@ -5,20 +5,10 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, BinaryIO
 
+from inspection import headers
 from inspection.archives import HEAD, TFLITE, Member, contents, kind_of, open_member
 from inspection.found import KNOWN, Found
-from inspection.headers import (
-    MAX_HEADER,
-    MAX_SHOWN,
-    MAX_TEXT,
-    fasttext,
-    flatbuffer,
-    gguf,
-    npy,
-    parsed,
-    safetensors,
-    tflite,
-)
+from inspection.headers import MAX_HEADER, MAX_SHOWN, MAX_TEXT, parsed
 from inspection.keras import SUPERBLOCK, has_superblock, hdf5, keras_warning, skops_warning, warnings
 from inspection.patterns import pattern
 from inspection.protobuf import protobuf
@@ -37,12 +27,11 @@ JOBLIB = ("joblib.numpy_pickle.", "sklearn.externals.joblib.numpy_pickle.")    #
 
 Details = dict[str, Any]
 
-
-SIGNATURES: tuple[tuple[int, tuple[bytes, ...], str, Callable[[Window], Details] | None], ...] = (
-    (0, (b"GGUF",), "gguf", gguf), (0, (b"lmgg", b"fmgg", b"tjgg", b"algg"), "ggml", None),
-    (4, (b"TFL3",), "tflite", tflite), (4, (b"ORTM",), "ort", flatbuffer), (4, (b"ET12",), "executorch", flatbuffer),
-    (0, (b"CBM1",), "catboost", None), (0, (b"\xba\x16\x4f\x2f",), "fasttext", fasttext),
-    (0, (b"ptrt", b"ftrt"), "tensorrt", None))
+SIGNATURES: tuple[tuple[str, int, tuple[bytes, ...], Callable[[Window], Details] | None], ...] = (
+    ("gguf", 0, (b"GGUF",), headers.gguf), ("ggml", 0, (b"lmgg", b"fmgg", b"tjgg", b"algg"), None),
+    ("tflite", 4, (TFLITE,), headers.tflite), ("ort", 4, (b"ORTM",), headers.flatbuffer),
+    ("executorch", 4, (b"ET12",), headers.flatbuffer), ("catboost", 0, (b"CBM1",), None),
+    ("fasttext", 0, (b"\xba\x16\x4f\x2f",), headers.fasttext), ("tensorrt", 0, (b"ptrt", b"ftrt"), None))
 ON_FILES = re.compile(rb"\b(?:torch|ops\.\w+)\.(save|load|from_file|read_file|write_file)\(")   # of TorchScript
 
 
@@ -125,11 +114,11 @@ def recognise(window: Window, kind: str, members: list[Member], found: Found) ->
     """The format and its details; raises Malformed for what only begins like it, and BudgetExceeded."""
     head = window.at(0, HEAD)
     pickle_first = found.pickled and not kind   # whatever signature stands further on
-    for at, signature, name, details in SIGNATURES:
+    for name, at, signature, details in SIGNATURES:
         if head.startswith(signature, at) and not pickle_first:
             return name, details(window) if details else {}
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= window.length - 8:
-        return "safetensors", safetensors(window)
+        return "safetensors", headers.safetensors(window)
     if head.startswith(SUPERBLOCK):
         return hdf5(window)
     if kind == "zip":
@@ -138,7 +127,7 @@ def recognise(window: Window, kind: str, members: list[Member], found: Found) ->
     if kind in UNPACKERS:
         return (pickled, {"compression": kind}) if found.pickled else (kind, {})
     if kind:
-        return kind, npy(window) if kind == "npy" else {}
+        return kind, headers.npy(window) if kind == "npy" else {}
     if found.pickled:
         return ("pytorch", {"container": "pickles"} | tensors(found)) if found.torch else (pickled, {})
     if kind_of(head) == "zip":
