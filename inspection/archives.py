@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from inspection.found import Found
-from inspection.opcodes import OPERATIONS
 from inspection.pickles import look
 from inspection.reader import (
     UNPACKERS,
@@ -21,6 +20,7 @@ from inspection.reader import (
     is_lzma,
     skip,
 )
+from inspection.walk import OPERATIONS
 
 HEAD = 512              # bytes that tell what begins here; of a tar they are its first header
 MAX_DIRECTORY = 8 << 20     # bytes of a zip's central directory: 100,000 members, a shard of a model has 1,000
@@ -30,11 +30,11 @@ TAIL = (1 << 16) + 22 + 20 + 56     # a zip's last records with the longest comm
 MAX_NPY_HEADER = 64 * 1024  # numpy itself reads 10,000 characters
 
 # What begins how. What is in the sealed ones is not looked at, so nobody knows what it holds.
-SIGNATURES = ((b"PK\x03\x04", "zip"), (b"PK\x05\x06", "zip"), (b"\x1f\x8b\x08", "gzip"), (b"\xfd7zXZ\0", "xz"),
-              (b"LZIP\x01", "xz"), (b"LZIP\0", "xz"), (b"\x93NUMPY", "npy"), (b"7z\xbc\xaf\x27\x1c", "7z"),
-              (b"\0PK\x03\x04", "zip"), (b"\0\0PK\x03\x04", "zip"), (b"\0\0\0PK\x03\x04", "zip"),     # aligned
-              (b"\x28\xb5\x2f\xfd", "zstd"), (b"\x04\x22\x4d\x18", "lz4"), (b"Rar!\x1a\x07", "rar"))
-BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")      # and its first block, or that it has none
+SIGNATURES = {kind: re.compile(begins, re.DOTALL) for kind, begins in {
+    "zip": rb"\0{0,3}PK\x03\x04|PK\x05\x06",   # aligned, or empty
+    "gzip": rb"\x1f\x8b\x08", "bzip2": rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)",     # and its first block, or its end
+    "xz": rb"\xfd7zXZ\0|LZIP[\0\1]", "npy": rb"\x93NUMPY", "7z": rb"7z\xbc\xaf\x27\x1c", "zstd": rb"\x28\xb5\x2f\xfd",
+    "lz4": rb"\x04\x22\x4d\x18", "rar": rb"Rar!\x1a\x07"}.items()}
 ZFILE = 21              # bytes before the zlib stream in a file of joblib before 0.9.3: ZF and its length in digits
 # Programs and libraries of Linux, Windows and macOS.
 NATIVE = (b"\x7fELF", b"MZ\x90\0", b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
@@ -58,12 +58,8 @@ class Member(NamedTuple):
 
 def kind_of(head: bytes) -> str:
     """The container that says by its first bytes that it is one."""
-    for signature, kind in SIGNATURES:
-        if head.startswith(signature):
-            return kind
-    if BZIP2.match(head):
-        return "bzip2"
-    return "tar" if is_tar_header(head) else ""
+    kind = next((kind for kind, begins in SIGNATURES.items() if begins.match(head)), "")
+    return "tar" if not kind and is_tar_header(head) else kind
 
 
 def maybe_packed(head: bytes, depth: int) -> str:
@@ -93,7 +89,7 @@ def zfile(head: bytes) -> bytes:
 
 def contents(window: Window) -> tuple[str, list[Member], Found]:
     """The container that a file is, the members of a zip, and what it would unpickle, as far as the budget goes."""
-    kind, members, found = kind_of(window.head(HEAD)), list[Member](), Found()
+    kind, members, found = kind_of(window.at(0, HEAD)), list[Member](), Found()
     begins = kind == "zip"
     try:
         kind = search(window, found, 0, members)

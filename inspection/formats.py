@@ -5,11 +5,11 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, BinaryIO
 
+from inspection import headers
 from inspection.archives import HEAD, TFLITE, Member, contents, kind_of, open_member
-from inspection.flatbuffers import flatbuffer, tflite
 from inspection.found import KNOWN, Found
-from inspection.headers import MAX_HEADER, MAX_SHOWN, MAX_TEXT, fasttext, gguf, npy, parsed, safetensors
-from inspection.keras import SUPERBLOCK, has_superblock, hdf5, keras_warnings, skops_warnings
+from inspection.headers import MAX_HEADER, MAX_SHOWN, MAX_TEXT, parsed
+from inspection.keras import SUPERBLOCK, has_superblock, hdf5, keras_warning, skops_warning, warnings
 from inspection.patterns import pattern
 from inspection.protobuf import protobuf
 from inspection.reader import STEP, UNPACKERS, Budget, BudgetExceeded, Malformed, Window, clip
@@ -27,17 +27,11 @@ JOBLIB = ("joblib.numpy_pickle.", "sklearn.externals.joblib.numpy_pickle.")    #
 
 Details = dict[str, Any]
 
-
-def signed(_: Window) -> Details:
-    """Of a format of which the signature is enough."""
-    return {}
-
-
-SIGNATURES: tuple[tuple[int, tuple[bytes, ...], str, Callable[[Window], Details]], ...] = (
-    (0, (b"GGUF",), "gguf", gguf), (0, (b"lmgg", b"fmgg", b"tjgg", b"algg"), "ggml", signed),
-    (4, (b"TFL3",), "tflite", tflite), (4, (b"ORTM",), "ort", flatbuffer), (4, (b"ET12",), "executorch", flatbuffer),
-    (0, (b"CBM1",), "catboost", signed), (0, (b"\xba\x16\x4f\x2f",), "fasttext", fasttext),
-    (0, (b"ptrt", b"ftrt"), "tensorrt", signed))
+SIGNATURES: tuple[tuple[str, int, tuple[bytes, ...], Callable[[Window], Details] | None], ...] = (
+    ("gguf", 0, (b"GGUF",), headers.gguf), ("ggml", 0, (b"lmgg", b"fmgg", b"tjgg", b"algg"), None),
+    ("tflite", 4, (TFLITE,), headers.tflite), ("ort", 4, (b"ORTM",), headers.flatbuffer),
+    ("executorch", 4, (b"ET12",), headers.flatbuffer), ("catboost", 0, (b"CBM1",), None),
+    ("fasttext", 0, (b"\xba\x16\x4f\x2f",), headers.fasttext), ("tensorrt", 0, (b"ptrt", b"ftrt"), None))
 ON_FILES = re.compile(rb"\b(?:torch|ops\.\w+)\.(save|load|from_file|read_file|write_file)\(")   # of TorchScript
 
 
@@ -72,9 +66,8 @@ def inspect(file: BinaryIO, size: int) -> Inspection:
         details["persistent_ids"] = True
     if not found.complete:
         details["complete"] = False
-    warnings = [clip(text, MAX_TEXT) for text in (*beyond_list(found), *details.pop("warnings", ()))]
-    if warnings:
-        details["warnings"] = warnings[:MAX_SHOWN]
+    if said := [*beyond_list(found), *details.pop("warnings", ())]:
+        details["warnings"] = [clip(text, MAX_TEXT) for text in said[:MAX_SHOWN]]
     return Inspection(name or "unknown", details)
 
 
@@ -119,13 +112,13 @@ def advice(name: str, pickled: bool) -> str:
 
 def recognise(window: Window, kind: str, members: list[Member], found: Found) -> tuple[str, Details]:
     """The format and its details; raises Malformed for what only begins like it, and BudgetExceeded."""
-    head = window.head(HEAD)
+    head = window.at(0, HEAD)
     pickle_first = found.pickled and not kind   # whatever signature stands further on
-    for at, signature, name, details in SIGNATURES:
+    for name, at, signature, details in SIGNATURES:
         if head.startswith(signature, at) and not pickle_first:
-            return name, details(window)
+            return name, details(window) if details else {}
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= window.length - 8:
-        return "safetensors", safetensors(window)
+        return "safetensors", headers.safetensors(window)
     if head.startswith(SUPERBLOCK):
         return hdf5(window)
     if kind == "zip":
@@ -134,7 +127,7 @@ def recognise(window: Window, kind: str, members: list[Member], found: Found) ->
     if kind in UNPACKERS:
         return (pickled, {"compression": kind}) if found.pickled else (kind, {})
     if kind:
-        return kind, npy(window) if kind == "npy" else {}
+        return kind, headers.npy(window) if kind == "npy" else {}
     if found.pickled:
         return ("pytorch", {"container": "pickles"} | tensors(found)) if found.torch else (pickled, {})
     if kind_of(head) == "zip":
@@ -197,11 +190,11 @@ def zip_format(window: Window, members: list[Member], found: Found) -> tuple[str
         if "schema.json" in names:
             schema = read(names["schema.json"])
             version = clip(str(parsed(schema)["_skops_version"]), MAX_TEXT)
-            return "skops", {"skops_version": version, "warnings": skops_warnings(schema, window.budget)}
+            return "skops", {"skops_version": version, "warnings": warnings(schema, window.budget, skops_warning)}
         if {"config.json", "metadata.json"} <= names.keys():
             version = clip(str(parsed(read(names["metadata.json"]))["keras_version"]), MAX_TEXT)
             return "keras", {"keras_version": version,
-                             "warnings": keras_warnings(read(names["config.json"]), window.budget)}
+                             "warnings": warnings(read(names["config.json"]), window.budget, keras_warning)}
     if names and all(name.endswith(".npy") for name in names):
         return "npz", {"arrays": [clip(name[:-4], MAX_TEXT) for name in names][:MAX_SHOWN]}
     if is_task(window, members):

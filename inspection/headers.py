@@ -1,16 +1,18 @@
-"""What safetensors, GGUF, npy and others tell of a model in their headers, read field by field within a budget.
+"""What safetensors, GGUF, npy, flatbuffers and others tell in their headers, read field by field within a budget.
 
 Each function gives the details, or raises Malformed for what only begins like its format, and BudgetExceeded.
 """
 
 import json
 import math
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from inspection.archives import NUMERIC, array_header
+from inspection.found import MAX_NUMBER
 from inspection.reader import Malformed, Window, clip, exactly, skip
 
 MAX_HEADER = 8 << 20    # of JSON: 60,000 tensors of safetensors, which allows 100 MB; parsed it takes ten times that
@@ -21,7 +23,6 @@ MAX_STRING = 64 * 1024  # bytes of a key or a value of GGUF that is read and not
 WORDS = 8               # strings of an array that cost as much as a key
 MAX_NESTING = 4         # arrays of arrays in GGUF
 MAX_DIMENSIONS = 8      # of a tensor in GGUF, which has 4
-MAX_NUMBER = (1 << 63) - 1   # what other readers of our JSON take
 
 
 def npy(window: Window) -> dict[str, Any]:
@@ -31,8 +32,22 @@ def npy(window: Window) -> dict[str, Any]:
     return {"dtype": header[1].decode(), "shape": [int(length) for length in header[2].split(b",") if length.strip()]}
 
 
-# ---- safetensors
+# ---- graphs
 
+# Operations that read or write files or run Python. Those of checkpoints, Save and Restore, are in every SavedModel.
+WATCHED = re.compile(
+    r"(?:Flex)?(?:\w*(?:File(?!name|spec)|PyFunc|DatasetToTF|SnapshotDataset)\w*|RecordInput|LoadAndRemapMatrix|Debug\w+|"
+    r"(?:Experimental)?(?:CSV|LMDB|Sql|TFRecord|FixedLengthRecord|TextLine|Cache|Save|Load)(?:Dataset|Reader)(?:V2)?|"
+    r"GenerateVocabRemapping|DumpTensor|ImmutableConst|PrintV2|DistributedSave|Skipgram)|"
+    r"py_func|py_layer|(?:save|load)(?:_combine)?|read_file")
+
+
+def watched(operations: Iterable[str]) -> list[str]:
+    return [f"its operation {name} {'runs Python' if 'py' in name.lower() else 'reads or writes files'}"
+            for name in sorted(set(operations)) if WATCHED.fullmatch(name)]
+
+
+# ---- safetensors
 
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
         "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32,
@@ -40,7 +55,7 @@ BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "
 
 
 def safetensors(window: Window) -> dict[str, Any]:
-    length = int.from_bytes(window.head(8), "little")
+    length = int.from_bytes(window.at(0, 8), "little")
     if length > MAX_HEADER:
         raise Malformed(f"of its header of {length} bytes {MAX_HEADER} are read")
     header = parsed(window.at(8, length), object_pairs_hook=once, parse_constant=refuse)
@@ -107,7 +122,6 @@ def shown(values: dict[str, Any]) -> dict[str, Any]:
 
 # ---- GGUF
 
-
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 TENSOR_TYPES = {    # name, numbers in a block, bytes of a block
@@ -171,12 +185,6 @@ class Gguf:
                 self.value(kind, nesting + 1)
         return None
 
-    def pairs(self, count: int) -> Iterator[tuple[str, Any]]:
-        for _ in range(count):
-            self._budget.step()
-            name = self.string()
-            yield name or "", self.value(self.scalar("I"))
-
     def tensors(self, count: int) -> Iterator[tuple[str, int, int]]:
         """Type and parameters of each, and where it ends in the data; of a type that is not known where it begins."""
         for _ in range(count):
@@ -199,7 +207,9 @@ def gguf(window: Window) -> dict[str, Any]:
     count, pairs = file.scalar("Q"), file.scalar("Q")
     wanted = {f"general.{name}" for name in (*GENERAL, "alignment", "architecture", "file_type")}
     keys, template = dict[str, Any](), dict[str, Any]()
-    for name, value in file.pairs(pairs):
+    for _ in range(pairs):
+        window.budget.step()
+        name, value = file.string() or "", file.value(file.scalar("I"))
         if isinstance(value, int | str) and (name in wanted or name.endswith(OF_ARCHITECTURE)):
             keys[name] = value
         elif name.startswith(TEMPLATE):
@@ -225,16 +235,79 @@ def gguf(window: Window) -> dict[str, Any]:
 
 # ---- fastText
 
-
 def fasttext(window: Window) -> dict[str, Any]:
-    numbers = unpack(window, "<19i")
+    numbers = window.numbers("<19i")
     return {"version": numbers[1], "dimension": numbers[2], "words": numbers[17], "labels": numbers[18],
             "model": {1: "cbow", 2: "skipgram", 3: "supervised"}.get(numbers[9])}
 
 
-def unpack(window: Window, code: str, at: int = 0) -> tuple[Any, ...]:
-    """The numbers here; raises Malformed where the file ends before."""
-    data = window.at(at, struct.calcsize(code))
-    if len(data) < struct.calcsize(code):
-        raise Malformed("it ends in the middle, or points beyond its end")
-    return struct.unpack(code, data)
+# ---- flatbuffers: TFLite, and of ONNX Runtime's .ort and ExecuTorch's .pte that they are ones
+
+TABLE = 32              # steps that a table costs
+TFLITE_TYPES = dict(enumerate((
+    "float32", "float16", "int32", "uint8", "int64", "string", "bool", "int16", "complex64", "int8", "float64",
+    "complex128", "uint64", "resource", "variant", "uint32", "uint16", "int4", "bfloat16", "int2", "uint4",
+    "float8e4m3fn", "float8e5m2")))
+
+
+class Table:
+    """A table, read where a pointer leads; its fields have the numbers of the schema, and may be left out."""
+
+    def __init__(self, window: Window, pointer: int = 0) -> None:
+        window.budget.step(TABLE)
+        self._window = window
+        self._at = self.follow(pointer)
+        self._fields = self._at - self.read(self._at, "<i")
+
+    def read(self, at: int, code: str = "<I") -> int:
+        return int(self._window.numbers(code, at)[0])
+
+    def follow(self, pointer: int) -> int:
+        return pointer + self.read(pointer)
+
+    def place(self, field: int) -> int:
+        """Where it is, 0 when it is left out."""
+        slot = 4 + 2 * field
+        offset = self.read(self._fields + slot, "<H") if slot < self.read(self._fields, "<H") else 0
+        return offset and self._at + offset
+
+    def number(self, field: int, code: str = "<I") -> int:
+        place = self.place(field)
+        return self.read(place, code) if place else 0
+
+    def text(self, field: int) -> str:
+        place = self.place(field)
+        at = place and self.follow(place)
+        data = self._window.at(at + 4, min(self.read(at), 4 * MAX_TEXT)) if place else b""
+        return clip(data.decode("utf-8", "replace"), MAX_TEXT)
+
+    def items(self, field: int) -> range:
+        """Where the items of a vector are, each of 4 bytes: a number, or a pointer to a table or a text."""
+        place = self.place(field)
+        at = place and self.follow(place)
+        return range(at + 4, at + 4 + 4 * self.read(at), 4) if place else range(0)
+
+
+def tflite(window: Window) -> dict[str, Any]:
+    model = Table(window)
+    details: dict[str, Any] = {"version": model.number(0), "description": model.text(3), "inputs": [], "outputs": []}
+    for at in model.items(2)[:1]:   # the first graph is the model, others are bodies of its loops
+        graph = Table(window, at)
+        tensors = graph.items(0)
+        for name, field in ("inputs", 1), ("outputs", 2):
+            numbers = [graph.read(place) for place in graph.items(field)[:MAX_SHOWN]]
+            details[name] = [tflite_tensor(Table(window, tensors[n])) for n in numbers if n < len(tensors)]
+    custom = sorted({Table(window, at).text(1) for at in model.items(1)} - {""})
+    return details | ({"custom_operations": custom[:MAX_SHOWN]} if custom else {}) | {"warnings": watched(custom)}
+
+
+def tflite_tensor(tensor: Table) -> dict[str, Any]:
+    kind, sizes = tensor.number(1, "<B"), tensor.items(7) or tensor.items(0)    # the first where some are left open
+    return {"name": tensor.text(3), "type": TFLITE_TYPES.get(kind, f"type {kind}"),
+            "shape": [tensor.read(at, "<i") for at in sizes[:MAX_SHOWN]]}
+
+
+def flatbuffer(window: Window) -> dict[str, Any]:
+    """Of a format of which the signature is enough, as long as a table is where it points."""
+    Table(window).number(0)
+    return {}

@@ -1,7 +1,7 @@
 """What Keras tells of a model in JSON, in a .keras file or in HDF5, and what skops tells in the same way."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from inspection.headers import MAX_SHOWN, parsed
@@ -22,15 +22,13 @@ def objects(data: bytes, budget: Budget) -> Iterator[dict[str, Any]]:
         values.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
 
 
-def keras_warnings(data: bytes, budget: Budget) -> list[str]:
-    found = dict[str, None]()
+def warnings(data: bytes, budget: Budget, warning_of: Callable[[dict[str, Any]], str]) -> list[str]:
+    """What there is to say of the objects of a document."""
     try:
-        for each in objects(data, budget):
-            if warning := keras_warning(each):
-                found[warning] = None
+        found = dict.fromkeys(map(warning_of, objects(data, budget)))
     except Malformed as error:
-        return [f"what its layers are is not known: {error}"]
-    return list(found)[:MAX_SHOWN]
+        return [f"what it is made of is not known: {error}"]
+    return list(filter(None, found))[:MAX_SHOWN]
 
 
 def keras_warning(each: dict[str, Any]) -> str:
@@ -48,17 +46,15 @@ def keras_warning(each: dict[str, Any]) -> str:
     return f"loading it reads the file {vocabulary}" if isinstance(vocabulary, str) else ""
 
 
-def skops_warnings(data: bytes, budget: Budget) -> list[str]:
-    names = {(str(each["__module__"]), str(each["__class__"])) for each in objects(data, budget)
-             if "__module__" in each and "__class__" in each}
-    return [f"loading it looks up {module}.{name}, which is not a part of scikit-learn, SciPy or NumPy"
-            for module, name in sorted(names)
-            if module.split(".")[0] not in ("sklearn", "scipy", "numpy", "collections")
-            and not (module == "builtins" and name in PLAIN)]
+def skops_warning(each: dict[str, Any]) -> str:
+    module, name = str(each.get("__module__", "")), str(each.get("__class__", ""))
+    if module.split(".")[0] in ("", "sklearn", "scipy", "numpy", "collections") or (
+            module == "builtins" and name in PLAIN):
+        return ""
+    return f"loading it looks up {module}.{name}, which is not a part of scikit-learn, SciPy or NumPy"
 
 
 # ---- HDF5
-
 
 SUPERBLOCK = b"\x89HDF\r\n\x1a\n"
 SEARCHED = 32 << 20     # bytes: Keras writes what a model is made of before its weights
@@ -76,17 +72,17 @@ def hdf5(window: Window) -> tuple[str, dict[str, Any]]:
 
     Each text of JSON is looked at, whatever attribute it belongs to, as there are many ways to lay them out.
     """
-    data = window.head(SEARCHED)
+    data = window.at(0, SEARCHED)
     rest = window.length > SEARCHED
-    warnings = [f"only its first {SEARCHED >> 20} MiB are searched for what Keras would run"] * rest
+    said = [f"only its first {SEARCHED >> 20} MiB are searched for what Keras would run"] * rest
     if ATTRIBUTE not in data:
-        return "hdf5", {"warnings": warnings}
+        return "hdf5", {"warnings": said}
     found, configs = dict[str, None](), 0
     for match in TEXT.finditer(data):
         window.budget.step()
         if b'"class_name"' in match[1] or b"\\u" in match[1]:
             configs += 1
-            found |= dict.fromkeys(keras_warnings(match[1], window.budget)[:MAX_SHOWN - len(found)])
+            found |= dict.fromkeys(warnings(match[1], window.budget, keras_warning)[:MAX_SHOWN - len(found)])
     if not configs:
-        warnings.append("what its layers are is not known: its config was not found")
-    return "keras", {"container": "hdf5", "warnings": [*found, *warnings]}
+        said.append("what its layers are is not known: its config was not found")
+    return "keras", {"container": "hdf5", "warnings": [*found, *said]}

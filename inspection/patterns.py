@@ -29,7 +29,7 @@ PATTERNS: tuple[tuple[str, bytes, dict[str, bytes]], ...] = (
 
 def pattern(window: Window) -> tuple[str, dict[str, Any]] | None:
     """The format and its details, None when no pattern fits."""
-    head = window.head(NEAR)
+    head = window.at(0, NEAR)
     for name, begins, told in PATTERNS:
         if first := re.match(begins, head, re.DOTALL):
             text = head + window.at(max(NEAR, window.length - NEAR), NEAR)

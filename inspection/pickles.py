@@ -12,7 +12,7 @@ from inspection.walk import Walk
 MAX_PICKLES = 64        # one after another in a file; torch's old format has 5
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C    # the first of the pickles in a file of torch.save before 1.6
 TORCH_PICKLES = 5       # the storages follow as raw bytes
-CONTROL = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")  # what a text has none of
+CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")  # what a text has none of
 
 
 def look(stream: io.BufferedReader, found: Found, budget: Budget, again: Callable[[], io.BufferedReader]) -> None:

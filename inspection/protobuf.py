@@ -11,7 +11,8 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from inspection.headers import MAX_NUMBER, MAX_SHOWN, MAX_TEXT
+from inspection.found import MAX_NUMBER
+from inspection.headers import MAX_SHOWN, MAX_TEXT, watched
 from inspection.reader import BudgetExceeded, Malformed, Window, clip
 
 VARINT, BYTES = 0, 2    # protobuf's wire types
@@ -26,25 +27,23 @@ Kinds = dict[tuple[int, int], tuple[int, ...]]  # by number and wire type: how m
 HAS = 0                 # in a tree, where no field is: bytes without which a message is not of interest
 
 
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number here, and where the next byte is."""
+    if at < len(data) and data[at] < 128:   # most are
+        return data[at], at + 1
+    value = 0
+    for shift, byte in enumerate(data[at:at + MAX_VARINT]):
+        value |= (byte & 127) << 7 * shift
+        if byte < 128:
+            return value, at + shift + 1
+    raise Malformed("it has a number without an end")
+
+
 class Message:
     """A window on protobuf messages, each of them named by where it begins and ends."""
 
     def __init__(self, window: Window) -> None:
         self._window, self._near, self._start = window, b"", 0
-
-    def varint(self, at: int) -> tuple[int, int]:
-        """The number here, and where the next byte is."""
-        place = at - self._start
-        if not 0 <= place <= len(self._near) - MAX_VARINT:
-            self._near, self._start, place = self._window.at(at, NEAR), at, 0
-        if self._near and self._near[place] < 128:  # most are
-            return self._near[place], at + 1
-        value = 0
-        for shift, byte in enumerate(self._near[place:place + MAX_VARINT]):
-            value |= (byte & 127) << 7 * shift
-            if byte < 128:
-                return value, at + shift + 1
-        raise Malformed("it has a number without an end")
 
     def bytes(self, at: int, length: int) -> bytes:
         place = at - self._start
@@ -55,19 +54,20 @@ class Message:
         """Number, wire type and value of each field of a message, and its length; the value of bytes is their place."""
         while at < end:
             self._window.budget.step()
-            key, at = self.varint(at)
+            place = at - self._start
+            if not 0 <= place <= len(self._near) - 2 * MAX_VARINT:
+                self._near, self._start, place = self._window.at(at, NEAR), at, 0
+            key, place = varint(self._near, place)
             number, wire = divmod(key, 8)
-            if wire == BYTES:
-                length, value = self.varint(at)
-                at = value + length
-            elif wire == VARINT:
-                value, at = self.varint(at)
-                length = 0
-            elif wire in WIDTHS:
-                value, length = at, WIDTHS[wire]
-                at += length
-            else:
+            value, length = place + self._start, WIDTHS.get(wire, 0)
+            if wire == VARINT:
+                value, place = varint(self._near, place)
+            elif wire == BYTES:
+                length, place = varint(self._near, place)
+                value = place + self._start
+            elif not length:
                 raise Malformed(f"it has a field of wire type {wire}")
+            at = place + self._start + length
             if at > end or not number:
                 raise Malformed("it has a field beyond its end")
             yield number, wire, value, length
@@ -130,7 +130,6 @@ def last(found: dict[str, list[Any]], *names: str) -> dict[str, Any]:
 
 # ---- ONNX
 
-
 MAX_IR_VERSION = 99     # 13 today; a field of another meaning would have any number
 ELEMENT_TYPES = dict(enumerate((
     "undefined", "float32", "uint8", "int8", "uint16", "int16", "int32", "int64", "string", "bool", "float16",
@@ -187,22 +186,10 @@ def outside(path: str) -> bool:
 
 # ---- TensorFlow and Paddle
 
-
-# Operations that read or write files or run Python. Those of checkpoints, Save and Restore, are in every SavedModel.
-WATCHED = re.compile(
-    r"(?:Flex)?(?:\w*(?:File(?!name|spec)|PyFunc|DatasetToTF|SnapshotDataset)\w*|RecordInput|LoadAndRemapMatrix|Debug\w+|"
-    r"(?:Experimental)?(?:CSV|LMDB|Sql|TFRecord|FixedLengthRecord|TextLine|Cache|Save|Load)(?:Dataset|Reader)(?:V2)?|"
-    r"GenerateVocabRemapping|DumpTensor|ImmutableConst|PrintV2|DistributedSave|Skipgram)|"
-    r"py_func|py_layer|(?:save|load)(?:_combine)?|read_file")
 GRAPH: Tree = {1: ("node", {2: "op"}), 2: ("", {1: ("", {3: ("", {2: "op"})})}), 3: "version"}
 SAVED_MODEL: Tree = {1: "schema", 2: ("", {
     1: ("", {4: "tags", 5: "tensorflow_version"}), 2: ("", GRAPH), 5: ("", {1: "signatures"})})}
 PROGRAM: Tree = {1: ("", {1: "block", 4: ("node", {3: "op"})}), 4: ("", {1: "version"})}
-
-
-def watched(operations: Iterable[str]) -> list[str]:
-    return [f"its operation {name} {'runs Python' if 'py' in name.lower() else 'reads or writes files'}"
-            for name in sorted(set(operations)) if WATCHED.fullmatch(name)]
 
 
 def graph(message: Message, end: int, _: Kinds, tree: Tree = GRAPH, also: str = "op") -> dict[str, Any]:
@@ -218,7 +205,6 @@ def graph(message: Message, end: int, _: Kinds, tree: Tree = GRAPH, also: str = 
 
 
 # ---- CoreML and SentencePiece
-
 
 FIRST_KIND, MAX_FIELD = 200, 3000   # the fields of CoreML that hold the model, one for each kind of them
 LAYERS: Tree = {1: ("", {500: ("", {10: "custom"})})}

@@ -3,11 +3,14 @@
 import bz2
 import io
 import lzma
+import math
+import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
 from typing import Any, BinaryIO
 
 MAX_BYTES = 96 << 20        # read or unpacked for one file: 0.3 s, and the pickles of models are smaller
@@ -18,8 +21,13 @@ PAUSE = 0.0001              # seconds for them
 MAX_DICTIONARY = 128 << 20  # memory that an xz stream may ask for; its highest level asks for 65 MiB
 BLOCK = 64 * 1024
 NEAR = 2048                 # bytes read at once where most is skipped
-UNPACKED = 8 * 1024         # bytes unpacked at once
+UNPACKED = 8 * 1024         # bytes unpacked at once, so a bomb costs its budget and no memory
 PACKED = 16 * 1024          # bytes read at once to be unpacked
+BEGIN = 8                   # steps that the beginning of a packed stream costs
+EMPTY_LZMA = 18             # zeros that are a whole .lzma file of no bytes, so that many of them are many
+LZMA_HEADER = 13            # bytes: properties, size of the dictionary, size of what is packed
+GZIP_HEADER = 10            # bytes, before the optional fields
+LARGE = threading.Lock()    # so that one large file is looked at after the other: two would take the memory of two
 
 
 class Malformed(Exception):
@@ -28,9 +36,6 @@ class Malformed(Exception):
 
 class BudgetExceeded(Exception):
     """The budget is used up; what was not looked at may be anything."""
-
-
-LARGE = threading.Lock()    # so that one large file is looked at after the other: two would take the memory of two
 
 
 class Budget:
@@ -72,12 +77,16 @@ class Window(io.RawIOBase):
     def stream(self, size: int = NEAR) -> io.BufferedReader:
         return io.BufferedReader(self.part(0, self.length), size)
 
-    def head(self, length: int) -> bytes:
-        return self.at(0, length)
-
     def at(self, start: int, length: int) -> bytes:
         """These bytes, or fewer where the window ends; a `start` before it reads nothing."""
         return self.part(start, length).stream().read() if 0 <= start < self.length else b""
+
+    def numbers(self, code: str, at: int = 0) -> tuple[Any, ...]:
+        """What struct unpacks here; raises Malformed where the file ends before."""
+        data = self.at(at, struct.calcsize(code))
+        if len(data) < struct.calcsize(code):
+            raise Malformed("it ends in the middle, or points beyond its end")
+        return struct.unpack(code, data)
 
     def readable(self) -> bool:
         return True
@@ -101,149 +110,129 @@ class Window(io.RawIOBase):
         return self._at
 
 
-@dataclass
-class Packed:
-    """What a part of a file unpacks to; each stream of it begins at the beginning and goes forward only.
+class Blocks(io.RawIOBase):
+    """Blocks of bytes, as a file that goes forward only."""
 
-    `damaged` is True once a stream of it has come to bytes that do not unpack: it ends there.
-    """
-
-    part: "Part"
-    kind: str
-    damaged: bool = False
-
-    @property
-    def budget(self) -> Budget:
-        return self.part.budget
-
-    def stream(self, size: int = UNPACKED) -> io.BufferedReader:
-        return io.BufferedReader(Unpacker(self), size)
-
-
-Part = Window | Packed
-
-# What begins to unpack one stream, and what a byte of it and a byte from it cost, where one that is stored costs 1.
-UNPACKERS: dict[str, tuple[Callable[[], Any], int, int]] = {
-    "gzip": (lambda: zlib.decompressobj(31), 1, 1),     # stricter than the gzip module: the rest counts as damaged
-    "zlib": (lambda: zlib.decompressobj(15), 1, 1),
-    "deflate": (lambda: zlib.decompressobj(-15), 1, 1),
-    "bzip2": (bz2.BZ2Decompressor, 22, 1),
-    "xz": (lambda: lzma.LZMADecompressor(memlimit=MAX_DICTIONARY), 11, 1),
-}
-UNPACKING_ERRORS = (zlib.error, lzma.LZMAError, OSError, ValueError, EOFError)  # bz2 has OSError for it
-
-
-class Unpacker(io.RawIOBase):
-    """Never unpacks more at a time than `UNPACKED`, so a bomb costs its budget and no memory.
-
-    Bytes that do not unpack are its end. Up to there it gives all that any reader gets, however little that one asks
-    for at a time: it begins anew then and goes the last steps byte by byte.
-    """
-
-    def __init__(self, packed: Packed) -> None:
-        self._source, self._kind = packed, packed.kind
-        self._start, self._cost, self._gain = UNPACKERS[packed.kind]
-        self._calls, self._kept, self._bytewise = 0, b"", False
-        self._begin()
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._kept = blocks, b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        done = 0
-        while done < len(buffer) and (self._kept or self._some()):
-            out = self._kept[:len(buffer) - done]
-            self._kept = self._kept[len(out):]
-            buffer[done:done + len(out)] = out
-            done += len(out)
-        return done
-
-    def _some(self) -> bool:
-        """Whether there is more, which is in `_kept` then."""
-        while not self._kept and not self._over:
-            try:
-                self._kept = self._call()
-                self._calls += 1
-            except UNPACKING_ERRORS:
-                if self._bytewise:
-                    return self._end()
-                self._begin()
-                for _ in range(self._calls):
-                    self._call()
-                self._bytewise = True
-        return bool(self._kept)
-
-    def _begin(self) -> None:
-        self._packed, self._used, self._over = self._source.part.stream(PACKED), 0, False
-        self._next()
-
-    def _end(self, damaged: bool = True) -> bool:
-        self._over = True
-        self._source.damaged |= damaged
-        return False
-
-    def _call(self) -> bytes:
-        """The next bytes, if any; raises UNPACKING_ERRORS."""
-        machine, data, budget = self._machine, b"", self._source.budget
-        budget.step()
-        needs = getattr(machine, "needs_input", True)
-        if needs:
-            self._consume()
-            data = self._packed.peek()[:1 if self._bytewise else PACKED]
-            self._used = len(data)
-        out: bytes = machine.decompress(data, 1 if self._bytewise else UNPACKED)
-        budget.take(len(out) * self._gain)
-        self._used -= len(machine.unused_data if machine.eof else getattr(machine, "unconsumed_tail", b""))
-        if machine.eof:
-            self._consume()
-            self._follow()
-        elif needs and not data and not out:
-            self._end()
-        return out
-
-    def _consume(self) -> None:
-        self._source.budget.take(len(self._packed.read(self._used)) * (self._cost - 1))
-        self._used = 0
-
-    def _follow(self) -> None:
-        """At the end of a stream: gzip, bzip2 and xz files may follow one another."""
-        while self._kind == "gzip" and self._skip_zeros():  # which the gzip module takes for padding
-            pass
-        if self._kind == "xz":
-            self._skip_zeros(EMPTY_LZMA)
-        if self._kind == "deflate" or not self._packed.peek():
-            self._end(damaged=False)
-        elif self._kind == "zlib":
-            self._end()
-        else:
-            self._next()
-
-    def _skip_zeros(self, size: int = 1) -> int:
-        """Passes over what is buffered of zeros, in pieces of this size; says how many bytes."""
-        data = self._packed.peek()
-        return len(self._packed.read((len(data) - len(data.lstrip(b"\0"))) // size * size))
-
-    def _next(self) -> None:
-        self._source.budget.step(NEXT)
-        self._machine = self._start()
-        head = self._packed.read(HEADERS.get(self._kind, 0))
-        if self._kind == "gzip" and len(head) == HEADERS["gzip"]:   # the gzip module overlooks flags without a meaning
-            self._source.damaged |= head[3] > 31
-            head = head[:3] + bytes([head[3] & 31]) + head[4:]
-        elif is_lzma(head):     # a dictionary larger than all that is unpacked is never filled
-            size = min(int.from_bytes(head[1:5], "little"), MAX_BYTES)
-            head = head[:1] + size.to_bytes(4, "little") + head[5:]
-        try:
-            if head:
-                self._machine.decompress(head)
-        except UNPACKING_ERRORS:
-            self._end()
+        while len(self._kept) < len(buffer) and (block := next(self._blocks, None)) is not None:
+            self._kept += block
+        out, self._kept = self._kept[:len(buffer)], self._kept[len(buffer):]
+        buffer[:len(out)] = out
+        return len(out)
 
 
-NEXT = 8            # steps that the beginning of a stream costs
-EMPTY_LZMA = 18     # zeros that are a whole .lzma file of no bytes, so that many of them are many
-LZMA_HEADER = 13    # bytes: properties, size of the dictionary, size of what is packed
-HEADERS = {"gzip": 10, "xz": LZMA_HEADER}   # bytes that are looked at before they are unpacked
+# What begins to unpack one stream, and what a byte of it costs, where one that is stored costs 1.
+UNPACKERS: dict[str, tuple[Callable[[], Any], int]] = {
+    "gzip": (lambda: zlib.decompressobj(31), 1), "zlib": (lambda: zlib.decompressobj(15), 1),
+    "deflate": (lambda: zlib.decompressobj(-15), 1), "bzip2": (bz2.BZ2Decompressor, 22),
+    "xz": (lambda: lzma.LZMADecompressor(memlimit=MAX_DICTIONARY), 11)}
+
+
+class Packed:
+    """What a part of a file unpacks to; each stream of it begins at the beginning and goes forward only.
+
+    `damaged` is True once a stream of it has come to bytes that do not unpack, where it ends, or to a header that only
+    some readers take. Up to there it gives all that any reader gets, however little that one asks for at a time.
+    """
+
+    def __init__(self, part: "Part", kind: str) -> None:
+        self.part, self.kind, self.damaged = part, kind, False
+        self.budget: Budget = part.budget
+
+    def stream(self, size: int = UNPACKED) -> io.BufferedReader:
+        return io.BufferedReader(Blocks(self._all()), size)
+
+    def _all(self) -> Iterator[bytes]:
+        calls = 0
+        with suppress(Malformed):
+            for block in self._calls():
+                calls += 1
+                yield block
+            return
+        self.damaged = True
+        with suppress(Malformed):   # anew, and from the last call that went well on byte by byte
+            yield from islice(self._calls(calls), calls, None)
+
+    def _calls(self, quick: float = math.inf) -> Iterator[bytes]:
+        """What each call of a decompressor gives, if anything, after `quick` calls byte by byte; raises Malformed."""
+        source, cost, data, more = self.part.stream(PACKED), UNPACKERS[self.kind][1], b"", True
+        while more:
+            machine, used, quick = UNPACKERS[self.kind][0](), 0, quick - 1
+            yield unpack(machine, self._header(source), UNPACKED)
+            while not machine.eof:
+                self.budget.step()
+                quick -= 1
+                if needed := getattr(machine, "needs_input", True):
+                    self.budget.take(len(source.read(used)) * (cost - 1))
+                    data = source.peek()[:PACKED if quick >= 0 else 1]
+                    used = len(data)
+                out = unpack(machine, data if needed else b"", UNPACKED if quick >= 0 else 1)
+                self.budget.take(len(out))
+                used -= len(machine.unused_data if machine.eof else getattr(machine, "unconsumed_tail", b""))
+                if needed and not data and not out:
+                    self.damaged = True     # it ends in the middle
+                    return
+                yield out
+            source.read(used)
+            more = self._follows(source)
+
+    def _header(self, source: io.BufferedReader) -> bytes:
+        """What a stream begins with, made a header that is taken; empty where it can stay as it is."""
+        self.budget.step(BEGIN)
+        head = b""
+        if self.kind == "gzip":
+            head, whole = gzip_header(source)
+            self.damaged |= not whole
+        elif self.kind == "xz" and is_lzma(head := source.read(LZMA_HEADER)):
+            # A dictionary larger than all that is unpacked is never filled.
+            head = head[:1] + min(int.from_bytes(head[1:5], "little"), MAX_BYTES).to_bytes(4, "little") + head[5:]
+        return head
+
+    def _follows(self, source: io.BufferedReader) -> bool:
+        """Whether there is another stream: gzip, bzip2 and xz files may follow one another."""
+        if piece := {"gzip": 1, "xz": EMPTY_LZMA}.get(self.kind):   # zeros, which the gzip module takes for padding
+            while zeros := (len(data := source.peek()) - len(data.lstrip(b"\0"))) // piece * piece:
+                source.read(zeros)
+        if self.kind in ("deflate", "zlib"):
+            self.damaged |= self.kind == "zlib" and bool(source.peek())
+            return False
+        return bool(source.peek())
+
+
+Part = Window | Packed
+
+
+def unpack(machine: Any, data: bytes, size: int) -> bytes:
+    """The next bytes; raises Malformed for what does not unpack."""
+    try:
+        return bytes(machine.decompress(data, size))
+    except (zlib.error, lzma.LZMAError, OSError, ValueError, EOFError) as error:    # bz2 has OSError for it
+        raise Malformed("it does not unpack") from error
+
+
+def gzip_header(source: io.BufferedReader) -> tuple[bytes, bool]:
+    """Passes over a header as leniently as the gzip module (RFC 1952 2.3): gives one without optional fields.
+
+    The other value is False where it has flags without a meaning, or a wrong check of its own.
+    """
+    head = source.read(GZIP_HEADER)
+    flags, check = (head[3] if len(head) == GZIP_HEADER else 0), zlib.crc32(head)
+    if flags & 4:
+        length = source.read(2)
+        check = zlib.crc32(length + source.read(int.from_bytes(length, "little")), check)
+    for flag in 8, 16:      # a name and a comment, each with a zero at its end
+        ended = not flags & flag
+        while not ended and (data := source.peek()):
+            ended = b"\0" in data
+            check = zlib.crc32(source.read(data.index(b"\0") + 1 if ended else len(data)), check)
+    right = (check & 0xFFFF).to_bytes(2, "little")
+    return head[:3] + bytes(7), flags < 32 and (not flags & 2 or source.read(2) == right)
 
 
 def is_lzma(head: bytes) -> bool:

@@ -7,29 +7,41 @@ arguments that pickle itself takes.
 import io
 import pickle
 import pickletools
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
-from inspection.found import EXTENSION, Found
-from inspection.opcodes import (
-    CALLS,
-    NUMBERS,
-    OPERATIONS,
-    SAME,
-    STRINGS,
-    TUPLES,
-    WIDTHS,
-    Operation,
-    line,
-    name_of,
-    place_of,
+from inspection.found import (
+    EXTENSION,
+    MAX_NAME,
+    MAX_VALUES,
+    NULL,
+    OTHER,
+    WRAPPER,
+    Found,
+    Global,
+    Made,
+    array_of,
+    kept,
+    text_of,
+    update,
 )
-from inspection.reader import OPCODE, Budget, BudgetExceeded, Malformed, exactly, skip
-from inspection.values import MAX_NAME, MAX_VALUES, NULL, OTHER, WRAPPER, Global, Made, array_of, known, text_of, update
+from inspection.reader import BLOCK, OPCODE, Budget, BudgetExceeded, Malformed, exactly, skip
 
 MAX_MEMO = 750_000      # values a pickle may refer back to, 40 MB; a vocabulary of 250,000 words needs fewer
 TENSOR = "torch._utils._rebuild_tensor"
 MAX_PADDING = 16        # bytes that joblib puts before an array, which no unpickler takes for opcodes
 CAREFUL = 16            # simple opcodes that any other one costs
+IMPORTABLE = re.compile(r"[\w<][\w.<>-]*")   # a line of text may begin with the opcode that imports
+
+# Of pickletools' opcodes: how long the length before an argument is, which are signed numbers, and what others push.
+WIDTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
+          pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}
+STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINSTRING", "BINSTRING"}
+NUMBERS = {"BININT": True, "BININT1": False, "BININT2": False, "LONG1": True, "LONG4": True}
+CONSTANTS = {"NONE": NULL, "NEWTRUE": OTHER, "NEWFALSE": OTHER, "EMPTY_LIST": OTHER, "EMPTY_SET": OTHER,
+             "EMPTY_TUPLE": ()}
+CALLS = {"REDUCE", "NEWOBJ", "NEWOBJ_EX"}
+SAME = {"APPEND", "APPENDS", "ADDITEMS", "READONLY_BUFFER"}     # what is below stays
 
 # The opcodes that large pickles are made of, by their bytes, and how many each takes with its argument.
 MARK, MEMOIZE, BININT, SHORT_BINBYTES, TUPLE1, TUPLE3, TUPLE, SETITEM, APPEND, REDUCE, NONE = b"(\x94JC\x85\x87tsaRN"
@@ -42,8 +54,27 @@ UNSIZED_WIDTHS = PLAIN_WIDTHS | NUMBER_WIDTHS | dict.fromkeys(b")}", 1)    # of 
 LONGEST = 9             # of these widths
 
 
+class Operation(NamedTuple):
+    name: str
+    argument: int | None    # its length, or one of pickletools' codes for where the length is
+    pops: int               # below the mark when there is one
+    to_mark: bool
+    pushes: bool
+    result: object          # OTHER, or None where it may be a string
+
+
+def operation(code: pickletools.OpcodeInfo) -> Operation:
+    before, after = ([each.name for each in side] for side in (code.stack_before, code.stack_after))
+    to_mark, result = "mark" in before, CONSTANTS.get(code.name, None if "any" in after else OTHER)
+    return Operation(code.name, code.arg.n if code.arg else None, before.index("mark") if to_mark else len(before),
+                     to_mark, bool(after), result)
+
+
+OPERATIONS = {code.code.encode("latin-1"): operation(code) for code in pickletools.opcodes}
+
+
 class Walk:
-    """One pickle from its first opcode to STOP, with a stack of what is known of the values: names, numbers, shapes.
+    """One pickle from its first opcode to STOP.
 
     `idle` is True while nothing that was imported was called; `unpadded` once raw bytes were passed over that
     pickle.load may take for opcodes.
@@ -80,7 +111,8 @@ class Walk:
                 self.idle &= op.name == "GLOBAL"
                 self._stack.append(imported if op.name == "GLOBAL" else Made(imported.name, None))
             else:
-                self._apply(op, argument, *self._operands(op))
+                result = self._result(op, argument, *self._operands(op))
+                self._stack += [result] * (op.pushes + (op.name == "DUP"))
 
     def _run_quickly(self) -> None:
         """As run(), for the opcodes that large pickles are made of, as far as the buffer goes; raises LookupError.
@@ -113,10 +145,10 @@ class Walk:
                 width = 1
             elif TUPLE1 <= code <= TUPLE3 and len(stack) >= (taken := code - TUPLE1 + 1) and (
                     not self._wrapped or Global not in map(type, stack[-taken:])):
-                stack[-taken:], width = (OTHER if simple else tuple(map(known, stack[-taken:])),), 1
+                stack[-taken:], width = (OTHER if simple else kept(stack[-taken:]),), 1
             elif code == REDUCE and type(stack[-2]) is Global:
-                self._reduce(stack.pop())
-                width = 1
+                arguments, width = stack.pop(), 1
+                stack[-1] = self._call(stack[-1], arguments)
             elif simple and code in (APPEND, SETITEM):
                 del stack[-1 if code == APPEND else -2:]
                 width = 1
@@ -124,7 +156,7 @@ class Walk:
                 values, width = stack[(begin := marks.pop()):begin + MAX_VALUES + 1], 1
                 del stack[begin:]
                 if code == TUPLE:
-                    push(OTHER if simple or len(values) > MAX_VALUES else tuple(map(known, values)))
+                    push(OTHER if simple else kept(values))
             else:
                 break
             at += width
@@ -133,13 +165,13 @@ class Walk:
         if len(memo) > MAX_MEMO:
             raise BudgetExceeded
 
-    def _reduce(self, arguments: Any) -> None:
-        """Calls what is on the stack, which was imported."""
-        self.idle = False
-        name = self._stack[-1].name
+    def _call(self, function: Any, arguments: Any) -> Made:
+        """What something makes of arguments, if it was imported."""
+        self.idle &= type(function) is not Global
+        name = function.name if type(function) is Global else "?"
         if name.startswith(TENSOR):
             self._found.rebuild(arguments)
-        self._stack[-1] = Made(name, arguments if type(arguments) is tuple else None)
+        return Made(name, arguments if type(arguments) is tuple else None)
 
     def _import(self, module: str | None, name: str | None) -> Global:
         imported = self._found.add(module, name)
@@ -168,17 +200,25 @@ class Walk:
         return self._stack.pop()
 
     def _remember(self, op: Operation, argument: bytes | None) -> None:
-        place = len(self._memo) if op.name == "MEMOIZE" else place_of(op, argument)
+        """Puts the value on top into the memo, or one of the memo on top."""
+        digits, place = argument or b"", int.from_bytes(argument or b"", "little")
+        if op.name == "MEMOIZE":
+            place = len(self._memo)
+        elif op.argument == pickletools.UP_TO_NEWLINE:
+            try:
+                place = int(digits[:MAX_NAME])
+            except ValueError as error:
+                raise Malformed("a number in it is none") from error
+        if len(self._memo) >= MAX_MEMO or len(digits) > MAX_NAME:
+            raise BudgetExceeded
         if op.name.endswith("GET"):
             if place not in self._memo:
                 raise Malformed("it refers to what is not there")
             self._stack.append(self._memo[place])
-            return
-        if not self._stack:
+        elif not self._stack:
             raise Malformed("its stack is empty")
-        if len(self._memo) >= MAX_MEMO:
-            raise BudgetExceeded
-        self._memo[place] = self._stack[-1]
+        else:
+            self._memo[place] = self._stack[-1]
 
     def _operands(self, op: Operation) -> tuple[list[Any], list[Any]]:
         """The values that it takes from below the mark, and those from above; without a mark all are below."""
@@ -194,14 +234,15 @@ class Walk:
             return [], []
         return [self._pop() for _ in range(op.pops)][::-1], above
 
-    def _apply(self, op: Operation, argument: bytes | None, below: list[Any], above: list[Any]) -> None:
-        name, result = op.name, op.result
+    def _result(self, op: Operation, argument: bytes | None, below: list[Any], above: list[Any]) -> Any:
+        """What is known of the value that an opcode pushes."""
+        name = op.name
         if name == "STACK_GLOBAL":
             below = [text_of(value) if type(value) is bytes else value for value in below]
             if any(value is not None and not isinstance(value, str | Made) for value in below):
                 raise Malformed("it imports what is no name")
-            result = self._import(*(value if isinstance(value, str) else None for value in below))
-        elif name.startswith("EXT"):
+            return self._import(*(value if isinstance(value, str) else None for value in below))
+        if name.startswith("EXT"):
             self._found.add(EXTENSION[:-1], str(int.from_bytes(argument or b"", "little")))
         elif name == "PROTO":
             if argument and argument[0] > pickle.HIGHEST_PROTOCOL:
@@ -210,38 +251,30 @@ class Walk:
             self._found.persistent_ids = True
         elif name in ("STRING", "UNICODE"):
             text = text_of(argument)
-            result = None if not text or "\\" in text else text.strip("'\"") if name == "STRING" else text
+            return None if not text or "\\" in text else text.strip("'\"") if name == "STRING" else text
         elif name in NUMBERS:
-            result = OTHER if argument is None else int.from_bytes(argument, "little", signed=NUMBERS[name])
+            return OTHER if argument is None else int.from_bytes(argument, "little", signed=NUMBERS[name])
         elif name in STRINGS:
-            result = text_of(argument)
+            return text_of(argument)
         else:
-            result = self._combine(op, below, above)
-        if name == "DUP":
-            self._stack.append(result)
-        if op.pushes:
-            self._stack.append(result)
+            return self._combined(op, below, above)
+        return op.result
 
-    def _combine(self, op: Operation, below: list[Any], above: list[Any]) -> Any:
+    def _combined(self, op: Operation, below: list[Any], above: list[Any]) -> Any:
         """What an opcode makes of values that it takes."""
-        name, values = op.name, above or below
+        name = op.name
         if self._wrapped and Global in map(type, (*below[name in CALLS:], *above)):
             self._found.complete &= not any(type(value) is Global and value.name.endswith(WRAPPER)
                                             for value in (*below, *above))
-        if name in TUPLES:
-            kept = tuple(known(value) for value in values[:MAX_VALUES + 1])
-            return kept if len(kept) <= MAX_VALUES else OTHER
+        if name.startswith("TUPLE"):
+            return kept(above or below)
         if name in ("EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"):
             target = {} if name.endswith("DICT") else below[0]
             if isinstance(target, dict):
                 update(target, above or below[1:])
             return target if self._sized else OTHER
         if name in CALLS:
-            self.idle &= not isinstance(below[0], Global)
-            made = below[0].name if isinstance(below[0], Global) else "?"
-            if made.startswith(TENSOR):
-                self._found.rebuild(below[1])
-            return Made(made, below[1] if type(below[1]) is tuple and len(below) == 2 else None)
+            return self._call(below[0], below[1] if len(below) == 2 else None)
         if name == "OBJ":
             self.idle &= not (above and isinstance(above[0], Global))
         if name == "BUILD":
@@ -261,13 +294,33 @@ class Walk:
         if array is None:   # whether joblib would read an array here is not known
             self._found.complete = False
             return target
-        if array.size is None:      # an array of objects is a pickle in the pickle
+        size, padded = array
+        if size is None:    # an array of objects is a pickle in the pickle
             self._found.complete = False    # for pickle.load the same pickle going on
             Walk(self._stream, self._found, self._budget, arrays=False).run()
             return OTHER
-        padding = 0
-        if array.padded and (padding := exactly(self._stream, 1)[0]) > MAX_PADDING:
+        padding = exactly(self._stream, 1)[0] if padded else 0
+        if padding > MAX_PADDING:
             raise Malformed("an array in it is not aligned")    # what pickle.load would take for opcodes
-        self.unpadded |= not array.padded
-        skip(self._stream, padding + array.size)
+        self.unpadded |= not padded
+        skip(self._stream, padding + size)
         return OTHER
+
+
+def line(stream: io.BufferedReader) -> bytes:
+    """The bytes up to the end of the line, not more than are too many for a name.
+
+    A last line without its end loses its last byte, as it does in the unpickler that is written in Python.
+    """
+    text = rest = stream.readline(MAX_NAME + 3)     # with quotes and the end
+    while not rest.endswith(b"\n") and (rest := stream.readline(BLOCK)):
+        pass
+    return text[:-1]
+
+
+def name_of(text: bytes) -> str | None:
+    """A name in an opcode that imports, None for a long one; raises Malformed for what no module is called."""
+    name = text[:MAX_NAME].decode("utf-8", "ignore" if len(text) > MAX_NAME else "replace")
+    if not IMPORTABLE.fullmatch(name):
+        raise Malformed("it imports what can have no name")
+    return name if len(text) <= MAX_NAME else None

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.inspected import imports, inspect
-from support.samples import CHANGES, EVAL, OS_SYSTEM, P4, PACKED, SAMPLES, mutated, stack_global, text, zipped
+from support.samples import CHANGES, EVAL, OS_SYSTEM, P4, PACKED, SAMPLES, gzipped, mutated, stack_global, text, zipped
 
 from inspection import formats as inspection
 
@@ -51,6 +51,34 @@ def test_all_is_looked_at_that_comes_out_before_the_damage_byte_by_byte(size):
     noise = bytes(random.Random(size).choices(range(64), k=size + 200))
     packed = zlib.compress(P4 + b"B" + struct.pack("<I", size) + noise[200:] + b"0" + EVAL[2:-1] + noise[:200], 9)
     assert imports(packed[:-80] + b"\xff" * 80) == (["builtins.eval"], False)
+
+
+@pytest.mark.parametrize("fields", [b"xx", b"\3\0abcname\0comment\0xx", b"\3\0abc" + b"n" * 70_000 + b"\0\0xx"],
+                         ids=["alone", "behind others", "behind a long name"])
+@pytest.mark.parametrize("wrap", [lambda data: data, lambda data: zipped({"m": data})], ids=["a file", "in a zip"])
+def test_behind_a_wrong_check_of_a_gzips_header_is_a_pickle_as_gzip_open_has_it(fields, wrap):
+    packed = gzipped(EVAL, 2 if fields == b"xx" else 0x1E, fields)
+    assert gzip.decompress(packed) == EVAL
+    assert imports(wrap(packed)) == (["builtins.eval"], False)
+
+
+def test_a_right_check_of_a_gzips_header_is_no_damage():
+    head = gzipped(EVAL, 0x1E, b"\3\0abcname\0comment\0")[:10] + b"\3\0abcname\0comment\0"
+    check = struct.pack("<H", zlib.crc32(head) & 0xFFFF)
+    assert imports(gzipped(EVAL, 0x1E, head[10:] + check)) == (["builtins.eval"], True)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress], ids=["gzip", "bzip2", "xz"])
+def test_a_fault_of_the_disk_in_what_is_packed_is_no_damage(pack):
+    class Failing(io.BytesIO):
+        def read(self, *_):
+            if self.tell() > 30_000:
+                raise OSError(5, "Input/output error")
+            return super().read(*_)
+
+    data = pack(b"\x80\4B" + struct.pack("<I", 100_000) + random.Random(1).randbytes(100_000) + b".")
+    with pytest.raises(OSError, match="Input/output"):
+        inspection.inspect(Failing(data), len(data))
 
 
 class Reached(Exception):

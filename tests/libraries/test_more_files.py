@@ -29,8 +29,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from tensorboard.compat.proto import graph_pb2, meta_graph_pb2
 
-from inspection import flatbuffers
 from inspection import formats as inspection
+from inspection import headers
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FEATURES = numpy.random.default_rng(1).random((200, 4))
@@ -227,7 +227,7 @@ def test_tflite(tmp_path):
 
 
 def test_the_names_of_tflites_types_are_those_of_its_schema():
-    ours = {name.upper(): number for number, name in flatbuffers.TENSOR_TYPES.items()}
+    ours = {name.upper(): number for number, name in headers.TFLITE_TYPES.items()}
     theirs = {name: number for name, number in vars(tflite.TensorType).items() if name.isupper()}
     assert {name: number for name, number in ours.items() if name in theirs} == theirs
 
