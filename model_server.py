@@ -16,6 +16,7 @@ from typing import Any
 from folders.room import FOLDERS
 from hub.room import HUB
 from inspection.room import INSPECTION
+from page.room import PAGE
 from repository import metadata
 from repository.errors import (
     InvalidName,
@@ -404,6 +405,7 @@ ROOMS: tuple[Room, ...] = (
     FOLDERS,
     INSPECTION,
     HUB,
+    PAGE,
 )
 
 

@@ -105,10 +105,15 @@ class Route:
         return re.sub(r"\\\{(\w+)\\\}", lambda field: kinds.get(field[1], ONE), re.escape(self.path))
 
 
+Front = Callable[[Request, Route], Response | None]
+
+
 class Room(NamedTuple):
     """An optional part of the server: its routes, its formats of lists, what it says of uploads before they are stored.
 
     `read_through` answers where an alias is in place of the version in a path, with the handler for that version.
+    `front` gives, when the application is made, a function that may answer a request in place of its route, before
+    anybody is asked for a token. It adds to request.vary the headers by which it decided that.
     `examiner` gives, for the settings, a function of an open file and its size in bytes. It tells what it saw, or
     raises what refuses the upload. Raises ValueError for settings that cannot be.
     """
@@ -117,6 +122,7 @@ class Room(NamedTuple):
     formats: Mapping[str, ListFormat] = MappingProxyType({})
     read_through: Callable[[Request, Storage, Handler], Response] | None = None
     examiner: Callable[[Settings], Examine] | None = None
+    front: Callable[[], Front] | None = None
 
 
 class Router:
@@ -144,7 +150,7 @@ class Router:
         if DOUBLE_SLASH.match(raw):     # waitress takes them for one, other servers and a proxy's rules do not
             raise NotFound("the path begins with more than one slash: take one away")
         method = "GET" if request.method == "HEAD" else request.method
-        path = request.path[:-1] if method == "GET" and request.path.endswith("/") else request.path
+        path = (request.path.removesuffix("/") if method == "GET" else request.path) or "/"
         found = self._match(method, path)
         if "%2f" in raw.lower() and not (found and found[0].encoded_slashes):
             raise InvalidName("a name in the path has an encoded slash, which no name may have")
@@ -219,6 +225,7 @@ class Application:
         self.store = store
         self.router = Router((*routes, *(route for room in rooms for route in room.routes)))
         self.read_through = next((room.read_through for room in rooms if room.read_through), None)
+        self.fronts = [room.front() for room in rooms if room.front]
         self.guard = guard_of(settings.tokens_file, settings.anonymous)
         verifier = Verifier(store, settings.verify_rate, metrics)
         self.services = Services(settings, metrics, verifier, Intake(), examiner_of(rooms, settings),
@@ -291,6 +298,8 @@ class Application:
             request.body.close()
             request.body.settle()
         response.headers += [("X-Request-Id", request.id), *origins.headers(request)]
+        if request.vary:
+            response.headers.append(("Vary", ", ".join(request.vary)))
         return send(response, environ, start_response, functools.partial(request.log, response.status))
 
     def respond(self, request: Request, route: Route | None) -> Response:
@@ -300,6 +309,9 @@ class Application:
             if isinstance(arrived.refusal, ProtocolError):
                 raise arrived.refusal   # what there is of the head is not to be trusted
         route = route or self.find(request)
+        for front in self.fronts:
+            if response := front(request, route):
+                return response
         self.authorize(request, route)  # again, where a body has come: its token may have been withdrawn meanwhile
         if request.body is not arrived:
             request.body = self.body_of(request, route)

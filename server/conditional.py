@@ -1,4 +1,4 @@
-"""Validators, preconditions and ranges (RFC 9110): pure functions of header values and sizes."""
+"""Validators, preconditions, ranges and media types (RFC 9110): pure functions of header values and sizes."""
 
 import re
 from collections.abc import Callable
@@ -11,6 +11,9 @@ from server.errors import PreconditionFailed, RangeNotSatisfiable
 Header = Callable[[str], str | None]    # a request's header by name
 ENTITY_TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')     # RFC 9110 8.8.3
 BYTE_RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.IGNORECASE)     # RFC 9110 14.1.2, one range of it
+TOKEN = r"[\w!#$%&'*+.^`|~-]+"
+MEDIA_RANGE = re.compile(rf"({TOKEN}/{TOKEN})((?:[ \t]*;[ \t]*{TOKEN}=(?:{TOKEN}|\"[^\"]*\"))*)", re.ASCII)
+QUALITY = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")   # RFC 9110 12.4.2
 SECOND = 10**9      # ns, the resolution of an HTTP date
 MAX_DIGITS = 18     # of a position: 10**18 bytes is beyond every file, int() of 5,000 digits raises
 
@@ -129,3 +132,22 @@ def range_holds(header: Header, etag: str, modified: datetime | None) -> bool:
     if condition.lstrip().startswith(('"', "W/")):
         return matches(condition, etag, weak=False)
     return modified is not None and date_of(condition) == modified
+
+
+# ---- media types
+
+
+def asks_for(media: str, accept: str) -> bool:
+    """Whether an Accept header names this type, and prefers no other one that it names; RFC 9110 12.5.1.
+
+    A wildcard is no wish: curl, wget and most libraries send */*. One with a malformed part is ignored, like that of
+    Java's HttpURLConnection, `text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2`, which no browser sends.
+    """
+    named = dict[str, float]()
+    for part in filter(None, map(str.strip, accept.split(","))):     # RFC 9110 5.6.1: empty elements are ignored
+        found = MEDIA_RANGE.fullmatch(part)
+        weight = re.search(r";[ \t]*q=([^;\s]*)", found[2], re.IGNORECASE) if found else None
+        if not found or (weight and not QUALITY.fullmatch(weight[1])):
+            return False
+        named[found[1].lower()] = float(weight[1]) if weight else 1.0
+    return named.get(media, 0.0) > 0 and named[media] == max(named.values())

@@ -68,6 +68,7 @@ class Request:
         # as the route has them
         self.verb: str | None = None
         self.explain: Callable[..., Any] | None = None
+        self.vary: list[str] = []   # headers that decided which answer it is
         self.caller = EVERYBODY     # unless a guard says otherwise
         self.method: str = environ["REQUEST_METHOD"]
         # what is not UTF-8 turns into U+FFFD, which no name may have

@@ -1,0 +1,1 @@
+"""The page for people who look: what the models are, in a browser."""

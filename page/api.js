@@ -1,0 +1,75 @@
+// What the other scripts share: requests to the API, the token, elements and the dialog of the page.
+export const base = new URL("../", import.meta.url);    // the root of the server, below whatever path a proxy has it
+export const FIELDS = ["project_id", "app_name", "version", "model_name"];
+export const $ = id => document.getElementById(id);
+export const pathOf = (...names) => names.flatMap(name => name.split("/")).map(encodeURIComponent).join("/");
+export const counted = (many, what) => `${many.toLocaleString("en")} ${what}${many === 1 ? "" : "s"}`;
+export const say = text => { $("status").textContent = text; };     // to a screen reader
+export const token = () => sessionStorage.getItem("token") ?? "";   // of this tab, until it is closed
+export const authorization = () => token() && {Authorization: `Bearer ${token()}`};
+let credentials = "omit";   // for a 401 to a request with credentials the browser asks for a password by itself
+
+export class Failure extends Error {
+    constructor(status, text = "") {    // a proxy answers with a page, and not with JSON
+        const {detail, reason} = text.startsWith("{") ? JSON.parse(text) : {detail: status > 0 ? `It answered ${status}.` : text};
+        super({401: token() ? "The server does not know this token: it was mistyped, or has been withdrawn."
+            : "This server wants a token for this.", 403: `You are not allowed to do this: ${detail}.`}[status] ?? detail ?? reason);
+        this.status = status;
+    }
+}
+
+/** The answer to a request; throws Failure, with status 0 if the server could not be reached. */
+export async function call(method, path, options = {}) {
+    const headers = {...authorization(), ...options.headers};
+    const answer = await fetch(new URL(path, base), {...options, method, credentials, headers})
+        .catch(() => { throw new Failure(0, "The server cannot be reached."); });
+    if (!answer.ok) throw new Failure(answer.status, await answer.text().catch(() => ""));
+    return answer;
+}
+export const read = path => call("GET", path).then(answer => answer.json());
+
+/** The health of the server. If a proxy that wants a cookie answers in its place, cookies are sent from now on. */
+export const health = () => read("health").catch(error => {
+    if (error.status === 503) throw error;
+    credentials = "same-origin";
+    return read("health");
+});
+
+/** An element; its children are elements or text, and what others wrote is never anything but text. */
+export function el(name, properties, ...children) {
+    const element = document.createElement(name);
+    for (const [key, value] of Object.entries(properties))
+        if (key in element) element[key] = value;
+        else element.setAttribute(key, value);
+    element.append(...children.flat(9).filter(child => child || child === 0));
+    return element;
+}
+export const button = (text, onclick, className = "plain") => el("button", {className, onclick, type: "button"}, text);
+export const field = (label, name, properties = {}, kind = "input") =>
+    el("label", {}, label, " ", el(kind, {name, spellcheck: false, ...properties}));
+
+export function size(bytes) {
+    const step = bytes < 1000 ? 0 : Math.min(5, Math.floor(Math.log10(bytes) / 3));
+    return `${step ? (bytes / 1000 ** step).toFixed(1) : bytes} ${["B", "kB", "MB", "GB", "TB", "PB"][step]}`;
+}
+
+/** Opens the dialog and gives its form; a Failure of `submit` is shown in it, otherwise it closes. */
+export function ask(title, verb, fields, submit, kind = "") {
+    const form = $("dialog").firstElementChild;
+    $("dialog-title").textContent = title;
+    $("dialog-fields").replaceChildren(...fields);
+    Object.assign($("dialog-go"), {textContent: verb, className: kind, disabled: false});
+    $("problem").textContent = "";
+    form.onsubmit = async event => {
+        event.preventDefault();
+        try {
+            await submit(form);
+            $("dialog").close();
+        } catch (error) {
+            if (!(error instanceof Failure)) throw error;
+            $("problem").textContent = error.message;
+        }
+    };
+    $("dialog").showModal();
+    return form;
+}

@@ -1,0 +1,636 @@
+"""The page in a real browser: each thing that it does, as a person does it."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+from support.common import eventually
+from support.live import running
+from support.needs import read_only_but
+from support.sample_models import ENCODER, TEXT, team
+
+pytest_plugins = ["support.browser"]
+pytestmark = pytest.mark.needs("chromium")
+MODEL = "/models/search/reviews-encoder/1.2.0#model.safetensors"
+VIEWS = ["/", "/models/search", "/models/search/reviews-encoder", "/models/search/reviews-encoder/1.2.0", MODEL,
+         "/models/search/ranker/2024-11-01#ranker.pkl", "/models/list?q=encoder", "/models/nothing"]
+
+
+def put(server, path, data=b"model", **fields):
+    answer = requests.put(f"{server.url}/models/{path}", data=data, params=fields)
+    assert answer.ok, answer.text
+    return answer.json()
+
+
+def info(server, path):
+    return requests.get(f"{server.url}/models/{path}/info").json()
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A server with models that no test changes."""
+    with running(tmp_path_factory.mktemp("shop") / "models") as server:
+        for path, data, fields in team():
+            put(server, path, data, **fields)
+        yield server
+
+
+# ---- looking
+
+
+def test_from_the_projects_down_to_a_model_and_back(shop, tab):
+    t = tab(shop)
+    assert t.rows() == ["fraud", "search", "speech", "vision"]
+    assert t.text("#summary") == "26 models in 4 projects"
+    t.shot("projects")
+    t.go("search").go("reviews-encoder")
+    assert t.rows() == ["1.10.0-rc.1", "1.2.0", "1.1.0", "1.0.0"]   # as people count, the newest first
+    t.shot("versions")
+    t.go("1.2.0")
+    assert t.rows() == ["config.json", "model.safetensors", "onnx/model.onnx", "tokenizer.json"]
+    assert TEXT in t.text("tbody")
+    t.shot("files")
+    address = t.page.url
+    t.go("model.safetensors")
+    assert t.text("#title") == "model.safetensors"
+    t.shot("model")
+    t.page.go_back()
+    t.settled()
+    assert t.page.url == address and requests.get(address).json()["total_models"] == 4   # what curl lists there
+    t.page.reload()
+    t.settled()
+    assert len(t.rows()) == 4
+    t.page.get_by_role("link", name="All projects").click()
+    assert t.settled().rows() == ["fraud", "search", "speech", "vision"]
+
+
+def test_a_model_is_told_with_all_that_is_known_of_it(shop, tab):
+    t = tab(shop, MODEL)
+    for text in (hashlib.sha256(ENCODER).hexdigest(), f"{len(ENCODER):,} bytes", "196,160", "apache-2.0", TEXT, "production",
+                 "pytorch", "not yet"):
+        assert text in t.text("#view"), text
+    t.open("/models/search/ranker/2024-11-01#ranker.pkl")
+    assert "builtins.eval" in t.text(".warnings")
+    t.shot("warnings")
+    t.open("/models/search/reviews-encoder/1.2.0#onnx/model.onnx")
+    assert t.text("#title") == "onnx/model.onnx"
+
+
+def test_searching_and_filtering_as_lists_do(shop, tab):
+    t = tab(shop, "/models/search")
+    t.page.get_by_role("searchbox").fill("TUNED")
+    t.page.keyboard.press("Enter")
+    t.wait_for("#summary", "4 models found")
+    t.shot("search")
+    t.page.reload()     # it is in the address
+    assert t.settled().text("#summary") == "4 models found"
+    t.page.get_by_text("Filters").click()
+    t.page.get_by_label("Metadata").fill("stage=candidate")
+    t.shot("filters")
+    t.button("Apply").click()
+    t.wait_for("#summary", "1 model found")
+    assert t.rows() == ["model.safetensors"] and "1.10.0-rc.1" in t.text("tbody")
+    listed = requests.get(t.page.url).json()["models"]
+    assert [model["version"] for model in listed] == ["1.10.0-rc.1"]
+    t.page.get_by_text("Filters").click()
+    t.button("Clear").click()
+    t.wait_for("#summary", "18 models in 2 applications")
+    t.open("/models/list?q=no-such-thing")
+    assert "Nothing found" in t.text("#view")
+
+
+def test_the_lines_to_copy_do_what_they_say(shop, tab, tmp_path):
+    t = tab(shop, MODEL)
+    lines = dict(zip(t.page.locator(".lines .bar").all_inner_texts(), t.page.locator(".lines code").all_inner_texts(), strict=True))
+    lines = {title.split("\n")[0]: line for title, line in lines.items()}
+    for title in ("curl", "wget", "Python"):
+        place = tmp_path / title
+        place.mkdir()
+        command = [sys.executable, "-c", lines[title]] if title == "Python" else ["bash", "-c", lines[title]]
+        subprocess.run(command, cwd=place, check=True, capture_output=True, timeout=60)
+        assert (place / "model.safetensors").read_bytes() == ENCODER
+        checked = subprocess.run(["bash", "-c", lines["Check it"]], cwd=place, capture_output=True, text=True, timeout=60)
+        assert checked.stdout == "model.safetensors: OK\n"
+    t.button("Copy the line for wget").click()
+    t.page.get_by_role("searchbox").focus()
+    t.page.keyboard.press("Control+V")
+    assert t.page.get_by_role("searchbox").input_value() == lines["wget"]
+
+
+def test_a_download_is_the_model(shop, tab, tmp_path):
+    t = tab(shop, MODEL)
+    with t.page.expect_download() as download:
+        t.page.get_by_role("link", name="Download", exact=True).click()
+    assert download.value.suggested_filename == "model.safetensors"
+    assert Path(download.value.path()).read_bytes() == ENCODER
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 1280])
+def test_it_is_for_everybody(shop, tab, scheme, width):
+    """No violation that axe finds, nothing wider than the window, and nothing moves while it is loaded."""
+    from axe_playwright_python.sync_playwright import Axe
+    t = tab(shop, None, color_scheme=scheme, viewport={"width": width, "height": 800})
+    t.page.add_init_script("""window.shifts = [];
+        new PerformanceObserver(list => window.shifts.push(...list.getEntries().map(entry => entry.value)))
+            .observe({type: "layout-shift", buffered: true});""")
+    found = {}
+    for number, path in enumerate(VIEWS):
+        t.open(path)
+        found[path] = [violation["id"] for violation in Axe().run(t.page).response["violations"]]
+        assert t.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+        assert sum(t.page.evaluate("window.shifts")) < 0.01, path
+        t.shot(f"view-{number}-{scheme}-{width}")
+    t.open(MODEL)
+    for name, opening in (("token", "Token"), ("upload", "Upload"), ("delete", "Delete…"), ("edit", "Edit")):
+        t.button(opening).click()
+        found[name] = [violation["id"] for violation in Axe().run(t.page).response["violations"]]
+        t.shot(f"dialog-{name}-{scheme}-{width}")
+        t.page.keyboard.press("Escape")
+    assert not any(found.values()), found
+
+
+def test_a_keyboard_is_enough(shop, tab):
+    t = tab(shop)
+    focused = "document.activeElement.textContent.trim() || document.activeElement.name"
+    t.page.keyboard.press("Tab")
+    assert t.page.evaluate(focused) == "Skip to the models"
+    t.page.keyboard.press("Enter")
+    t.page.keyboard.press("Tab")
+    seen = []
+    for _ in range(5):
+        seen.append(t.page.evaluate(focused))
+        if seen[-1] == "search":
+            break
+        t.page.keyboard.press("Tab")
+    assert seen[:3] == ["All projects", "Upload", "fraud"]
+    t.page.keyboard.press("Enter")
+    t.wait_for("#title", "search")
+    assert t.page.evaluate("document.activeElement.id") == "title"      # a reader hears where it is now
+    t.button("Token").focus()
+    t.page.keyboard.press("Enter")
+    assert t.page.evaluate("document.activeElement.name") == "token"
+    t.page.keyboard.press("Escape")
+    assert t.page.evaluate("document.activeElement.id") == "token"      # and is back where it was
+
+
+# ---- changing
+
+
+@pytest.fixture
+def server(start):
+    server = start()
+    put(server, "p/a/1/m", b"model", description="old", stage="test", keep="it")
+    return server
+
+
+def test_metadata_are_edited(server, tab):
+    t = tab(server, "/models/p/a/1#m")
+    t.button("Edit").click()
+    t.page.locator("#dialog").get_by_label("Description").fill("new\ntext")
+    t.page.locator("#dialog").get_by_label("Framework").fill("onnx")
+    t.page.locator("#dialog").get_by_label("Metadata").fill("{")
+    t.button("Save").click()
+    assert "not JSON" in t.text("#problem")
+    t.page.locator("#dialog").get_by_label("Metadata").fill('{"keep": "it", "accuracy": 0.5}')
+    t.button("Save").click()
+    t.wait_for("dd", "0.5")
+    found = info(server, "p/a/1/m")
+    assert (found["description"], found["framework"], found["metadata"]) == (
+        "new\ntext", "onnx", {"keep": "it", "accuracy": 0.5})
+
+
+def test_a_change_of_somebody_else_is_not_overwritten(server, tab):
+    t = tab(server, "/models/p/a/1#m")
+    t.button("Edit").click()
+    requests.patch(f"{server.url}/models/p/a/1/m/info", json={"description": "theirs"})
+    t.page.locator("#dialog").get_by_label("Description").fill("mine")
+    t.button("Save").click()
+    t.wait_for("#problem", "look again, then decide")
+    assert info(server, "p/a/1/m")["description"] == "theirs"
+
+
+def test_a_model_is_verified_and_found_intact_or_corrupt(server, tab):
+    t = tab(server, "/models/p/a/1#m")
+    t.button("Verify").click()
+    t.wait_for("dd", "✓ intact")
+    (server.storage / "p/a/1/m/model").write_bytes(b"MODEL")
+    t.button("Verify").click()
+    t.wait_for("dd", "corrupt")
+    t.open("/models/p/a/1#m")
+    t.wait_for("dd", "its bytes are not those that were uploaded")
+    t.shot("corrupt")
+    with t.page.expect_download() as download:
+        t.page.get_by_role("link", name="Download it as it is").click()
+    assert Path(download.value.path()).read_bytes() == b"MODEL"
+
+
+def test_deleting_wants_the_name_typed(server, tab):
+    put(server, "p/a/2/m")
+    put(server, "p/a/2/n")
+    t = tab(server, "/models/p/a/1#m")
+    t.button("Delete…").click()
+    assert t.button("Delete").is_disabled()
+    typed = t.page.get_by_label("To confirm, type p/a/1/m")
+    typed.fill("p/a/1/")
+    assert t.button("Delete").is_disabled()
+    t.shot("deleting")
+    typed.fill("p/a/1/m")
+    t.button("Delete").click()
+    t.wait_for("#view", "There is nothing here yet")
+    t.open("/models/p/a/2")
+    t.button("Delete…").click()
+    assert "2 models will be gone" in t.text("#dialog")
+    t.page.get_by_label("To confirm").fill("p/a/2")
+    t.button("Delete").click()
+    t.wait_for("#title", "a")
+    assert requests.get(f"{server.url}/models/list").json()["total_models"] == 0
+
+
+def test_a_model_that_was_replaced_meanwhile_is_not_deleted(server, tab):
+    t = tab(server, "/models/p/a/1#m")
+    t.button("Delete…").click()
+    put(server, "p/a/1/m", b"another")
+    t.page.get_by_label("To confirm").fill("p/a/1/m")
+    t.button("Delete").click()
+    t.wait_for("#problem", "look again, then decide")
+    assert info(server, "p/a/1/m")["size"] == 7
+
+
+# ---- uploading
+
+
+def fill(t, **names):
+    for label, text in names.items():
+        t.page.locator("#dialog").get_by_label(label, exact=True).fill(text)
+
+
+def test_a_file_is_uploaded_with_a_button(server, tab, tmp_path):
+    (tmp_path / "my model (1).bin").write_bytes(b"uploaded" * 1000)
+    t = tab(server, "/models/p")
+    t.button("Upload").click()
+    t.page.set_input_files("#files", tmp_path / "my model (1).bin")
+    assert t.page.get_by_label("Project").input_value() == "p"
+    assert "my model (1).bin → my_model__1_.bin" in t.text(".files")
+    fill(t, Application="b", Version="1", Name="m.bin", Description="of the page", Framework="onnx")
+    t.shot("uploading")
+    t.page.locator("#dialog-go").click()
+    t.wait_for("#transfers-title", "1 of 1 file uploaded")
+    found = info(server, "p/b/1/m.bin")
+    assert (found["size"], found["description"], found["framework"]) == (8000, "of the page", "onnx")
+    t.wait_for("tbody", "b")        # the list has it
+    t.shot("uploaded")
+
+
+def folder(tmp_path, **files):
+    place = tmp_path / "bert"
+    for path, data in {"config.json": b"{}", "onnx/model.onnx": b"onnx" * 100, "onnx/deep/er.bin": b"deep",
+                       ".git/config": b"hidden", ".DS_Store": b"hidden", **files}.items():
+        (place / path).parent.mkdir(parents=True, exist_ok=True)
+        (place / path).write_bytes(data)
+    return place
+
+
+FOLDER = ["config.json", "onnx/deep/er.bin", "onnx/model.onnx"]
+
+
+def test_a_folder_becomes_a_version(server, tab, tmp_path):
+    t = tab(server)
+    t.button("Upload").click()
+    t.page.set_input_files("#folder", folder(tmp_path))
+    assert t.page.get_by_label("Version").input_value() == "bert"
+    fill(t, Project="p", Application="nlp")
+    t.page.locator("#dialog-go").click()
+    t.wait_for("#transfers-title", "3 of 3 files uploaded")
+    listed = requests.get(f"{server.url}/models/p/nlp/bert").json()["models"]
+    assert [model["model_name"] for model in listed] == FOLDER
+
+
+def dropped(t, *paths):
+    """Files and folders are dragged over the page and dropped."""
+    session = t.page.context.new_cdp_session(t.page)
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 300, "data": data})
+    t.page.locator("#drop").wait_for()
+    t.shot("dropping")
+    session.send("Input.dispatchDragEvent", {"type": "drop", "x": 300, "y": 300, "data": data})
+
+
+def test_a_folder_is_dropped_anywhere(server, tab, tmp_path):
+    t = tab(server, "/models/p/nlp/2.0")
+    dropped(t, folder(tmp_path, **{f"many/{n:03}": b"x" for n in range(120)}))     # a browser lists them by the hundred
+    t.wait_for("#dialog", "123 files")
+    t.shot("dropped")
+    t.page.locator("#dialog-go").click()
+    t.wait_for("#transfers-title", "123 of 123 files uploaded")
+    t.wait_for("#summary", "123 files")
+    t.shot("folder-uploaded")
+
+
+def test_a_model_that_exists_is_replaced_on_request_alone(server, tab, tmp_path):
+    (tmp_path / "m").write_bytes(b"another")
+    t = tab(server, "/models/p/a/1")
+    for is_wanted in (False, True):
+        t.button("Upload").click()
+        t.page.set_input_files("#files", tmp_path / "m")
+        t.page.get_by_label("Replace models that exist").set_checked(is_wanted)
+        t.page.locator("#dialog-go").click()
+        t.wait_for(".done" if is_wanted else ".failed", "7 B uploaded" if is_wanted else "There is a model of this name")
+        assert info(server, "p/a/1/m")["size"] == (7 if is_wanted else 5)
+    t.button("Clear").click()
+    assert not t.page.locator("#transfers").is_visible()
+
+
+@pytest.mark.parametrize(("names", "problem"), [
+    ({"Application": "b", "Version": "1"}, "Choose a file or a folder first."),
+    ({"Application": "b c", "Version": "1"}, None),      # the browser says it
+])
+def test_an_upload_that_cannot_be_is_not_begun(server, tab, names, problem):
+    t = tab(server, "/models/p")
+    t.button("Upload").click()
+    fill(t, **names)
+    t.page.locator("#dialog-go").click()
+    if problem:
+        assert t.text("#problem") == problem
+    else:
+        assert t.page.get_by_label("Application").evaluate("field => field.validity.patternMismatch")
+    assert t.page.locator("#dialog").is_visible()
+
+
+@pytest.mark.parametrize("size", [0, 1, 55, 56, 63, 64, 65, 4 << 20, (4 << 20) + 1])
+def test_the_digest_of_the_page_is_that_of_the_server(server, tab, tmp_path, size):
+    (tmp_path / "file").write_bytes(bytes(n * 7 & 255 for n in range(251)) * (size // 251) + b"\xfe" * (size % 251))
+    t = tab(server, "/models/p/b/1")
+    t.button("Upload").click()
+    t.page.set_input_files("#files", tmp_path / "file")
+    with t.page.expect_request(lambda request: request.method == "PUT") as sent:
+        t.page.locator("#dialog-go").click()
+    t.wait_for(".done", "uploaded")
+    assert re.search("sha256=([0-9a-f]{64})", sent.value.url)[1] == info(server, "p/b/1/file")["sha256"]
+
+
+def slow(t, bytes_a_second):
+    session = t.page.context.new_cdp_session(t.page)
+    session.send("Network.enable")
+    session.send("Network.emulateNetworkConditions", {"offline": False, "latency": 0, "downloadThroughput": -1,
+                                                      "uploadThroughput": bytes_a_second})
+
+
+def begin_large(t, path, size):
+    with path.open("wb") as file:
+        for number in range(size >> 20):
+            file.write(number.to_bytes(4, "big") * (1 << 18))
+    t.button("Upload").click()
+    t.page.set_input_files("#files", path)
+    t.page.locator("#dialog-go").click()
+
+
+def test_an_upload_tells_how_it_goes_and_is_cancelled(server, tab, tmp_path):
+    t = tab(server, "/models/p/b/1")
+    slow(t, 4 << 20)
+    begin_large(t, tmp_path / "large", 64 << 20)
+    t.wait_for(".say", re.compile(r"of 67\.1 MB · [0-9.]+ .B/s · \d+ s left"))
+    t.shot("under-way")
+    assert 0 < t.page.locator("progress").evaluate("bar => bar.value") < 64 << 20
+    t.button("Cancel").first.click()
+    t.wait_for(".cancelled", "cancelled")
+    assert requests.get(f"{server.url}/models/p/b/1").json()["total_models"] == 0
+    eventually(lambda: 'uploads_in_flight 0' in requests.get(f"{server.url}/metrics").text)
+
+
+def test_a_server_that_comes_back_gets_the_rest_of_an_upload(start, tab, tmp_path):
+    server = start()
+    t = tab(server, "/models/p/b/1")
+    slow(t, 16 << 20)
+    begin_large(t, tmp_path / "large", 96 << 20)
+    t.until("document.querySelector('progress')?.value > 40e6")
+    server.stop()
+    t.wait_for(".broken", "Trying again in")
+    t.shot("broken-connection")
+    slow(t, -1)
+    again = start(SERVER_PORT=str(server.port))
+    t.wait_for(".done", "100.7 MB uploaded")
+    assert info(again, "p/b/1/large")["size"] == 96 << 20
+
+
+# ---- tokens, reading alone, other pages
+
+
+def lines_of(*grants):
+    return [f"{name}:{hashlib.sha256(name.encode()).hexdigest()}:{verbs}:{prefix}\n" for name, verbs, prefix in grants]
+
+
+@pytest.fixture
+def guarded(start, tokens):
+    path = tokens(*lines_of(("ann", "read,create,update,delete", "*"), ("bob", "read", "p")))
+    server = start(MODEL_TOKENS_FILE=str(path))
+    for place in ("p/a/1/m", "q/a/1/m"):
+        answer = requests.put(f"{server.url}/models/{place}", data=b"model", headers={"Authorization": "Bearer ann"})
+        assert answer.status_code == 201
+    return server
+
+
+def enter(t, token):
+    t.button("Enter a token").click()
+    t.page.get_by_label("Token").fill(token)
+    t.button("Use this token").click()
+
+
+def test_401_and_403_are_told_in_words_and_a_token_mends_them(guarded, tab, tmp_path):
+    t = tab(guarded)
+    assert "wants a token" in t.text("#notice")
+    t.shot("no-token")
+    enter(t, "nonsense")
+    t.wait_for("#notice", "does not know this token")
+    enter(t, "bob")
+    t.wait_for("tbody", "p")
+    assert t.rows() == ["p"]        # what he may not read is not there
+    t.open("/models/p/a/1#m")       # the tab keeps it
+    t.button("Edit").click()
+    t.button("Save").click()
+    t.wait_for("#problem", "You are not allowed to do this: the token bob has no permission to update p/a/1/m")
+    t.button("Cancel").click()
+    (tmp_path / "file").write_bytes(b"x")
+    t.button("Upload").click()
+    t.page.set_input_files("#files", tmp_path / "file")
+    t.page.locator("#dialog-go").click()
+    t.wait_for(".failed", "You are not allowed to do this")
+    t.shot("not-allowed")
+    other = t.page.context.new_page()
+    other.goto(guarded.url)
+    other.wait_for_selector("#notice:not([hidden])")        # another tab does not have it
+
+
+@pytest.mark.parametrize("way", ["picked", "in memory"])
+def test_a_download_with_a_token(guarded, tab, way):
+    t = tab(guarded, None)
+    t.page.add_init_script("sessionStorage.setItem('token', 'bob'); " + (
+        "delete window.showSaveFilePicker" if way == "in memory" else """
+        window.showSaveFilePicker = async ({suggestedName}) =>
+            (await navigator.storage.getDirectory()).getFileHandle(suggestedName, {create: true})"""))
+    t.open("/models/p/a/1#m")
+    if way == "picked":
+        t.button("Download").click()
+        read = """async () => (await (await (await navigator.storage.getDirectory()).getFileHandle('m', {create: true}))
+            .getFile()).text()"""
+        eventually(lambda: t.page.evaluate(read) == "model")
+    else:
+        with t.page.expect_download() as download:
+            t.button("Download").click()
+        assert Path(download.value.path()).read_bytes() == b"model"
+    assert 'Authorization: Bearer $TOKEN' in t.text(".lines") and "bob" not in t.text(".lines")
+
+
+def test_where_everybody_may_read_a_link_downloads_with_a_token_too(start, tokens, tab):
+    server = start(MODEL_TOKENS_FILE=str(tokens(*lines_of(("ann", "read,create", "*")))), MODEL_ANONYMOUS="read")
+    requests.put(f"{server.url}/models/p/a/1/m", data=b"model", headers={"Authorization": "Bearer ann"})
+    t = tab(server, None)
+    t.page.add_init_script("sessionStorage.setItem('token', 'ann')")
+    t.open("/models/p/a/1#m")
+    with t.page.expect_download() as download:
+        t.page.get_by_role("link", name="Download", exact=True).click()
+    assert Path(download.value.path()).read_bytes() == b"model"
+
+
+HOSTILE = ["<img src=x onerror=\"document.title='taken'\">", "<script>document.title='taken'</script>", "\u202ednammoc",
+           "{root}", "a" * 8000, "\u0000\u001b[31m", "${document.title='taken'}", "javascript:alert(1)", "مرحبا بالعالم"]
+
+
+def test_what_others_wrote_is_text_and_nothing_else(start, tab):
+    server = start()
+    for number, text in enumerate(HOSTILE):
+        put(server, f"p/a/1/m{number}", b"model")
+        answer = requests.patch(f"{server.url}/models/p/a/1/m{number}/info", json={
+            "description": text, "framework": text, "metadata": {text[:100]: text, "list": [text, {text[:50]: None}]}})
+        assert answer.ok, answer.text
+    t = tab(server, "/models/p/a/1")
+    assert len(t.rows()) == len(HOSTILE)
+    t.shot("hostile-list")
+    for number, text in enumerate(HOSTILE):
+        t.open(f"/models/p/a/1#m{number}")
+        assert text.strip("\0\x1b") in t.page.locator(".prose").text_content().replace("\0", "").replace("\x1b", "") or "\0" in text
+        assert t.page.locator("#view img, #view script, #view iframe").count() == 0
+        assert t.page.title() == f"p/a/1/m{number} · Model repository"
+        assert t.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        t.shot(f"hostile-{number}")
+
+
+def test_an_address_made_by_others_is_text_too(shop, tab):
+    t = tab(shop, "/models/search/reviews-encoder/1.2.0#%3Cimg%20src=x%20onerror=alert(1)%3E")
+    t.wait_for("#notice", "is not a name")
+    assert t.page.locator("main img").count() == 0
+    t.open("/models/search/reviews-encoder/1.2.0#%")
+    assert t.text("#title") == "1.2.0"
+    t.open("/models/list?q=%3Cimg%20src=x%3E&metadata.%3Cb%3E=x")
+    assert t.page.locator("main img, main b b").count() == 0
+
+
+@pytest.mark.needs("a mount namespace")
+def test_a_storage_that_is_only_read_shows_no_buttons_that_cannot_work(tmp_path, tab):
+    models, elsewhere = tmp_path / "models", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with running(models) as server:
+        put(server, "p/a/1/m")
+    with running(models, *read_only_but(elsewhere)) as server:
+        t = tab(server, "/models/p/a/1#m")
+        t.wait_for("#health", "read-only")
+        for name in ("Upload", "Delete…", "Edit"):
+            assert not t.button(name).is_visible()
+        assert t.button("Verify").is_visible()
+        t.shot("read-only")
+
+
+def test_no_page_of_another_origin_frames_it_or_reads_through_it(shop, start, tab):
+    other = start()
+    t = tab(shop)
+    told = t.page.evaluate("""async url => {
+        const asked = {};
+        for (const method of ["PUT", "DELETE", "PATCH"])
+            asked[method] = await fetch(url + "/models/p/a/1/m", {method, body: "x"}).then(answer => answer.status, () => "refused");
+        const frame = document.body.appendChild(document.createElement("iframe"));
+        frame.src = url + "/";
+        await new Promise(loaded => { frame.onload = loaded; setTimeout(loaded, 3000); });
+        try { asked.frame = frame.contentDocument?.title ?? "refused"; } catch { asked.frame = "refused"; }
+        return asked;
+    }""", other.url)
+    assert told == {"PUT": "refused", "DELETE": "refused", "PATCH": "refused", "frame": "refused"}
+    t.complaints.clear()    # the policy of the page itself refused them, and said so
+    assert requests.get(f"{other.url}/models/list").json()["total_models"] == 0
+
+
+def test_below_a_path_of_a_proxy(start, tab):
+    server = start(URL_PREFIX="/repository")
+    requests.put(f"{server.url}/repository/models/p/a/1/m", data=b"model")
+    t = tab(server, "/repository")
+    for name in ("p", "a", "1", "m"):
+        t.go(name)
+    assert t.page.url == f"{server.url}/repository/models/p/a/1#m"
+    assert f"{server.url}/repository/models/p/a/1/m" in t.text(".lines")
+    t.page.get_by_role("link", name="All projects").click()
+    assert t.settled().rows() == ["p"]
+
+
+def test_a_server_that_does_not_answer_is_told_and_asked_again(start, tab):
+    server = start()
+    put(server, "p/a/1/m")
+    t = tab(server)
+    server.stop()
+    t.page.locator("tbody a").click()
+    t.wait_for("#notice", "cannot be reached")
+    t.shot("not-reachable")
+    start(SERVER_PORT=str(server.port))
+    t.button("Try again").click()
+    t.wait_for("tbody", "a")
+
+
+# ---- many
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory):
+    """100,000 models in 100 projects, as another program wrote them."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    import tree
+    root = tmp_path_factory.mktemp("crowd") / "models"
+    root.mkdir()
+    tree.build(root, tree.SHAPE)
+    with running(root) as server:
+        eventually(lambda: requests.get(f"{server.url}/models/list?limit=1").json()["total_models"] == 100_000)
+        yield server
+
+
+def test_100_000_models_are_browsed_page_by_page(crowd, tab):
+    t, sent = tab(crowd, None), []
+    t.page.on("request", lambda request: sent.append(request.url))
+    t.open()
+    assert t.rows() == [f"project{number:03}" for number in range(40)]
+    assert len(sent) < 100      # and not one for each thousand models
+    t.wait_for("tbody tr:last-child td", "1,000")
+    assert t.text("#summary").startswith("100,000 models in more than 40 projects")
+    t.shot("many-projects")
+    for number in (80, 100):
+        t.button("Show more").click()
+        t.until(f"document.querySelectorAll('tbody tr').length === {number}")
+    assert not t.button("Show more").is_visible()
+    t.go("project099").go("app09")
+    assert t.rows()[:2] == ["1.19.0", "1.18.0"] and len(t.rows()) == 20
+    t.open("/models/list?q=project05")
+    assert t.text("#summary") == "10,000 models found" and len(t.rows()) == 100
+    t.button("Show more").click()
+    t.until("document.querySelectorAll('tbody tr').length === 200")
+    t.shot("many-found")
+
+
+def test_json_of_the_page_is_told_nowhere_twice(shop, tab):
+    """After going back, a browser shows the page and not the list that the page fetched from the same address."""
+    t = tab(shop, "/models/search")
+    t.page.goto("about:blank")
+    t.page.go_back()
+    assert t.settled().rows() == ["ranker", "reviews-encoder"]
+    assert json.loads(requests.get(f"{shop.url}/models/search").text)["total_models"] == 18
