@@ -42,7 +42,7 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The files of a version by their paths, in order; the newest is of `modified`. The fingerprint is the index's."""
+    """The files of a version by their paths, in order; the newest is from `modified`, the fingerprint the index's."""
 
     version: Names
     fingerprint: int
