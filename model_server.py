@@ -19,7 +19,6 @@ from inspection.room import INSPECTION
 from page.room import PAGE
 from repository import metadata
 from repository.errors import (
-    InvalidName,
     ModelCorrupt,
     ModelExists,
     ModelNotFound,
@@ -42,7 +41,6 @@ from repository.model import (
 )
 from repository.reading import OpenModel
 from server import threads
-from server.access import Caller, Refused
 from server.application import Application, Room, Route
 from server.command_line import command
 from server.conditional import check_write, etag_of, read_status
@@ -52,7 +50,16 @@ from server.errors import BadRequest, PreconditionFailed, TooLarge
 from server.listing import list_response
 from server.logs import configure
 from server.metrics import Metrics
-from server.places import ALIAS, info_of, leave_no_alias, newest, place_in
+from server.places import (
+    ALIAS,
+    DIGEST,
+    check_shadows,
+    digest_name,
+    info_of,
+    leave_no_alias,
+    newest,
+    place_in,
+)
 from server.process import open_storage, raise_descriptor_limit, tune
 from server.request import Request, merged
 from server.responses import Response, file_response, json_response
@@ -67,7 +74,6 @@ FORM_OVERHEAD = metadata.MAX_CUSTOM_TEXT + (64 << 10)
 MAX_DOCUMENT = 7 << 18      # bytes of a PATCH: a client that escapes all but ASCII sends 64 fields of 8 KiB in 1.6 MiB
 METRICS_AGE = 60.0          # seconds: what others changed on disk may be missing so long, a scrape costs no look at it
 HEALTH_AGE = 1.0            # seconds for which one look tells that writing works, and that other servers found nothing
-DIGEST = ".sha256"          # behind a model's URL: that of its digest
 
 
 # ---- handlers, in the order of the routes
@@ -131,32 +137,6 @@ def may_write(request: Request, store: Storage, key: ModelKey) -> Check:
             raise ModelExists(f"{current.key} exists and this server keeps what it has: choose another version")
 
     return check
-
-
-def check_shadows(caller: Caller, store: Storage, key: ModelKey) -> None:
-    """Raises Refused where a new model changes what a URL of another one says, unless the caller may update that.
-
-    `base.sha256` stands before the digest of `base`, whichever of them comes first; in a version that is really called
-    latest it stands before the alias, for all that is uploaded later, too.
-    """
-    base, real = replace(key, model_name=key.model_name.removesuffix(DIGEST)), digest_name(key)
-    for other, reason in (
-        (base if base != key and store.find(base) else None, f"{key} would be what the URL of its digest answers"),
-        (real if real and store.find(real) else None, f"it is what the URL of the digest of {key} would answer"),
-        (key if key.version == ALIAS else None, f"the alias {ALIAS} would mean it"),
-    ):
-        try:
-            if other:
-                caller.check("update", other.names)
-        except Refused as error:
-            raise type(error)(f"{error} ({reason})", error.verb, error.names) from error
-
-
-def digest_name(key: ModelKey) -> ModelKey | None:
-    """The name that a model must have to be at the URL of this one's digest; None where it would be too long."""
-    with suppress(InvalidName):
-        return replace(key, model_name=key.model_name + DIGEST)
-    return None
 
 
 def admit_upload(request: Request, store: Storage, **names: str) -> Body:

@@ -1,16 +1,20 @@
-"""What the names in a path stand for: the version that `latest` is at the moment, and whether anything is there."""
+"""What the names in a path stand for: the version that `latest` is at the moment, which URLs one model shares."""
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import TypeVar
 
-from repository.errors import ModelNotFound, NotEmpty, absent
+from repository.errors import InvalidName, ModelNotFound, NotEmpty, absent
 from repository.model import VERSION_DEPTH, Model, ModelKey, names_in
 from repository.versions import precedence
+from server.access import Caller, Refused
 from server.request import Request
 from storage import Storage
 
 T = TypeVar("T")
 ALIAS = "latest"
+DIGEST = ".sha256"          # behind a model's URL: that of its digest
 
 
 def newest(request: Request, store: Storage, read: Callable[..., T], names: Mapping[str, str], suffix: str = "",
@@ -56,3 +60,29 @@ def place_in(store: Storage, **names: str) -> dict[str, str]:
     if next(store.keys(*names_in(names)), None) is None:
         raise absent(names_in(names))
     return names
+
+
+def check_shadows(caller: Caller, store: Storage, key: ModelKey) -> None:
+    """Raises Refused where a new model changes what a URL of another one says, unless the caller may update that.
+
+    `base.sha256` stands before the digest of `base`, whichever of them comes first; in a version that is really called
+    latest it stands before the alias, for all that is uploaded later, too.
+    """
+    base, real = replace(key, model_name=key.model_name.removesuffix(DIGEST)), digest_name(key)
+    for other, reason in (
+        (base if base != key and store.find(base) else None, f"{key} would be what the URL of its digest answers"),
+        (real if real and store.find(real) else None, f"it is what the URL of the digest of {key} would answer"),
+        (key if key.version == ALIAS else None, f"the alias {ALIAS} would mean it"),
+    ):
+        try:
+            if other:
+                caller.check("update", other.names)
+        except Refused as error:
+            raise type(error)(f"{error} ({reason})", error.verb, error.names) from error
+
+
+def digest_name(key: ModelKey) -> ModelKey | None:
+    """The name that a model must have to be at the URL of this one's digest; None where it would be too long."""
+    with suppress(InvalidName):
+        return replace(key, model_name=key.model_name + DIGEST)
+    return None

@@ -14,6 +14,7 @@ from support.common import ROOT, staged
 from support.live import LiveServer
 from support.needs import HOW_TO_GET, LINES, lacking
 
+from folders.room import FOLDERS
 from model_server import ROUTES
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -188,9 +189,10 @@ def rows(page):
 
 def test_the_table_of_routes_is_that_of_the_server():
     assert rows("README.md") == [(route.method, route.path) for route in ROUTES]
+    assert rows("docs/folders.md") == [(route.method, route.path) for route in FOLDERS.routes]
 
 
-@pytest.mark.parametrize(("method", "path"), rows("README.md"))
+@pytest.mark.parametrize(("method", "path"), [*rows("README.md"), *rows("docs/folders.md")])
 def test_every_route_has_a_line_that_uses_it(method, path):
     pattern = re.sub(r"\\\{\w+\\\}", r"[\\w.+$-]+", re.escape(path))
     used = [request for _, command in commands() for request in requests_of(command)]

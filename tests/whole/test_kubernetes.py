@@ -136,7 +136,7 @@ def fetch(request, tmp_path):
     tools = tmp_path / "tools"
     tools.mkdir()
     if request.param == "busybox":
-        for tool in ("sh", "wget", "sha256sum"):
+        for tool in ("sh", "wget", "tar", "sha256sum"):
             (tools / tool).symlink_to(shutil.which("busybox"))
 
     def run(server, directory):
@@ -149,12 +149,14 @@ def fetch(request, tmp_path):
     return run
 
 
-def test_the_line_that_fetches_a_model_works_and_checks_its_digest(fetch, start, tmp_path):
+def test_the_line_that_fetches_a_version_works_and_checks_each_digest(fetch, start, tmp_path):
     server = start()
-    assert fetch(server, tmp_path).returncode != 0      # there is none yet
+    (tmp_path / "none").mkdir()
+    assert fetch(server, tmp_path / "none").returncode != 0
     data = b"a model" * 100_000
-    url = f"{server.url}/models/my_project/my_app/1.0.0/baseline"
-    assert requests.put(url, data=data).status_code == 201
+    url = f"{server.url}/models/my_project/my_app/1.0.0"
+    for name in ("baseline", "tokenizer/vocab.json"):
+        assert requests.put(f"{url}/{name}", data=data).status_code == 201
     for number, changed in enumerate((False, True)):
         directory = tmp_path / str(number)
         directory.mkdir()
@@ -165,5 +167,6 @@ def test_the_line_that_fetches_a_model_works_and_checks_its_digest(fetch, start,
                 file.write(b"A")
             os.utime(stored, ns=(times.st_atime_ns, times.st_mtime_ns))
         done = fetch(server, directory)
+        assert (directory / "tokenizer/vocab.json").read_bytes() == data
         fetched = sha256((directory / "baseline").read_bytes())
         assert (done.returncode == 0) == (not changed) == (fetched == hashlib.sha256(data).hexdigest()), done.stderr

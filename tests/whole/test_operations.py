@@ -101,15 +101,20 @@ def test_a_backup_is_brought_back_and_only_what_changed_is_copied_again(start, t
     before = {path: path.stat().st_ino for path in copy.rglob("model")}
     requests.put(f"{server.url}/models/p/app/1/m", data=b"9").raise_for_status()
     requests.delete(f"{server.url}/models/p/app/2/m").raise_for_status()
+    requests.put(f"{server.url}/models/p/app/1/onnx/m", data=b"in a folder").raise_for_status()
+    requests.put(f"{server.url}/models/p/app/@production?version=1").raise_for_status()
     assert backup(server.storage, copy).returncode == 0
     after = {path: path.stat().st_ino for path in copy.rglob("model")}
-    assert [path.parent.parent.name for path in after if after[path] == before[path]] == ["0"]
+    assert [path.parent.parent.name for path in after if after[path] == before.get(path)] == ["0"]
     assert not (copy / ".staging").exists()
 
     assert server.stop() == 0
     shutil.rmtree(server.storage)
     assert backup(copy, server.storage).returncode == 0
-    assert holding(server.storage) == {"p/app/0/m/model": sha256(b"0"), "p/app/1/m/model": sha256(b"9")}
+    assert holding(server.storage) == {"p/app/0/m/model": sha256(b"0"), "p/app/1/m/model": sha256(b"9"),
+                                       "p/app/1/onnx/m/model": sha256(b"in a folder")}
+    server = start()
+    assert requests.get(f"{server.url}/models/p/app/@production/onnx/m").content == b"in a folder"
 
 
 @pytest.mark.needs("rsync")
