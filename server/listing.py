@@ -85,8 +85,9 @@ def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Nam
             link = f"{base_url}/models/{'/'.join(below) or 'list'}?{urlencode({**parameters, 'after': more['next']})}"
             headers.append(("Link", f'<{link}>; rel="next"'))
         batches = batches_of(store, page)
-    if len(below) == VERSION_DEPTH - 1 and places:
-        more["aliases"] = {alias: version for _, _, alias, version in store.aliases.below(*below)}
+    if len(below) == VERSION_DEPTH - 1:
+        aliases = store.aliases.below(*below) if places else ()
+        more["aliases"] = {alias: version for _, _, alias, version in aliases}
     if query.form == "json":
         kind, blocks = "application/json", json_list(names, batches, more, base_url)
     else:
