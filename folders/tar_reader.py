@@ -22,7 +22,7 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\
 PAX, PAX_GLOBAL, LONG_NAME = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE), tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME
 EXTENDED = (*PAX, PAX_GLOBAL, LONG_NAME, tarfile.GNUTYPE_LONGLINK)
 FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-LINK = "a link: tar ch stores what links point at (with --hard-dereference for hard links)"
+LINK = "a link: tar ch --hard-dereference stores what links point at"
 SPARSE = "a sparse file: leave out --sparse"
 KINDS = {tarfile.LNKTYPE: LINK, tarfile.SYMTYPE: LINK, tarfile.CHRTYPE: "a device", tarfile.BLKTYPE: "a device",
          tarfile.FIFOTYPE: "a fifo", tarfile.GNUTYPE_SPARSE: SPARSE}

@@ -1,4 +1,4 @@
-"""Whole versions, replaced while they are read, written and killed: always one of them, complete, and never a mixture."""
+"""Whole versions, replaced while they are read, written and killed: always one of them, and never a mixture."""
 
 import http.client
 import random
@@ -131,27 +131,26 @@ def test_single_uploads_into_a_version_that_is_replaced_land_before_or_after(ser
     assert stored(servers[-1], version) == 0
     assert_clean(servers)
     assert landed[201] > 0, "each of them is created anew after a replacement"
-    say(f"{rounds} replacements while {sum(landed.values())} models were uploaded, {landed[201]} of them into a new one")
+    say(f"{rounds} replacements while {sum(landed.values())} models were uploaded, {landed[201]} into a new version")
 
 
 def test_of_8_writers_with_one_condition_one_wins(servers, count):
     for number in range(count(3, 30)):
         version, barrier = f"p/app/{number}", threading.Barrier(8)
 
-        def write(n, version=version, barrier=barrier, headers=None):
+        def write(n, version=version, barrier=barrier, **headers):
             barrier.wait()
             return put_version(servers[n % len(servers)], version, n, **headers)
 
-        with ThreadPoolExecutor(8) as pool:
-            created = list(pool.map(lambda n: write(n, headers={"If_None_Match": "*"}), range(8)))
+        with ThreadPoolExecutor(8) as pool:     # of one version in one second, the same files have the same ETag
+            created = list(pool.map(lambda n: write(n, If_None_Match="*"), range(8)))
             assert Counter(answer.status for answer in created) == {201: 1, 412: 7}
             winner = next(n for n, answer in enumerate(created) if answer.status == 201)
-            assert stored(servers[-1], version) == winner
+            eventually(lambda version=version, winner=winner: stored(servers[-1], version) == winner)
             barrier.reset()
             etag = created[winner].headers["etag"]
-            replaced = list(pool.map(lambda n: write(n, headers={"If_Match": etag}), range(8)))
-        statuses = Counter(answer.status for answer in replaced)
-        assert statuses in ({200: 1, 412: 7}, ), statuses
+            replaced = list(pool.map(lambda n, etag=etag: write(n, If_Match=etag), range(8, 16)))
+        assert Counter(answer.status for answer in replaced) == {200: 1, 412: 7}
     assert_clean(servers)
 
 
@@ -177,7 +176,7 @@ def test_a_crash_at_any_system_call_leaves_the_old_version_or_the_new_one(tmp_pa
     cases = points(counted)
     if expressions:     # what is new is in the thread that renames; the injections of a tracer are for one thread
         cases = [case for case in cases if case[0] == "task"]
-    cases = some(cases, 24, always=lambda case: case[1].startswith("rename"))
+    cases = some(cases, 16, always=lambda case: case[1].startswith("rename"))
     outcomes, wrong = Counter(), []
     for number, (kind, call, n) in enumerate(cases):
         version = f"n{number}/app/1"
@@ -227,7 +226,7 @@ def test_a_full_disk_leaves_the_old_version_and_nothing_else(small_disk):
     with running(small_disk / "models") as server:
         assert put_version(server, "p/app/1", 1).status == 201
         tar = tar_with({f"m{n}": random.randbytes(400_000) for n in range(12)})
-        answer = send(server, "PUT", "/models/p/app/1", iter([tar]), Transfer_Encoding="chunked")
+        answer = send(server, "PUT", "/models/p/app/1", iter([tar]))    # in chunks, of no known length
         assert answer.status == 507, answer
         assert stored(server, "p/app/1") == 1 and staged(server.storage) == []
         fill(small_disk / "filled")

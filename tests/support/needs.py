@@ -19,7 +19,9 @@ import pytest
 APT, PIP = "apt-get install", "pip install --no-deps"
 HOW_TO_GET = {
     "aria2c": (APT, "aria2"),
+    "bsdtar": (APT, "libarchive-tools"),
     "busybox": (APT, "busybox"),
+    "git": (APT, "git"),
     "lftp": (APT, "lftp"),
     "nginx": (APT, "nginx-light"),
     "node": (APT, "nodejs"),

@@ -29,7 +29,7 @@ def test_what_a_machine_lacks_is_left_out_counted_and_named_with_the_line_that_i
     assert done.returncode == 0, done.stdout
     *_, closing, summary = done.stdout.splitlines()
     tools = [tool for tool, (way, _) in HOW_TO_GET.items() if way == APT and tool not in ELSEWHERE]
-    packages = sorted(HOW_TO_GET[tool][1] for tool in tools)
+    packages = [HOW_TO_GET[tool][1] for tool in sorted(tools)]
     assert re.fullmatch(rf"left out {REASON}(.*): \d+ tests; .*apt-get install {' '.join(packages)}", closing)
     assert all(f"{tool}," in closing or f"{tool}:" in closing for tool in tools)
     count = re.search(r": (\d+) tests", closing)[1]
