@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from inspection.found import Found
-from inspection.pickles import look
+from inspection.pickles import OPERATIONS, look
 from inspection.reader import (
     UNPACKERS,
     BudgetExceeded,
@@ -20,7 +20,6 @@ from inspection.reader import (
     is_lzma,
     skip,
 )
-from inspection.walk import OPERATIONS
 
 HEAD = 512              # bytes that tell what begins here; of a tar they are its first header
 MAX_DIRECTORY = 8 << 20     # bytes of a zip's central directory: 100,000 members, a shard of a model has 1,000

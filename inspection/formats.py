@@ -9,10 +9,9 @@ from inspection import headers
 from inspection.archives import HEAD, TFLITE, Member, contents, kind_of, open_member
 from inspection.found import KNOWN, Found
 from inspection.headers import MAX_HEADER, MAX_SHOWN, MAX_TEXT, parsed
-from inspection.keras import SUPERBLOCK, has_superblock, hdf5, keras_warning, skops_warning, warnings
-from inspection.patterns import pattern
 from inspection.protobuf import protobuf
 from inspection.reader import STEP, UNPACKERS, Budget, BudgetExceeded, Malformed, Window, clip
+from inspection.texts import SUPERBLOCK, has_superblock, hdf5, keras_warning, pattern, skops_warning, warnings
 from repository.model import Inspection
 from server.errors import HttpError
 
