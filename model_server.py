@@ -61,7 +61,7 @@ from server.places import (
     place_in,
 )
 from server.process import open_storage, raise_descriptor_limit, tune
-from server.request import Request, merged
+from server.request import Request, Tell, merged, say
 from server.responses import Response, file_response, json_response
 from server.settings import VERSION, Settings
 from server.uploads import Body, Upload
@@ -389,23 +389,23 @@ ROOMS: tuple[Room, ...] = (
 )
 
 
-def create_app(store: Storage, settings: Settings, measured: Metrics | None = None) -> Application:
-    """The WSGI application; raises ValueError for settings that cannot be."""
-    return Application(store, settings, ROUTES, ROOMS, measured or Metrics())
+def create_app(store: Storage, settings: Settings, measured: Metrics | None = None, tell: Tell = say) -> Application:
+    """The WSGI application; `tell` writes the line of a request. Raises ValueError for settings that cannot be."""
+    return Application(store, settings, ROUTES, ROOMS, measured or Metrics(), tell)
 
 
 def main() -> None:
     tune()
     measured = Metrics()
     # started with a closed stdout it has none: then nobody wants the log, and no other file may become its
-    configure(sys.stdout.fileno() if sys.stdout else os.open(os.devnull, os.O_WRONLY), measured)
+    lines = configure(sys.stdout.fileno() if sys.stdout else os.open(os.devnull, os.O_WRONLY), measured)
     try:
         settings = Settings.from_env(os.environ)
     except ValueError as error:
         raise SystemExit(f"model_server: {error}") from error
     with open_storage(settings.storage_path) as store:
         try:
-            application = create_app(store, settings, measured)
+            application = create_app(store, settings, measured, lines.tell)
         except ValueError as error:
             raise SystemExit(f"model_server: {error}") from error
         try:

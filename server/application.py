@@ -36,7 +36,7 @@ from server.errors import (
     ProtocolError,
 )
 from server.metrics import Metrics
-from server.request import Examine, ListFormat, Request, Services
+from server.request import Examine, ListFormat, Request, Services, Tell
 from server.responses import Response, json_response, send
 from server.settings import Settings
 from server.uploads import BLOCK, REQUEST, Body, Intake, Upload
@@ -44,7 +44,6 @@ from server.verifier import Verifier
 from storage import Storage
 
 log = logging.getLogger("model_server")
-audit = logging.getLogger("audit")
 RETRY_AFTER = 5             # seconds for a storage to come back, as deploy/nginx.conf says for a server
 ONE, NO_ALIAS = "([^/]+)", "([^/@][^/]*)"
 # a name that is the path of another route, /info, ends none; it may be the first one, so that nothing stands before it
@@ -221,7 +220,7 @@ class Application:
     """The WSGI application. `admit` says, by its head alone, what becomes of a request's body."""
 
     def __init__(self, store: Storage, settings: Settings, routes: Sequence[Route], rooms: Sequence[Room],
-                 metrics: Metrics) -> None:
+                 metrics: Metrics, tell: Tell) -> None:
         self.store = store
         self.router = Router((*routes, *(route for room in rooms for route in room.routes)))
         self.read_through = next((room.read_through for room in rooms if room.read_through), None)
@@ -229,7 +228,7 @@ class Application:
         self.guard = guard_of(settings.tokens_file, settings.anonymous)
         verifier = Verifier(store, settings.verify_rate, metrics)
         self.services = Services(settings, metrics, verifier, Intake(), examiner_of(rooms, settings),
-                                 {name: form for room in rooms for name, form in room.formats.items()})
+                                 {name: form for room in rooms for name, form in room.formats.items()}, tell)
         self._process, self._numbers = secrets.token_hex(6), itertools.count(1)
 
     def begin(self, environ: dict[str, Any]) -> tuple[Request, Route]:

@@ -79,11 +79,11 @@ class StreamingParser(HTTPRequestParser):
             return int(super().received(data))
         before = len(self._head)
         self._head += data
-        if not self._is_http and (before < LONGEST_BEGINNING or b"\n" in data):
+        end = self._head.find(b"\r\n\r\n", max(0, before - 3))
+        if end < 0 and not self._is_http and (before < LONGEST_BEGINNING or b"\n" in data):
             if what := looks_like(bytes(self._head)):
                 return self._not_http(what, data)
             self._is_http = b"\n" in data
-        end = self._head.find(b"\r\n\r\n", max(0, before - 3))
         if (len(self._head) if end < 0 else end) >= MAX_HEADERS:
             return self._too_large(f"the head of the request is longer than {MAX_HEADERS} bytes", data)
         if end < 0:
@@ -98,6 +98,8 @@ class StreamingParser(HTTPRequestParser):
         except TransferEncodingNotImplemented as error:
             self.error = ServerNotImplemented(str(error))
         except (ParsingError, ValueError) as error:     # ValueError: of heads.parse(), or a length of 5,000 digits
+            if not self._is_http and (what := looks_like(head)):
+                return self._not_http(what, data)
             self.error = BadRequest(str(error))
         if self.content_length >= self.adj.max_request_body_size:   # more than can be counted, and never comes
             self.error = RequestEntityTooLarge(f"a body of {self.content_length} bytes is too large")
