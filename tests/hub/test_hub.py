@@ -182,6 +182,16 @@ def test_the_list_of_models_is_filtered(app, query, shown):
     assert listed == (["acme/base", "acme/tiny", "other/tiny"] if shown is None else shown)
 
 
+def test_an_alias_is_a_revision(own):
+    fill(own, "2.0.0", {"config.json": b"new"})
+    own.put("/models/acme/tiny/@production?version=1.0.0", status=201)
+    for revision in ("@production", "%40production"):
+        answer = own.get(f"/acme/tiny/resolve/{revision}/config.json")
+        assert (answer.body, answer.headers["X-Repo-Commit"]) == (b"{}", sha_of(own, "1.0.0"))
+        assert sha_of(own, revision) == sha_of(own, "1.0.0") != sha_of(own)
+        assert len(own.get(f"{REPO}/tree/{revision}/onnx").json) == 2
+
+
 # ---- commits
 
 
