@@ -5,9 +5,10 @@ import re
 import shutil
 
 import pytest
-from support.common import TestApp, eventually, sha256
+from support.common import ROOT, TestApp, eventually, sha256
 from support.credentials import bearer, line
 
+from hub.room import HUB
 from model_server import create_app
 from server.settings import Settings
 from storage import Storage
@@ -372,3 +373,12 @@ def test_whoami_tells_the_name_of_a_token(guarded, app):
     assert guarded("reader", "/api/whoami-v2").json == {"type": "user", "name": "reader", "orgs": [], "auth": {}}
     assert guarded("nobody", "/api/whoami-v2", status=401) and guarded(None, "/api/whoami-v2", status=401)
     assert app.get("/api/whoami-v2").json["name"] == "anonymous"
+
+
+# ---- the documentation
+
+
+def test_the_table_of_routes_in_the_documentation_is_that_of_the_room():
+    page = (ROOT / "docs/hub.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([A-Z]+)` \| `(/\S+)` \|", page, re.MULTILINE)
+    assert rows == [(route.method, route.path) for route in HUB.routes]
