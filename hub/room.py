@@ -25,7 +25,7 @@ MAX_PAGE = 10_000       # entries of a tree, as many as a tar may have: llama.cp
 MAX_PATHS = 2 << 20     # bytes of the paths in one question: 10,000 long ones, percent-encoded
 POINTER_BYTES = 134     # of the file that Git has in place of a large one; clients want a number
 TRIES = 5               # to open a file that is replaced again and again
-CODES = {"revision": "RevisionNotFound", "model_name": "EntryNotFound"}     # for a name that nothing here can have
+CODES = {"version": "RevisionNotFound", "model_name": "EntryNotFound"}     # for a name that nothing here can have
 TRUE = ("true", "True", "1")    # as JavaScript, Python and people write it in a query
 # Nothing here has a task, tags or an inference provider, so no model is what somebody looks for who names one.
 NEVER = {"filter", "pipeline_tag", "apps", "inference_provider", "num_parameters"}
@@ -91,7 +91,7 @@ def tree(request: Request, store: Storage, model_name: str = "", **names: str) -
 def info(request: Request, store: Storage, **names: str) -> Response:
     """What there is to say of a repository, and the files of a revision."""
     if "model_name" in names:
-        names["revision"] += "/"    # like refs/pr/1, a branch of Git's, and no version is called so
+        names["version"] += "/"     # like refs/pr/1, a branch of Git's, and no version is called so
     snapshot = request.services.of(Snapshots).find(store, **names)
     blobs = dict(request.parameters).get("blobs") in TRUE
     siblings = [{"rfilename": path, **(blob_of(file) if blobs else {})} for path, file in snapshot.files.items()]
@@ -156,7 +156,7 @@ def explain(request: Request, error: Exception, response: Response) -> None:
     elif isinstance(error, ModelCorrupt):   # what has no code is tried again, or taken for a fault of the network
         response.status, code = 403, "GatedRepo"
     elif isinstance(error, ModelNotFound | Unauthorized):   # a token may not learn what there is that it may not read
-        code = "RepoNotFound"
+        code = "RepoNotFound" if NAME.fullmatch(request.names.get("version", MAIN[0])) else "RevisionNotFound"
     assert isinstance(response.body, bytes)
     detail = json.loads(response.body)["detail"]
     response.body = json.dumps({"error": detail, "detail": detail}).encode() + b"\n"
@@ -170,12 +170,12 @@ HUB = Room(routes=(
     route("GET",  "/api/whoami-v2",                                            "read", whoami, partly=True),
     route("GET",  "/api/models",                                               "read", models, partly=True),
     route("GET",  REPO,                                                        "read", info),
-    route("GET",  REPO + "/revision/{revision}",                               "read", info),
-    route("GET",  REPO + "/revision/{revision}/{model_name}",                  "read", info),
-    route("GET",  REPO + "/tree/{revision}",                                   "read", tree),
-    route("GET",  REPO + "/tree/{revision}/{model_name}",                      "read", tree),
-    route("POST", REPO + "/paths-info/{revision}", "read", paths_info, lambda *_, **names: Body(limit=MAX_PATHS)),
+    route("GET",  REPO + "/revision/{version}",                               "read", info),
+    route("GET",  REPO + "/revision/{version}/{model_name}",                  "read", info),
+    route("GET",  REPO + "/tree/{version}",                                   "read", tree),
+    route("GET",  REPO + "/tree/{version}/{model_name}",                      "read", tree),
+    route("POST", REPO + "/paths-info/{version}", "read", paths_info, lambda *_, **names: Body(limit=MAX_PATHS)),
     route("GET",  REPO + "/refs",                                              "read", refs),
-    route("GET",  "/{project_id}/{app_name}/resolve/{revision}/{model_name}",  "read", resolve),
-    route("GET",  "/{project_id}/{app_name}/raw/{revision}/{model_name}",      "read", resolve),
+    route("GET",  "/{project_id}/{app_name}/resolve/{version}/{model_name}",  "read", resolve),
+    route("GET",  "/{project_id}/{app_name}/raw/{version}/{model_name}",      "read", resolve),
 ))

@@ -89,23 +89,22 @@ class Snapshots:
         self._kept = dict[tuple[Names, str], Snapshot]()    # by version and commit, the oldest first
         self._files = 0     # in all of them
 
-    def find(self, store: Storage, project_id: str, app_name: str, revision: str = MAIN[0], **_: str) -> Snapshot:
-        """The snapshot of a revision: a version, a commit, or one of MAIN. Raises Missing."""
-        repository = (project_id, app_name)
-        if found := self.newest(store, (*repository, revision)):
+    def find(self, store: Storage, project_id: str, app_name: str, version: str = MAIN[0], **_: str) -> Snapshot:
+        """The snapshot of a revision, which may be a version, a commit, or one of MAIN. Raises Missing."""
+        repository, is_commit = (project_id, app_name), COMMIT.fullmatch(version)
+        if found := self.newest(store, (*repository, version)):
             # a client looks for the files under the id that it asked for, even where that is the name of a version
-            return replace(found, commit=revision) if COMMIT.fullmatch(revision) else found
-        if COMMIT.fullmatch(revision):
-            for name in store.index.below(repository):
-                version, is_its = (*repository, name), digits(name)[:NAME_DIGITS] == revision[:NAME_DIGITS]
-                if is_its and self.newest(store, version) and (found := self._kept.get((version, revision))):
-                    return found
+            return replace(found, commit=version) if is_commit else found
+        for name in store.index.below(repository) if is_commit else ():
+            place, is_its = (*repository, name), digits(name)[:NAME_DIGITS] == version[:NAME_DIGITS]
+            if is_its and self.newest(store, place) and (found := self._kept.get((place, version))):
+                return found
         highest, name = next(versions(store, repository), None), "/".join(repository)
         if not highest:
             raise Missing("RepoNotFound", f"there is no model below {name}")
-        if revision in MAIN and (found := self.newest(store, highest)):
+        if version in MAIN and (found := self.newest(store, highest)):
             return found
-        raise Missing("RevisionNotFound", f"{name} has no version {revision[:200]}, or not any more")
+        raise Missing("RevisionNotFound", f"{name} has no version {version[:200]}, or not any more")
 
     def newest(self, store: Storage, version: Names) -> Snapshot | None:
         """What a version holds now, None if nothing."""

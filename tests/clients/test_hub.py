@@ -4,20 +4,25 @@ tests/clients/hub/install.sh installs them. What has to be in the answers for th
 """
 
 import contextlib
+import io
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 from pathlib import Path
 
 import pytest
 import requests
+from support import transcripts
 from support.common import ROOT, eventually, sha256
 from support.credentials import line
 from support.live import running
+from support.proxy import TRUSTED, proxy
 
 pytestmark = pytest.mark.needs("huggingface_hub")
 HUB, SCRIPTS = Path(sys.prefix) / "hub", ROOT / "tests/clients/hub"
@@ -206,6 +211,33 @@ def test_llama_cpp_finds_the_model_by_its_refs_and_tree(hub, http, tmp_path):
     assert (rest.status_code, rest.content) == (206, data[1000:]) and file["lfs"]["oid"] == sha256(data)
 
 
+# ---- the lines of the documentation
+
+
+def lines_of(page):
+    """The lines of shell on a page that need these clients, and those that prepare them."""
+    blocks = transcripts.blocks((ROOT / page).read_text(encoding="utf-8"))
+    lines = [line for block in blocks if block.language == "bash" for line in block.commands]
+    return [line for line in lines if re.match(r"tar c -C (bert|tiny) |export HF_ENDPOINT|hf |python -c \"from ", line)]
+
+
+@pytest.mark.parametrize(("page", "folder", "number"), [("README.md", "bert", 3), ("docs/hub.md", "tiny", 8)])
+def test_the_lines_of_a_page_work_as_they_stand(start, person, tiny, page, folder, number):
+    server, lines = start(), lines_of(page)
+    somebody = person("http://nobody.example")
+    shutil.copytree(tiny[0], somebody.directory / folder)
+    text = "\n".join(lines).replace("localhost:8000", f"127.0.0.1:{server.port}")
+    assert len(lines) == number
+    somebody.run("bash", "-euo", "pipefail", "-c", text)
+    if page == "docs/hub.md":
+        assert files_of(somebody.directory / "part").keys() == {"onnx/model.onnx"}
+
+
+def test_the_first_branch_of_refs_is_main_and_nothing_stands_before_it(hub):
+    """As a line of shell can tell."""
+    assert requests.get(f"{hub.url}/api/models/{REPO}/refs").text.startswith('{"branches": [{"name": "main"')
+
+
 # ---- what goes wrong
 
 
@@ -324,3 +356,27 @@ def test_a_token_opens_what_it_may_read_and_the_endpoint_may_carry_it(start, per
 def test_whoami_is_the_name_of_the_token(start, person, tokens):
     server = start(MODEL_TOKENS_FILE=str(tokens(line("reader", "read", REPO))))
     assert "reader" in person(server.url, HF_TOKEN="token-of-reader").run("hf", "auth", "whoami")
+
+
+MANY = 300      # files: more than a client may have requests in a burst
+
+
+@pytest.mark.needs("nginx", "openssl")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_many_small_files_come_through_the_proxy_and_below_a_prefix(start, person, tmp_path, tls, version):
+    server = start(URL_PREFIX="/models-eu", **TRUSTED)
+    files = {f"part{number % 7}/{number}.json": str(number).encode() for number in range(MANY)}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for path, data in files.items():
+            member = tarfile.TarInfo(path)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    url = f"{server.url}/models-eu/models/acme/many/1"
+    requests.put(url, data=packed.getvalue()).raise_for_status()
+    trusted = {name: str(tls / "fullchain.pem") for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")}
+    with proxy(tmp_path / "nginx", tls, server.port, prefixed=server.port) as front:
+        somebody = person(f"{front.url}/models-eu", **VERSIONS[version], **trusted)
+        place = somebody.python("from huggingface_hub import snapshot_download; print(snapshot_download('acme/many'))")
+        assert files_of(Path(place.strip())) == files
+        assert " 429 " not in front.access_log()

@@ -5,9 +5,10 @@ import re
 import shutil
 
 import pytest
-from support.common import TestApp, eventually, sha256
+from support.common import ROOT, TestApp, eventually, sha256
 from support.credentials import bearer, line
 
+from hub.room import HUB
 from model_server import create_app
 from server.settings import Settings
 from storage import Storage
@@ -180,6 +181,16 @@ def test_the_list_of_models_is_filtered(app, query, shown):
         fill(app, files={"f": b"x"}, repo=repo)
     listed = [entry["id"] for entry in app.get(f"/api/models{query}").json]
     assert listed == (["acme/base", "acme/tiny", "other/tiny"] if shown is None else shown)
+
+
+def test_an_alias_is_a_revision(own):
+    fill(own, "2.0.0", {"config.json": b"new"})
+    own.put("/models/acme/tiny/@production?version=1.0.0", status=201)
+    for revision in ("@production", "%40production"):
+        answer = own.get(f"/acme/tiny/resolve/{revision}/config.json")
+        assert (answer.body, answer.headers["X-Repo-Commit"]) == (b"{}", sha_of(own, "1.0.0"))
+        assert sha_of(own, revision) == sha_of(own, "1.0.0") != sha_of(own)
+        assert len(own.get(f"{REPO}/tree/{revision}/onnx").json) == 2
 
 
 # ---- commits
@@ -362,3 +373,12 @@ def test_whoami_tells_the_name_of_a_token(guarded, app):
     assert guarded("reader", "/api/whoami-v2").json == {"type": "user", "name": "reader", "orgs": [], "auth": {}}
     assert guarded("nobody", "/api/whoami-v2", status=401) and guarded(None, "/api/whoami-v2", status=401)
     assert app.get("/api/whoami-v2").json["name"] == "anonymous"
+
+
+# ---- the documentation
+
+
+def test_the_table_of_routes_in_the_documentation_is_that_of_the_room():
+    page = (ROOT / "docs/hub.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([A-Z]+)` \| `(/\S+)` \|", page, re.MULTILINE)
+    assert rows == [(route.method, route.path) for route in HUB.routes]

@@ -52,7 +52,8 @@ class Proxy:
         self.http, self.https = free_ports(2)
         text = CONF
         if prefixed:    # uncomments the example of a sub-path
-            for start, end in (("# location /models-eu/", "# }"), ("# location ~ ^/+models-eu", "# }"),
+            for start, end in (("# location /models-eu/", "# }"), ("# location ~ ^/+models-eu/+metrics", "# }"),
+                               ("# location ~ ^/+models-eu/+[", "# }"),
                                ("# upstream models_eu", "# }")):
                 begin = text.index(start)
                 stop = text.index(end, begin) + len(end)
