@@ -180,6 +180,7 @@ class Walk:
         return Made(name, arguments if type(arguments) is tuple else None)
 
     def _import(self, module: str | None, name: str | None) -> Global:
+        self._budget.step()     # decoding and checking two names takes longer than other opcodes
         imported = self._found.add(module, name)
         self._wrapped |= self._arrays and (imported.name.endswith(WRAPPER) or "?" in imported.name)
         self._sized |= self._wrapped or imported.name == "numpy.dtype" or imported.name.startswith(TENSOR)
