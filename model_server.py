@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
@@ -43,7 +43,7 @@ from repository.reading import OpenModel
 from server import threads
 from server.application import Application, Room, Route
 from server.command_line import command
-from server.conditional import check_write, etag_of, read_status
+from server.conditional import but_if_match, check_write, etag_of, read_status
 from server.digests import check_claims, claims_of
 from server.envelopes import check_chunks, check_envelope, check_whole
 from server.errors import BadRequest, PreconditionFailed, TooLarge
@@ -216,9 +216,19 @@ def download(request: Request, store: Storage, **names: str) -> Response:
         opened.file.close()
         raise PreconditionFailed(f"the model is not {pinned[:100]} but {opened.model.sha256}")
     direct = opened.model.key.version == request.names["version"]
-    response = file_response(request.method, request.header, opened, dated=direct)
+    tag = version_tag(request, store, opened)
+    headers += [("X-Version-ETag", tag)] if tag else []
+    response = file_response(request.method, but_if_match(request.header, tag), opened, dated=direct)
     response.headers += headers
     return response
+
+
+def version_tag(request: Request, store: Storage, opened: OpenModel) -> str | None:
+    with ExitStack() as undo:
+        undo.callback(opened.file.close)
+        tag = request.services.version_tag and request.services.version_tag(request, store, opened.model)
+        undo.pop_all()
+        return tag
 
 
 def download_key(request: Request, store: Storage, key: ModelKey) -> Response:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from folders import aliases
 from folders.download import entry_of, etag_of_all, tar_response
 from folders.tar_upload import TarUpload
+from folders.version_tags import version_tag
 from repository import metadata
 from repository.errors import ModelExists, StorageFull
 from repository.model import VERSION_DEPTH, Model, ModelKey, Names
@@ -88,4 +89,5 @@ FOLDERS = Room(
     ),
     formats={"tar": tar_response},
     read_through=aliases.read_through,
+    version_tag=version_tag,
 )

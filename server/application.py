@@ -36,7 +36,7 @@ from server.errors import (
     ProtocolError,
 )
 from server.metrics import Metrics
-from server.request import Examine, ListFormat, Request, Services, Tell
+from server.request import Examine, ListFormat, Request, Services, Tell, VersionTag
 from server.responses import Response, json_response, send
 from server.settings import Settings
 from server.uploads import BLOCK, REQUEST, Body, Intake, Upload
@@ -111,6 +111,7 @@ class Room(NamedTuple):
     """An optional part of the server: its routes, its formats of lists, what it says of uploads before they are stored.
 
     `read_through` answers where an alias is in place of the version in a path, with the handler for that version.
+    `version_tag` gives the ETag of a model's version, which its downloads tell and take as a condition.
     `front` gives, when the application is made, a function that may answer a request in place of its route, before
     anybody is asked for a token. It adds to request.vary the headers by which it decided that.
     `examiner` gives, for the settings, a function of an open file and its size in bytes. It tells what it saw, or
@@ -120,6 +121,7 @@ class Room(NamedTuple):
     routes: tuple[Route, ...] = ()
     formats: Mapping[str, ListFormat] = MappingProxyType({})
     read_through: Callable[[Request, Storage, Handler], Response] | None = None
+    version_tag: VersionTag | None = None
     examiner: Callable[[Settings], Examine] | None = None
     front: Callable[[], Front] | None = None
 
@@ -228,7 +230,8 @@ class Application:
         self.guard = guard_of(settings.tokens_file, settings.anonymous)
         verifier = Verifier(store, settings.verify_rate, metrics)
         self.services = Services(settings, metrics, verifier, Intake(), examiner_of(rooms, settings),
-                                 {name: form for room in rooms for name, form in room.formats.items()}, tell)
+                                 {name: form for room in rooms for name, form in room.formats.items()}, tell,
+                                 next((room.version_tag for room in rooms if room.version_tag), None))
         self._process, self._numbers = secrets.token_hex(6), itertools.count(1)
 
     def begin(self, environ: dict[str, Any]) -> tuple[Request, Route]:

@@ -90,6 +90,13 @@ def read_status(header: Header, etag: str, modified: datetime | None) -> int:
     return 200
 
 
+def but_if_match(header: Header, etag: str | None) -> Header:
+    """The headers of a request without an If-Match that this entity tag fulfils, beside that of the representation."""
+    if (wanted := header("If-Match")) is None or not matches(wanted, etag, weak=False):
+        return header
+    return lambda name: None if name == "If-Match" else header(name)
+
+
 def tells_date(header: Header, modified: datetime | None) -> bool:
     """Whether an answer may have Last-Modified: not where the client has a later one.
 

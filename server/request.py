@@ -38,6 +38,7 @@ IN_PATHS = "/!$&'()*+,;=:@~"     # RFC 3986 3.3: what a path may have unescaped,
 Tell = Callable[[str], None]
 say: Tell = logging.getLogger("access").info    # as it is told where nothing faster is there: see Log.tell
 Examine = Callable[[BinaryIO, int], Inspection]     # of an open file and its size; raises what refuses it
+VersionTag = Callable[..., str | None]  # of a request, the store, and a model; None where that would take too long
 ListFormat = Callable[..., Response]    # of a request, the store, the names that are listed, places that may be read
 
 
@@ -52,6 +53,7 @@ class Services:
     examine: Examine | None     # what is in the bytes of an upload, where there is a room that looks
     formats: Mapping[str, ListFormat]   # those of rooms, by what ?format= says
     tell: Tell      # writes the line of a request to the log
+    version_tag: VersionTag | None
     kept: dict[type, Any] = field(default_factory=dict)
 
     def of(self, kind: type[T]) -> T:

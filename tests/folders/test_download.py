@@ -8,9 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from support.common import eventually, sha256
+from support.common import TestApp, eventually, sha256
 
+from folders import version_tags
 from folders.layout import Layout, Member, Part
+from model_server import create_app
+from server.settings import Settings
+from storage import Storage
 
 ROOT = "/models/p/a/1.0.0"
 FILES = {"config.json": b"{}", "empty": b"", "onnx/model.onnx": b"onnx" * 300, "onnx/sub/a": b"a" * 512,
@@ -247,3 +251,47 @@ def test_readers_that_leave_leave_nothing_open(start, http):
     for wire in wires:
         wire.close()
     eventually(lambda: server.descriptors() <= before)
+
+
+# ---- one condition for all files of a version
+
+
+def test_each_file_tells_the_etag_of_its_version_and_takes_it_as_a_condition(folder, store):
+    etag = folder.get(f"{ROOT}?format=tar").headers["ETag"]
+    for name in FILES:
+        assert folder.get(f"{ROOT}/{name}").headers["X-Version-ETag"] == etag
+        assert folder.head(f"{ROOT}/{name}", headers={"If-Match": etag}, status=200).headers["X-Version-ETag"] == etag
+        own = folder.get(f"{ROOT}/{name}").headers["ETag"]
+        folder.get(f"{ROOT}/{name}", headers={"If-Match": f'"none", {own}'}, status=200)
+        folder.get(f"{ROOT}/{name}", headers={"If-Match": f'"none", {etag}'}, status=200)
+        folder.get(f"{ROOT}/{name}", headers={"If-None-Match": etag}, status=200)
+    assert folder.get("/models/p/a/latest/weights", headers={"If-Match": etag}).headers["X-Version-ETag"] == etag
+    folder.patch_json(f"{ROOT}/empty/info", {"description": "changes no bytes"})
+    folder.get(f"{ROOT}/weights", headers={"If-Match": etag}, status=200)
+    folder.put(f"{ROOT}/config.json", b"{ }")
+    for name in FILES:
+        folder.get(f"{ROOT}/{name}", headers={"If-Match": etag}, status=412)
+        tag = folder.get(f"{ROOT}/{name}").headers["X-Version-ETag"]
+        assert tag == folder.head(f"{ROOT}?format=tar").headers["ETag"]
+
+
+def test_a_change_that_the_index_has_not_noticed_fulfils_no_condition(folder, store, tmp_path):
+    """As by another server: the file that is asked for is one of those that the ETag is made of, or there is none."""
+    etag = folder.get(f"{ROOT}/weights").headers["X-Version-ETag"]
+    with Storage(store.root) as other:
+        upload(TestApp(create_app(other, Settings()), lint=False), {"weights": b"other", "onnx/sub/a": b"other"})
+    for name in ("weights", "onnx/sub/a"):
+        got = folder.get(f"{ROOT}/{name}", headers={"If-Match": etag}, status=412)
+        assert "it is" in got.json["detail"]
+    assert folder.get(f"{ROOT}/weights").headers["X-Version-ETag"] != etag
+    eventually(lambda: folder.get(f"{ROOT}/weights").headers["X-Version-ETag"]
+               == folder.get(f"{ROOT}?format=tar").headers["ETag"])
+
+
+def test_a_large_version_tells_its_etag_to_those_who_ask(app, monkeypatch):
+    monkeypatch.setattr(version_tags, "LARGE", 2)
+    upload(app, FILES)
+    etag = app.get(f"{ROOT}?format=tar").headers["ETag"]
+    assert "X-Version-ETag" not in app.get(f"{ROOT}/weights").headers
+    assert app.get(f"{ROOT}/weights", headers={"If-Match": etag}, status=200).headers["X-Version-ETag"] == etag
+    app.get(f"{ROOT}/weights", headers={"If-Match": '"other"'}, status=412)
