@@ -24,6 +24,7 @@ from storage import Storage
 
 SMALL = 64 << 10    # bytes of a file that is read at once: handing over a descriptor costs more
 BLOCK = 128 << 10   # bytes gathered before they are sent: each block costs the server a lock and a system call
+DECODER = json.JSONDecoder(strict=False)    # the placeholder of the URL in a line is a control character
 MAX_NAMED = 20      # corrupt models in a message
 
 
@@ -65,7 +66,7 @@ def entries_of(store: Storage, batches: Iterator[Batch], corrupt_too: bool) -> I
     corrupt = []
     for place, lines in batches:
         for name, line in lines.items():
-            known = json.loads(line, strict=False)      # the placeholder of the URL is a control character
+            known = DECODER.decode(line.decode())
             if known["corrupt"] and not corrupt_too:
                 corrupt.append("/".join((*place, name)))
             moment = seconds_of(known["uploaded_at"])

@@ -40,7 +40,8 @@ RUN_ELSEWHERE = {
     ".venv/bin/python -m pytest -q tests/load": ".ci/run: it takes minutes",
     ".venv/bin/python -m pytest tests/faults --rounds 300": "by hand: it takes a quarter of an hour",
     ".venv/bin/python benchmarks/download.py --rounds 1": "by hand: it measures for minutes",
-    "tar c -C bert . | curl ": "tests/clients/test_hub.py: it needs a model that transformers can load",
+    "tar c -C bert . | curl -fsS -T - http://localhost:8000/models/acme/":
+        "tests/clients/test_hub.py: it needs a model that transformers can load",
     "hf download ": "tests/clients/test_hub.py: it needs huggingface_hub",
     'python -c "from huggingface_hub ': "tests/clients/test_hub.py",
     'python -c "from transformers ': "tests/clients/test_hub.py: it needs PyTorch, too",
