@@ -40,8 +40,10 @@ def main() -> None:
             peer = results[f"{what}|{ours.name}"]
             rows.append([what, server.name, f"{series.median('rate'):.0f}", series.spread("rate", ".0f"),
                          f"{series.median('p50'):.1f}", f"{series.median('p99'):.1f}", f"{series.median('cost'):.0f}",
-                         f"{peer.median('rate') / series.median('rate'):.2f}"])
-    table(["request", "server", "requests/s", "range", "p50 ms", "p99 ms", "CPU µs each", "ours / it"], rows,
+                         f"{peer.median('rate') / series.median('rate'):.2f}",
+                         f"{series.median('cost') / peer.median('cost'):.2f}"])
+    table(["request", "server", "requests/s", "range", "p50 ms", "p99 ms", "CPU µs each", "ours / it",
+           "its CPU / ours"], rows,
           f"{options.connections} keep-alive connections, {options.seconds:g} s each, medians of {options.rounds}")
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 
 from repository import filesystem
 from repository.directories import LISTED, Directory, Tree
-from repository.errors import InvalidName, ModelExists
-from repository.model import NAME, NAME_RULE, Names
+from repository.errors import ModelExists
+from repository.model import NAME, Names
 from repository.staging import Staging
 
 log = logging.getLogger("model_server.storage")
@@ -106,9 +106,3 @@ class Aliases:
             self._told.add(where)
             log.warning("%s is not a link to the name of a version beside it, so it is no alias: remove it", where)
         return None
-
-
-def check_alias(alias: str) -> None:
-    """Raises InvalidName unless this can be an alias."""
-    if not ALIAS.fullmatch(alias):
-        raise InvalidName(f"alias {alias[:200]!r} is not a name: behind the {MARK}, {NAME_RULE}")

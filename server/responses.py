@@ -1,6 +1,6 @@
 """The way out: validators, conditional requests, ranges, and the answer that carries a model's bytes.
 
-Functions of header values and sizes; the one that touches a file seeks it and hands it over.
+Functions of header values and sizes, and what they hand to the server: bytes, parts of open files, or both in turn.
 """
 
 import base64

@@ -55,7 +55,7 @@ class ChunkedReceiver:
 class StreamingParser(HTTPRequestParser):
     """Hands a request's body to what the application makes of its head, block by block."""
 
-    command, path, request_uri, query, fragment, url_scheme = "-", "/", "", "", "", "http"  # until they are known
+    command, path, request_uri, query, url_scheme = "-", "/", "", "", "http"  # until they are known
     refused = completed = headers_finished = False
     error: Any = None
     content_length = 0

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections import namedtuple
 from email.utils import format_datetime
+from http.client import HTTPConnection
 from urllib.parse import quote, unquote
 
 import pytest
@@ -239,6 +240,21 @@ def wget(server, path, directory):
 def dated(server, path, moment):
     """Gives a model this date, as a restore that keeps times does."""
     os.utime(server.storage / path / "model", (moment, moment))
+
+
+def test_a_connection_goes_on_after_an_answer_without_a_body(live_server, http, project):
+    """304 and 204 end with their head (RFC 9112 6.3): nothing has to be closed to tell where."""
+    path = f"/models/{project}/a/1/m"
+    etag = http.put(live_server.url + path, data=b"model").headers["ETag"]
+    client = HTTPConnection("127.0.0.1", live_server.port, timeout=20)
+    client.connect()
+    wire = client.sock
+    for method, headers, status in (("GET", {"If-None-Match": etag}, 304), ("OPTIONS", {}, 204), ("GET", {}, 200)) * 2:
+        client.request(method, path, headers=headers)
+        answer = client.getresponse()
+        assert (answer.status, answer.read()) == (status, b"model" if status == 200 else b"")
+        assert answer.headers["Connection"] is None and client.sock is wire
+    client.close()
 
 
 def test_wget_drops_a_newest_version_that_was_withdrawn(live_server, http, project, tmp_path):
