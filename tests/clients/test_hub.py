@@ -30,6 +30,7 @@ PYTHON = HUB / "bin/python"
 OLD = {"PYTHONPATH": str(HUB / "0.36")}
 VERSIONS = {"newest": {}, "0.36": OLD}
 REPO = "acme/tiny"
+PATIENCE = 300      # seconds for a command; most need one or two, but the faults are tried beside these tests
 
 
 class Person:
@@ -50,7 +51,7 @@ class Person:
     def run(self, *command, fails=False):
         """What the command prints; what it complains of, where it is to fail."""
         process = self.begin(*command)
-        output, complaint = process.communicate(timeout=120)
+        output, complaint = process.communicate(timeout=PATIENCE)
         assert (process.returncode != 0) == fails, complaint
         return complaint if fails else output
 
@@ -264,7 +265,7 @@ class Gate:
             while data := source.recv(65536):
                 if self.word in data:
                     self.reached.set()
-                    assert self.opened.wait(60)
+                    assert self.opened.wait(PATIENCE)
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
 
@@ -289,10 +290,10 @@ def test_a_snapshot_goes_on_while_its_version_is_replaced_or_is_taken_again(star
     with Gate(server, b"/b.bin HTTP/1.1\r\n") as gate:
         somebody = person(gate.url, **VERSIONS[version])
         running = somebody.begin(PYTHON, "-c", SNAPSHOT)
-        assert gate.reached.wait(60)
+        assert gate.reached.wait(PATIENCE)
         put(server.url, "acme/changing", {replaced: b"new"})
         gate.opened.set()
-        output, complaint = running.communicate(timeout=60)
+        output, complaint = running.communicate(timeout=PATIENCE)
         if replaced == "a.bin":     # which is there already: the others are still those of its commit
             assert running.returncode == 0 and files_of(Path(output.strip())) == CHANGING, complaint
         else:
