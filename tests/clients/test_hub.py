@@ -359,6 +359,34 @@ def test_whoami_is_the_name_of_the_token(start, person, tokens):
     assert "reader" in person(server.url, HF_TOKEN="token-of-reader").run("hf", "auth", "whoami")
 
 
+LARGEST = 10_000    # files, as many as a tar may bring
+LOOK = """
+import sys, json
+from huggingface_hub import HfApi, snapshot_download
+place = snapshot_download("acme/largest", allow_patterns="part7/?07.json")
+print(json.dumps([len(HfApi().list_repo_files("acme/largest")), place]))
+"""
+
+
+def test_a_repository_of_ten_thousand_files_costs_its_readers_no_walk_of_them_for_each(start, http, tmp_path):
+    for repository, number in [*(("largest", number) for number in range(LARGEST)), ("small", 0)]:
+        place = tmp_path / f"models/acme/{repository}/1/part{number % 100}/{number}.json"
+        place.mkdir(parents=True)
+        data = str(number).encode()
+        (place / "model").write_bytes(data)
+        (place / "metadata.json").write_text(json.dumps({"size": len(data), "sha256": sha256(data)}))
+    server = start(storage=tmp_path / "models")
+    wanted = {f"part7/{n}07.json": f"{n}07".encode() for n in range(1, 10)}
+    for version, environ in VERSIONS.items():
+        number, place = Person(tmp_path / version, server.url, **environ).told(PYTHON, "-c", LOOK)
+        assert (number, files_of(Path(place))) == (LARGEST, wanted)
+
+    def quickest(repository):
+        url = f"{server.url}/acme/{repository}/resolve/main/part0/0.json"
+        return min(http.head(url).elapsed for _ in range(50))
+    assert quickest("largest") < 3 * quickest("small")
+
+
 MANY = 300      # files: more than a client may have requests in a burst
 
 
