@@ -30,6 +30,7 @@ PYTHON = HUB / "bin/python"
 OLD = {"PYTHONPATH": str(HUB / "0.36")}
 VERSIONS = {"newest": {}, "0.36": OLD}
 REPO = "acme/tiny"
+PATIENCE = 300      # seconds for a command; most need one or two, but the faults are tried beside these tests
 
 
 class Person:
@@ -50,7 +51,7 @@ class Person:
     def run(self, *command, fails=False):
         """What the command prints; what it complains of, where it is to fail."""
         process = self.begin(*command)
-        output, complaint = process.communicate(timeout=120)
+        output, complaint = process.communicate(timeout=PATIENCE)
         assert (process.returncode != 0) == fails, complaint
         return complaint if fails else output
 
@@ -264,7 +265,7 @@ class Gate:
             while data := source.recv(65536):
                 if self.word in data:
                     self.reached.set()
-                    assert self.opened.wait(60)
+                    assert self.opened.wait(PATIENCE)
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
 
@@ -289,10 +290,10 @@ def test_a_snapshot_goes_on_while_its_version_is_replaced_or_is_taken_again(star
     with Gate(server, b"/b.bin HTTP/1.1\r\n") as gate:
         somebody = person(gate.url, **VERSIONS[version])
         running = somebody.begin(PYTHON, "-c", SNAPSHOT)
-        assert gate.reached.wait(60)
+        assert gate.reached.wait(PATIENCE)
         put(server.url, "acme/changing", {replaced: b"new"})
         gate.opened.set()
-        output, complaint = running.communicate(timeout=60)
+        output, complaint = running.communicate(timeout=PATIENCE)
         if replaced == "a.bin":     # which is there already: the others are still those of its commit
             assert running.returncode == 0 and files_of(Path(output.strip())) == CHANGING, complaint
         else:
@@ -356,6 +357,34 @@ def test_a_token_opens_what_it_may_read_and_the_endpoint_may_carry_it(start, per
 def test_whoami_is_the_name_of_the_token(start, person, tokens):
     server = start(MODEL_TOKENS_FILE=str(tokens(line("reader", "read", REPO))))
     assert "reader" in person(server.url, HF_TOKEN="token-of-reader").run("hf", "auth", "whoami")
+
+
+LARGEST = 10_000    # files, as many as a tar may bring
+LOOK = """
+import sys, json
+from huggingface_hub import HfApi, snapshot_download
+place = snapshot_download("acme/largest", allow_patterns="part7/?07.json")
+print(json.dumps([len(HfApi().list_repo_files("acme/largest")), place]))
+"""
+
+
+def test_a_repository_of_ten_thousand_files_costs_its_readers_no_walk_of_them_for_each(start, http, tmp_path):
+    for repository, number in [*(("largest", number) for number in range(LARGEST)), ("small", 0)]:
+        place = tmp_path / f"models/acme/{repository}/1/part{number % 100}/{number}.json"
+        place.mkdir(parents=True)
+        data = str(number).encode()
+        (place / "model").write_bytes(data)
+        (place / "metadata.json").write_text(json.dumps({"size": len(data), "sha256": sha256(data)}))
+    server = start(storage=tmp_path / "models")
+    wanted = {f"part7/{n}07.json": f"{n}07".encode() for n in range(1, 10)}
+    for version, environ in VERSIONS.items():
+        number, place = Person(tmp_path / version, server.url, **environ).told(PYTHON, "-c", LOOK)
+        assert (number, files_of(Path(place))) == (LARGEST, wanted)
+
+    def quickest(repository):
+        url = f"{server.url}/acme/{repository}/resolve/main/part0/0.json"
+        return min(http.head(url).elapsed for _ in range(50))
+    assert quickest("largest") < 3 * quickest("small")
 
 
 MANY = 300      # files: more than a client may have requests in a burst
