@@ -3,7 +3,8 @@ export const base = new URL("../", import.meta.url);    // the root of the serve
 export const FIELDS = ["project_id", "app_name", "version", "model_name"];
 export const $ = id => document.getElementById(id);
 export const pathOf = (...names) => names.flatMap(name => name.split("/")).map(encodeURIComponent).join("/");
-export const counted = (many, what) => `${many.toLocaleString("en")} ${what}${many === 1 ? "" : "s"}`;
+export const number = value => value?.toLocaleString("en") ?? "–";
+export const counted = (many, what) => `${number(many)} ${what}${many === 1 ? "" : "s"}`;
 export const say = text => { $("status").textContent = text; };     // to a screen reader
 export const token = () => sessionStorage.getItem("token") ?? "";   // of this tab, until it is closed
 export const authorization = () => token() && {Authorization: `Bearer ${token()}`};
@@ -11,9 +12,10 @@ let credentials = "omit";   // for a 401 to a request with credentials the brows
 
 export class Failure extends Error {
     constructor(status, text = "") {    // a proxy answers with a page, and not with JSON
-        const {detail, reason} = text.startsWith("{") ? JSON.parse(text) : {detail: status > 0 ? `It answered ${status}.` : text};
-        super({401: token() ? "The server does not know this token: it was mistyped, or has been withdrawn."
-            : "This server wants a token for this.", 403: `You are not allowed to do this: ${detail}.`}[status] ?? detail ?? reason);
+        const told = text.startsWith("{") ? JSON.parse(text) : {detail: status > 0 ? `It answered ${status}.` : text};
+        const unknown = "The server does not know this token: it was mistyped, or has been withdrawn.";
+        super({401: token() ? unknown : "This server wants a token for this.",
+            403: `You are not allowed to do this: ${told.detail}.`}[status] ?? told.detail ?? told.reason);
         this.status = status;
     }
 }
@@ -41,7 +43,7 @@ export function el(name, properties, ...children) {
     for (const [key, value] of Object.entries(properties))
         if (key in element) element[key] = value;
         else element.setAttribute(key, value);
-    element.append(...children.flat(9).filter(child => child || child === 0));
+    element.append(...children.flat(9).filter(Boolean));
     return element;
 }
 export const button = (text, onclick, className = "plain") => el("button", {className, onclick, type: "button"}, text);
@@ -53,17 +55,16 @@ export function size(bytes) {
     return `${step ? (bytes / 1000 ** step).toFixed(1) : bytes} ${["B", "kB", "MB", "GB", "TB", "PB"][step]}`;
 }
 
-/** Opens the dialog and gives its form; a Failure of `submit` is shown in it, otherwise it closes. */
-export function ask(title, verb, fields, submit, kind = "") {
-    const form = $("dialog").firstElementChild;
+/** Opens the dialog; `submit` gets its form, and a Failure of it is shown. Otherwise the dialog closes. */
+export function ask(title, verb, fields, submit, className = "") {
     $("dialog-title").textContent = title;
     $("dialog-fields").replaceChildren(...fields);
-    Object.assign($("dialog-go"), {textContent: verb, className: kind, disabled: false});
+    Object.assign($("dialog-go"), {textContent: verb, className, disabled: false});
     $("problem").textContent = "";
-    form.onsubmit = async event => {
+    $("dialog").firstElementChild.onsubmit = async event => {
         event.preventDefault();
         try {
-            await submit(form);
+            await submit(event.target);
             $("dialog").close();
         } catch (error) {
             if (!(error instanceof Failure)) throw error;
@@ -71,5 +72,4 @@ export function ask(title, verb, fields, submit, kind = "") {
         }
     };
     $("dialog").showModal();
-    return form;
 }

@@ -1,4 +1,5 @@
-import {$, FIELDS, Failure, ask, base, button, call, counted, el, field, health, pathOf, read, say, size, token} from "./api.js";
+import {$, FIELDS, Failure, ask, base, button, call, counted, el, field, health, number, pathOf, read, say, size,
+    token} from "./api.js";
 import {choose, prepareUploads} from "./uploads.js";
 
 const PAGE = 100;               // models on a page of a list
@@ -12,48 +13,47 @@ let shown = {};                 // the model and the ETag of its info, or how ma
 let turn = 0;                   // of what is shown: what comes too late is dropped
 
 // ---- addresses: that of the page is the one that curl lists
-
 const listOf = place => place.length ? `models/${pathOf(...place)}` : "models/list";
 const addressOf = (place, search = "") => new URL((place.length || search ? listOf(place.slice(0, 3)) : "")
     + (search && `?${search}`) + (place[3] ? `#${pathOf(place[3])}` : ""), base);
 const link = (place, text = place.at(-1)) => el("a", {href: addressOf(place), "data-go": ""}, text);
 const namesOf = model => FIELDS.map(name => model[name]);
 const isFiltered = () => [...query.keys()].some(key => FILTERS.includes(key) || key.startsWith("metadata."));
+const guarded = action => event => action(event).catch(complain);
 
-function decoded(part) {
-    try {
-        return decodeURIComponent(part);
-    } catch {
-        return part;    // no name, as the server will say
-    }
-}
+function go(address) { history.pushState(null, "", address); render(true); }
 
-function go(address) {
-    history.pushState(null, "", address);
-    render(true);
+function readAddress() {
+    const path = location.pathname.slice(base.pathname.length).split("/").filter(Boolean).slice(1);
+    names = path.join() === "list" ? [] : path.map(decodeURIComponent);
+    query = new URLSearchParams(location.search);
+    const encoded = location.hash.slice(1).replaceAll("+", "%2B");
+    const file = new URLSearchParams(`file=${encoded}`).get("file");    // which throws nothing if it is malformed
+    if (path.length === 3 && file) names.push(file);
 }
 
 async function render(hasMoved = false) {
-    const mine = ++turn, path = location.pathname.slice(base.pathname.length).split("/").filter(Boolean).slice(1);
-    const file = path.length === 3 && location.hash.length > 1 ? [location.hash.slice(1)] : [];
-    names = path.join() === "list" ? [] : [...path, ...file].map(decoded);
-    query = new URLSearchParams(location.search);
-    $("crumbs").replaceChildren(...[[], ...names].map((name, i) => el("li", {}, link(names.slice(0, i), i ? name : "All projects"))));
-    $("crumbs").lastChild.firstChild.setAttribute("aria-current", "page");
+    const mine = ++turn;
+    readAddress();
+    const crumbs = [[], ...names].map((name, i) => link(names.slice(0, i), i ? name : "All projects"));
+    crumbs.at(-1).setAttribute("aria-current", "page");
+    $("crumbs").replaceChildren(...crumbs.map(crumb => el("li", {}, crumb)));
     $("title").textContent = isFiltered() ? `Search in ${names.join("/") || "all projects"}` : names.at(-1) ?? "Models";
     document.title = `${names.join("/") || "Models"} · Model repository`;
-    $("delete").hidden = !names.length || isFiltered();
     showFilters();
     $("view").ariaBusy = "true";
     try {
-        const [summary, view] = await (names.length > 3 ? details : isFiltered() || names.length > 2 ? models : groups)(names);
+        const show = names.length > 3 ? details : isFiltered() || names.length > 2 ? models : groups;
+        const [summary, view] = await show(names);
         if (mine !== turn) return;
+        $("delete").hidden = !names.length || isFiltered() || shown.total === 0;
         $("summary").textContent = summary;
         $("view").replaceChildren(view);
         $("notice").hidden = true;
     } catch (error) {
         if (mine !== turn) return;
         $("view").replaceChildren();
+        $("delete").hidden = true;
         complain(error);
     }
     $("view").ariaBusy = "false";
@@ -67,31 +67,31 @@ function complain(error) {
         ? button("Enter a token", openToken) : button("Try again", () => render()));
     $("notice").hidden = false;
 }
-const guarded = action => event => action(event).catch(complain);
 
 // ---- lists
-
 const when = time => time ? el("time", {dateTime: time, title: time}, time.slice(0, 16).replace("T", " ")) : "–";
 const tag = (text, kind = "") => el("span", {className: `tag ${kind}`}, text);
-const marks = ({format, corrupt, details}) => [format && format !== "unknown" && tag(format), corrupt && tag("corrupt", "bad"),
+const marks = ({format, corrupt, details}) => [format && format !== "unknown" && tag(format),
+    corrupt && tag("corrupt", "bad"),
     details?.warnings?.length && tag(counted(details.warnings.length, "warning"), "warn")];
-const number = value => value?.toLocaleString("en") ?? "–";
-const row = (place, head, ...cells) => el("tr", {}, el("th", {scope: "row"}, head.slice(0, -1), link(place), head.at(-1)),
+const row = (head, ...cells) => el("tr", {}, el("th", {scope: "row"}, head),
     cells.map(([className, content]) => el("td", {className}, content)));
 
-/** A table with these columns and their classes. `more` gives rows; while there are further ones, `more.after` is set. */
+/** A table with these columns and their classes. `more` gives rows, and `more.after` is set while there are others. */
 async function table(caption, columns, more) {
-    const body = el("tbody", {}, await more()), foot = el("div", {className: "more", hidden: !more.after}, button("Show more",
-        guarded(async () => {
-            const rows = await more();
-            body.append(...rows);
-            rows[0]?.querySelector("a").focus();
-            foot.hidden = !more.after;
-        })));
-    if (!body.rows.length) return el("p", {className: "card empty"}, el("b", {}, isFiltered() ? "Nothing found" : "There is nothing here yet"),
-        isFiltered() ? "No model here has all of that." : "Upload a file or a folder, or drop it anywhere on this page.");
-    return el("div", {className: "card"}, el("table", {}, el("caption", {className: "unseen"}, caption), el("thead", {}, el("tr", {},
-        Object.entries(columns).map(([text, className]) => el("th", {scope: "col", className}, text)))), body), foot);
+    const body = el("tbody", {}, await more()), foot = el("div", {className: "more", hidden: !more.after});
+    foot.append(button("Show more", guarded(async () => {
+        const rows = await more();
+        body.append(...rows);
+        rows[0]?.querySelector("a").focus();
+        foot.hidden = !more.after;
+    })));
+    const heads = Object.entries(columns).map(([text, className]) => el("th", {scope: "col", className}, text));
+    const none = isFiltered() ? ["Nothing found", "No model here has all of that."]
+        : ["There is nothing here yet", "Upload a file or a folder, or drop it anywhere on this page."];
+    if (!body.rows.length) return el("p", {className: "card empty"}, el("b", {}, none[0]), none[1]);
+    return el("div", {className: "card"}, el("table", {}, el("caption", {className: "unseen"}, caption),
+        el("thead", {}, el("tr", {}, heads)), body), foot);
 }
 
 async function models(place) {
@@ -101,14 +101,14 @@ async function models(place) {
         const page = await read(`${listOf(place)}?${parameters}`);
         parameters.set("after", more.after = page.next);
         shown = {total: page.total_models};
-        return page.models.map(model => row(namesOf(model),
-            [isSearch && el("small", {}, namesOf(model).slice(place.length, 3).join(" / ")),
+        return page.models.map(model => row(
+            [isSearch && el("small", {}, namesOf(model).slice(place.length, 3).join(" / ")), link(namesOf(model)),
                 model.description && el("small", {dir: "auto"}, model.description)],
             ["", marks(model)], ["number", size(model.size)], ["number wide", number(model.details?.parameters)],
             ["wide", el("small", {dir: "auto"}, model.framework ?? "–")], ["number wide", when(model.uploaded_at)]));
     };
-    const view = await table("Models", {Name: "", Format: "", Size: "number", Parameters: "number wide", Framework: "wide",
-        Uploaded: "number wide"}, more);
+    const view = await table("Models", {Name: "", Format: "", Size: "number", Parameters: "number wide",
+        Framework: "wide", Uploaded: "number wide"}, more);
     return [counted(shown.total, isSearch ? "model" : "file") + (isSearch ? " found" : ""), view];
 }
 
@@ -119,69 +119,75 @@ async function groups(place) {
     const more = async () => {
         const found = [];
         do {
-            const parameters = new URLSearchParams({limit: LOOK[seen ? 1 : 0], ...more.after && {after: more.after}});
-            const page = await read(`${listOf(place)}?${parameters}`);
+            const parameters = {limit: LOOK[seen ? 1 : 0], ...more.after && {after: more.after}};
+            const page = await read(`${listOf(place)}?${new URLSearchParams(parameters)}`);
             if (!more.after) shown = {total: page.total_models};
             const members = Object.entries(Object.groupBy(page.models, model => model[FIELDS[level]]));
-            found.push(...members.map(([name, some], i) => group([...place, name], some, page.next && i === members.length - 1)));
-            more.after = page.next && [...place, members.at(-1)[0], ...Array(3 - level).fill(LAST)].join("/");
+            const last = page.next && members.at(-1)[0];    // of which there may be more
+            const aliases = Object.entries(page.aliases ?? {});
+            found.push(...members.map(([name, some]) => [name, group([...place, name], some, name === last,
+                aliases.filter(([, version]) => version === name).map(([alias]) => tag(alias)))]));
+            more.after = page.next && [...place, last, ...Array(3 - level).fill(LAST)].join("/");
             seen += members.length;
         } while (more.after && found.length < GROUPS && mine === turn);
-        return level < 2 ? found : found.sort((a, b) => b.name.localeCompare(a.name, "en", {numeric: true}));
+        if (level === 2) found.sort(([a], [b]) => b.localeCompare(a, "en", {numeric: true}));
+        return found.map(([, element]) => element);
     };
     const view = await table(`${kind}s`, {[kind]: "", Models: "number", Size: "number wide", Formats: "wide",
         "Last upload": "number wide"}, more);
-    return [`${counted(shown.total, "model")} in ${more.after ? "more than " : ""}${counted(seen, kind.toLowerCase())}`, view];
+    return [`${counted(shown.total, "model")} in ${more.after ? "more than " : ""}${counted(seen, kind.toLowerCase())}`,
+        view];
 }
 
 /** The row of a group. If the list was cut in it, the server counts its models, and no more is known of them. */
-function group(place, some, isCut) {
-    const many = el("span", {}, isCut ? "…" : number(some.length)), formats = [...new Set(some.map(({format}) => format))];
-    if (isCut) read(`${listOf(place)}?limit=1`).then(page => many.replaceChildren(number(page.total_models)), () => many.replaceChildren("?"));
-    const cells = isCut ? ["–", "–", "–"] : [size(some.reduce((sum, model) => sum + model.size, 0)),
-        [formats.map(format => marks({format})), some.some(({corrupt}) => corrupt) && tag("corrupt", "bad")],
+function group(place, some, isCut, tags) {
+    const many = el("span", {}, isCut ? "…" : number(some.length));
+    if (isCut) read(`${listOf(place)}?limit=1`).then(page => many.replaceChildren(number(page.total_models)), () => {});
+    const formats = new Set(some.map(({format}) => format)), corrupt = some.some(model => model.corrupt);
+    const [bytes, kinds, last] = isCut ? "–––" : [size(some.reduce((sum, model) => sum + model.size, 0)),
+        [[...formats].map(format => marks({format})), marks({corrupt})],
         when(some.map(model => model.uploaded_at).sort().at(-1))];
-    return Object.assign(row(place, [], ["number", many], ["number wide", cells[0]], ["wide", cells[1]], ["number wide", cells[2]]),
-        {name: place.at(-1)});
+    return row([link(place), " ", tags], ["number", many], ["number wide", bytes], ["wide", kinds],
+        ["number wide", last]);
 }
 
 // ---- one model
-
-const facts = entries => el("dl", {}, Object.entries(entries).filter(([, value]) => value !== null).map(([name, value]) =>
-    [el("dt", {}, name.replaceAll("_", " ")), el("dd", {dir: "auto"}, value instanceof Node ? value : textOf(value))]));
+const textOf = value => typeof value === "string" ? value : Array.isArray(value) ? value.map(textOf).join("\n")
+    : typeof value === "number" ? number(value) : JSON.stringify(value);
+const fact = ([name, value]) => [el("dt", {}, name.replaceAll("_", " ")),
+    el("dd", {dir: "auto"}, value instanceof Node ? value : textOf(value))];
+const facts = entries => el("dl", {}, Object.entries(entries).filter(([, value]) => value !== null).map(fact));
 const card = (title, actions, ...rest) => el("section", {className: "card"},
     el("div", {className: "bar"}, el("h2", {}, title), el("span", {className: "actions"}, actions)), rest);
-
-function textOf(value) {
-    if (Array.isArray(value) && value.every(item => typeof item === "string")) return value.join("\n");
-    return typeof value === "string" ? value : typeof value === "number" ? number(value) : JSON.stringify(value);
-}
+const stateOf = model => model.corrupt ? [tag("corrupt", "bad"), " its bytes are not those that were uploaded"]
+    : model.verified_at ? [tag("✓ intact", "good"), " ", when(model.verified_at)] : ["not yet"];
 
 async function details(place) {
     const path = listOf(place), answer = await call("GET", `${path}/info`), model = await answer.json();
     shown = {model, etag: answer.headers.get("ETag")};
     const {warnings = [], ...contents} = model.details ?? {}, state = el("span", {}, stateOf(model));
-    return [[size(model.size), model.format].filter(Boolean).join(" · "), el("div", {className: "details"},
-        el("div", {},
-            warnings.length && Object.assign(card("Look at this before you load it", [], el("ul", {}, warnings.map(text =>
-                el("li", {dir: "auto"}, text)))), {className: "card warnings"}),
-            card("File", [await downloadButton(model, path), button("Verify", guarded(() => verify(path, state)))], facts({
-                Size: `${number(model.size)} bytes`, "SHA-256": el("span", {className: "mono"}, model.sha256 ?? "not known"),
-                Verified: state, Uploaded: when(model.uploaded_at), Changed: when(model.updated_at), "File name": model.filename})),
-            card(`Contents: ${model.format ?? "not looked at"}`, [], facts(contents))),
-        el("div", {},
-            card("Description", el("span", {"data-write": ""}, button("Edit", openEdit)), el("p", {className: "prose", dir: "auto"},
-                model.description || "None yet."), facts({framework: model.framework, ...model.metadata})),
-            card("Lines to copy", [], el("ul", {className: "lines"}, await lines(model, path)))))];
+    const warned = card("Look at this before you load it", [], el("ul", {},
+        warnings.map(text => el("li", {dir: "auto"}, text))));
+    warned.classList.add("warnings");
+    const sum = el("span", {className: "mono"}, model.sha256 ?? "–");
+    const file = facts({Size: `${number(model.size)} bytes`, "SHA-256": sum, Verified: state,
+        Uploaded: when(model.uploaded_at), Changed: when(model.updated_at), "File name": model.filename});
+    const actions = [await downloadButton(model, path), button("Verify", guarded(() => verify(path, state)))];
+    const left = [warnings.length && warned, card("File", actions, file),
+        card(`Contents: ${model.format ?? "not looked at"}`, [], facts(contents))];
+    const right = [card("Description", el("span", {"data-write": ""}, button("Edit", openEdit)),
+        el("p", {className: "prose", dir: "auto"}, model.description || "None yet."),
+        facts({framework: model.framework, ...model.metadata})),
+    card("Lines to copy", [], el("ul", {className: "lines"}, await lines(model, path)))];
+    return [[size(model.size), model.format].filter(Boolean).join(" · "),
+        el("div", {className: "details"}, el("div", {}, left), el("div", {}, right))];
 }
 
-const stateOf = model => model.corrupt ? [tag("corrupt", "bad"), " its bytes are not those that were uploaded"]
-    : model.verified_at ? [tag("✓ intact", "good"), " ", when(model.verified_at)] : ["not yet"];
-
 async function verify(path, state) {
-    let progress = await call("POST", path.replace("models", "verify")).then(answer => answer.json());
+    let progress = await (await call("POST", path.replace("models", "verify"))).json();
     for (; progress.running || progress.waiting.length; progress = await read("verify")) {
-        state.textContent = `being verified… ${Math.floor(100 * (progress.done_bytes / progress.total_bytes || 0))} %`;
+        const share = progress.done_bytes / progress.total_bytes || 0;
+        state.textContent = `being verified… ${Math.floor(100 * share)} %`;
         await new Promise(done => setTimeout(done, 300));
         if (!state.isConnected) return;
     }
@@ -192,7 +198,8 @@ async function verify(path, state) {
 
 /** A link sends no token; where one is needed, the page fetches the model itself. */
 async function downloadButton(model, path) {
-    const name = model.filename ?? model.model_name.split("/").at(-1), text = model.corrupt ? "Download it as it is" : "Download";
+    const name = model.filename ?? model.model_name.split("/").at(-1);
+    const text = model.corrupt ? "Download it as it is" : "Download";
     const href = new URL(model.corrupt ? `${path}?allow_corrupt=true` : path, base);
     if (!token() || (await fetch(href, {method: "HEAD", credentials: "omit"})).ok)
         return el("a", {className: "button", href, download: name}, text);
@@ -201,7 +208,7 @@ async function downloadButton(model, path) {
             const file = await showSaveFilePicker({suggestedName: name}).catch(() => null);     // null: closed
             return file && (await call("GET", href)).body.pipeTo(await file.createWritable());
         }
-        if (model.size > IN_MEMORY) throw new Failure(-1, "This browser cannot save so large a model with a token: use a line.");
+        if (model.size > IN_MEMORY) throw new Failure(-1, "This browser cannot save so large a model: use a line.");
         const copied = URL.createObjectURL(await (await call("GET", href)).blob());
         el("a", {href: copied, download: name}).click();
         setTimeout(() => URL.revokeObjectURL(copied), 60_000);
@@ -209,7 +216,7 @@ async function downloadButton(model, path) {
 }
 
 async function lines(model, path) {
-    const url = new URL(path, base).href, name = model.model_name.split("/").at(-1), [project, app, version] = namesOf(model);
+    const [project, app, version, file] = namesOf(model), name = file.split("/").at(-1), url = new URL(path, base).href;
     const secret = token() ? '-H "Authorization: Bearer $TOKEN" ' : "";
     const hasHub = await read(`api/models/${pathOf(project, app)}/revision/${version}`).then(() => true, () => false);
     const given = {
@@ -219,7 +226,7 @@ async function lines(model, path) {
             + `open("${name}", "wb") as f:\n    r.raise_for_status()\n    f.writelines(r.iter_content(1 << 20))`,
         "Check it": model.sha256 && `curl -fsS ${secret}${url}.sha256 | sha256sum -c`,
         "Hugging Face Hub": hasHub && `HF_ENDPOINT=${base.href.slice(0, -1)} ${secret && "HF_TOKEN=$TOKEN "}`
-            + `hf download ${project}/${app} ${model.model_name} --revision ${version}`,
+            + `hf download ${project}/${app} ${file} --revision ${version}`,
     };
     return Object.entries(given).filter(([, text]) => text).map(([title, text]) => {
         const line = el("code", {}, text), copy = button("Copy", () => {
@@ -233,12 +240,11 @@ async function lines(model, path) {
 }
 
 // ---- changes
-
 const showToken = () => { $("token").textContent = token() ? "Token ✓" : "Token"; };
-
 function openToken() {
-    ask("Token", "Use this token", [el("p", {}, "It goes with each request of this page, and stays in this tab until you close it."),
-        field("Token", "token", {type: "password", value: token(), autocomplete: "off"})], form => {
+    const text = "It goes with each request of this page, and stays in this tab until you close it.";
+    const entry = field("Token", "token", {type: "password", value: token(), autocomplete: "off"});
+    ask("Token", "Use this token", [el("p", {}, text), entry], form => {
         sessionStorage.setItem("token", form.token.value.trim());
         showToken();
         render();
@@ -246,19 +252,21 @@ function openToken() {
 }
 
 function openEdit() {
-    const {model, etag} = shown;
-    ask("Edit", "Save", [field("Description", "description", {value: model.description ?? "", rows: 3}, "textarea"),
+    const {model, etag} = shown, fields = [
+        field("Description", "description", {value: model.description ?? "", rows: 3}, "textarea"),
         field("Framework", "framework", {value: model.framework ?? ""}),
-        field("Metadata, as a JSON object", "metadata", {value: JSON.stringify(model.metadata, null, 2), rows: 8, className: "mono"},
-            "textarea")], async form => {
-        let metadata;
+        field("Metadata, as a JSON object", "metadata", {value: JSON.stringify(model.metadata, null, 2), rows: 8,
+            className: "mono"}, "textarea")];
+    ask("Edit", "Save", fields, async ({description, framework, metadata}) => {
+        let changed;
         try {
-            metadata = JSON.parse(form.metadata.value || "{}");
+            changed = JSON.parse(metadata.value || "{}");
         } catch (error) {
             throw new Failure(-1, `The metadata are not JSON: ${error.message}`);
         }
-        for (const name of Object.keys(model.metadata)) if (metadata) metadata[name] ??= null;   // RFC 7396: takes it away
-        const body = JSON.stringify({description: form.description.value || null, framework: form.framework.value || null, metadata});
+        const gone = Object.fromEntries(Object.keys(model.metadata).map(name => [name, null]));     // RFC 7396
+        const body = JSON.stringify({description: description.value || null, framework: framework.value || null,
+            metadata: changed?.constructor === Object ? {...gone, ...changed} : changed});      // refused by the server
         await call("PATCH", `${listOf(names)}/info`, {body, headers: {"If-Match": etag}});
         render();
         say("Saved");
@@ -266,11 +274,11 @@ function openEdit() {
 }
 
 function openDelete() {
-    const {model} = shown, path = listOf(names), wanted = names.join("/"), typed = field(`To confirm, type ${wanted}`, "typed");
-    ask("Delete", "Delete", [el("p", {}, `${model ? "This model" : counted(shown.total, "model")} will be gone for everybody, for good.`),
-        typed], async () => {
+    const {model, total} = shown, wanted = names.join("/"), typed = field(`To confirm, type ${wanted}`, "typed");
+    const text = `${model ? "This model" : counted(total, "model")} will be gone for everybody, for good.`;
+    ask("Delete", "Delete", [el("p", {}, text), typed], async () => {
         const headers = model?.sha256 ? {"If-Match": `"${model.sha256}"`} : {};
-        await call("DELETE", model ? path : `${path}?recursive=true`, {headers});
+        await call("DELETE", listOf(names) + (model ? "" : "?recursive=true"), {headers});
         go(addressOf(names.slice(0, -1)));
         say("Deleted");
     }, "danger");
@@ -279,15 +287,13 @@ function openDelete() {
 }
 
 // ---- search
-
 function showFilters() {
     const form = $("search"), [name, value] = [...query].find(([key]) => key.startsWith("metadata.")) ?? [];
     for (const key of FILTERS) form[key].value = query.get(key) ?? "";
-    form.metadata.value = name ? `${name.slice(9)}=${value}` : "";
+    form.metadata.value = name ? `${name.slice("metadata.".length)}=${value}` : "";
     $("filters").toggleAttribute("data-active", isFiltered() && [...query.keys()].some(key => key !== "q"));
     $("filters").open = false;
 }
-
 $("search").onsubmit = event => {
     event.preventDefault();
     const form = event.target, [key, ...value] = form.metadata.value.split("=");
@@ -301,7 +307,6 @@ $("search").q.addEventListener("search", event => {     // its cross, too
 });
 
 // ---- the beginning
-
 document.addEventListener("click", event => {
     const target = event.target.closest("a[data-go]");
     if (!target || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
@@ -309,6 +314,10 @@ document.addEventListener("click", event => {
     go(target.href);
 });
 addEventListener("popstate", () => render(true));
+document.querySelector(".skip").onclick = event => {     // without a change of the address
+    event.preventDefault();
+    $("title").focus();
+};
 $("dialog-close").onclick = () => $("dialog").close();
 $("token").onclick = openToken;
 $("delete").onclick = openDelete;

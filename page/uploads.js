@@ -1,32 +1,35 @@
-import {$, FIELDS, Failure, ask, authorization, base, button, call, counted, el, field, pathOf, say, size} from "./api.js";
+import {$, FIELDS, Failure, ask, authorization, base, button, call, counted, el, field, pathOf, say,
+    size} from "./api.js";
 
 const WHOLE = 8 << 20;      // bytes of a file that is sent in one piece, because it is soon sent again
-const PIECE = 32 << 20;     // bytes of a piece of a larger one: after each a refusal is heard, and a request costs little
+const PIECE = 32 << 20;     // bytes of a piece of a larger one: a refusal comes after each, and a request costs little
 const AT_ONCE = 3;          // uploads: a browser has 6 connections to a server, and the page wants some
 const STALL = 60_000;       // ms without a byte sent after which a connection is given up
 const SHOWN = 100;          // rows of files, at most
 const TEMPORARY = [0, 408, 429, 502, 503, 504], ACTIVE = ["waiting", "running", "broken"];
-const RULE = "1 to 128 of A-Z a-z 0-9 . _ + -, beginning with a letter, digit or _";
+const RULE = {pattern: "[A-Za-z0-9_][A-Za-z0-9._+\\-]{0,127}",
+    title: "1 to 128 of A-Z a-z 0-9 . _ + -, beginning with a letter, digit or _"};
 const uploads = [], idle = [];     // the latter: workers
 const count = (...states) => uploads.filter(upload => states.includes(upload.state)).length;
-let page, take;     // of the dialog: takes what is dropped on it
+let page, take;     // the latter, of the dialog: takes what is dropped on it
 
-// Entries of uploads that are not over, for after a reload. By path, size and date: choosing the same file continues.
+// What is known of uploads that are not over, for after a reload: choosing the same file continues.
 const unfinished = () => JSON.parse(localStorage.getItem("unfinished") ?? "{}");
 const keep = (key, entry) => localStorage.setItem("unfinished", JSON.stringify({...unfinished(), [key]: entry}));
 const keyOf = entry => [...entry.names, entry.size, entry.modified].join("/");
 
 class Upload {
-    state = "waiting"; sent = 0;
+    sent = 0;
 
     constructor(entry, file) {
-        Object.assign(this, {file, path: `models/${pathOf(...entry.names)}`, key: keyOf(entry)});
+        Object.assign(this, {file, path: `models/${pathOf(...entry.names)}`, key: keyOf(entry), state: "waiting"});
         this.entry = {...unfinished()[this.key], ...entry};
+        $(`unfinished ${this.key}`)?.remove();
         this.bar = el("progress", {max: entry.size || 1, value: 0, ariaLabel: entry.names[3]});
         this.text = el("p", {className: "say"});
         this.button = button("Cancel", () => this.cancel(), "plain small");
-        this.row = el("li", {}, el("div", {className: "bar"}, el("span", {className: "name", title: entry.names.join("/")},
-            entry.names[3]), this.button), this.bar, this.text);
+        const name = el("span", {className: "name", title: entry.names.join("/")}, entry.names[3]);
+        this.row = el("li", {}, el("div", {className: "bar"}, name, this.button), this.bar, this.text);
     }
 
     show(state, text) {
@@ -37,19 +40,19 @@ class Upload {
     }
 
     async run() {
-        this.show("running", "reading the file…");
         $("rows").prepend(this.row);
+        this.show("running", "reading the file…");
         const sha256 = this.digest();
         sha256.catch(() => {});     // it is heard where it is awaited
-        for (let wait = 1; this.state !== "cancelled"; wait = Math.min(2 * wait, 30)) {
+        for (let wait = 1; ACTIVE.includes(this.state); wait = Math.min(2 * wait, 30)) {
             try {
                 await (this.entry.size > WHOLE ? this.sendPieces(sha256) : this.sendWhole(sha256));
                 this.show("done", `${size(this.entry.size)} uploaded`);
-                break;
             } catch (error) {
                 if (this.state === "cancelled") break;
-                if (!TEMPORARY.includes(error.status)) return this.show("failed", error.status === 412
-                    ? "There is a model of this name: tick “Replace models that exist” to replace it." : error.message);
+                const exists = "There is a model of this name: tick “Replace models that exist” to replace it.";
+                if (!TEMPORARY.includes(error.status))
+                    return this.show("failed", error.status === 412 ? exists : error.message);
                 this.show("broken", `${error.message} Trying again in ${wait} s.`);
                 await new Promise(done => {
                     this.wake = done;
@@ -72,46 +75,48 @@ class Upload {
     }
 
     async sendWhole(sha256) {
-        return this.send(`${this.path}?${new URLSearchParams({...this.entry.fields, sha256: await sha256})}`, this.file, 0, {});
+        const query = new URLSearchParams({...this.entry.fields, sha256: await sha256});
+        return this.send(`${this.path}?${query}`, this.file, 0, {});
     }
 
-    /** Sends what the server does not have yet. By an id and not by the digest, which is known only when all was read. */
+    /** Sends what the server does not have. By an id and not by the digest, which is known only when all was read. */
     async sendPieces(sha256) {
-        const ifMissing = error => { if (error.status !== 404) throw error; };
-        const known = this.entry.id && await call("GET", `${this.path}/upload?id=${this.entry.id}`).catch(ifMissing);
+        const ifMissing = error => { if (error.status !== 404) throw error; }, {id, size: length} = this.entry;
+        const known = id && await call("GET", `${this.path}/upload?id=${id}`).catch(ifMissing);
         if (!known) {
-            const headers = {...this.conditions(), "Upload-Length": this.entry.size};
-            const made = await call("POST", `${this.path}/upload?${new URLSearchParams(this.entry.fields)}`, {headers}).catch(ifMissing);
+            const headers = {"Upload-Length": length, ...this.conditions()};
+            const query = new URLSearchParams(this.entry.fields);
+            const made = await call("POST", `${this.path}/upload?${query}`, {headers}).catch(ifMissing);
             if (!made) return this.sendWhole(sha256);   // a server that keeps nothing of what breaks off
             this.entry.id = new URL(made.headers.get("Location"), base).searchParams.get("id");
             keep(this.key, this.entry);
         }
         for (let at = Number(known?.headers.get("Upload-Offset") ?? 0), isLast = false; !isLast;) {
-            const end = Math.min(at + PIECE, this.entry.size), named = {id: this.entry.id};
-            isLast = end === this.entry.size;
-            if (isLast) named.sha256 = await sha256;
-            const answer = await this.send(`${this.path}/upload?${new URLSearchParams(named)}`, this.file.slice(at, end), at,
-                {"Upload-Offset": at, "Upload-Complete": isLast ? "?1" : "?0"});
+            const end = Math.min(at + PIECE, length), query = new URLSearchParams({id: this.entry.id});
+            isLast = end === length;
+            if (isLast) query.set("sha256", await sha256);
+            const headers = {"Upload-Offset": at, "Upload-Complete": isLast ? "?1" : "?0"};
+            const answer = await this.send(`${this.path}/upload?${query}`, this.file.slice(at, end), at, headers);
             at = Number(answer.getResponseHeader("Upload-Offset") ?? end);
         }
     }
 
-    conditions() {
-        return {...authorization(), ...!this.entry.replace && {"If-None-Match": "*"}};
-    }
+    conditions() { return {...authorization(), ...!this.entry.replace && {"If-None-Match": "*"}}; }
 
     send(path, body, from, headers) {
+        const request = this.request = new XMLHttpRequest(), start = Date.now();     // fetch tells no progress
+        let moved = start;
         return new Promise((resolve, reject) => {
-            const request = this.request = new XMLHttpRequest(), start = Date.now();     // fetch tells no progress
-            let moved = start;
-            const watch = setInterval(() => this.sent < from + body.size && Date.now() - moved > STALL && request.abort(), 1000);
+            const isStalled = () => this.sent < from + body.size && Date.now() - moved > STALL;
+            const watch = setInterval(() => isStalled() && request.abort(), 1000);
             request.open("PUT", new URL(path, base));
-            for (const [name, value] of Object.entries({...this.conditions(), ...headers})) request.setRequestHeader(name, value);
+            Object.entries({...this.conditions(), ...headers}).forEach(pair => request.setRequestHeader(...pair));
             request.upload.onprogress = ({loaded}) => {
                 moved = Date.now();
                 this.progress(from + loaded, loaded / Math.max(0.2, (moved - start) / 1000));
             };
-            request.onload = () => request.status < 300 ? resolve(request) : reject(new Failure(request.status, request.responseText));
+            request.onload = () => request.status < 300 ? resolve(request)
+                : reject(new Failure(request.status, request.responseText));
             request.onerror = request.onabort = () => reject(new Failure(0, "The connection broke."));
             request.onloadend = () => clearInterval(watch);
             request.send(body);
@@ -122,7 +127,7 @@ class Upload {
         const all = this.entry.size, s = (all - sent) / speed;
         const left = s < 90 ? `${Math.ceil(s)} s` : s < 5400 ? `${Math.ceil(s / 60)} min` : `${Math.ceil(s / 3600)} h`;
         this.sent = this.bar.value = sent;
-        this.show("running", sent === all ? `${size(sent)} sent, being checked and stored…`
+        this.show("running", sent >= all ? `${size(all)} sent, being checked and stored…`
             : `${size(sent)} of ${size(all)} · ${size(Math.round(speed))}/s · ${left} left`);
     }
 
@@ -136,15 +141,15 @@ class Upload {
 }
 
 function discard(entry) {
-    keep(keyOf(entry), undefined);
-    if (entry.id) call("DELETE", `models/${pathOf(...entry.names)}/upload?id=${entry.id}`).catch(() => {});    // it expires
+    keep(keyOf(entry), undefined);      // the server drops it by itself when it is old enough
+    if (entry.id) call("DELETE", `models/${pathOf(...entry.names)}/upload?id=${entry.id}`).catch(() => {});
 }
 
 function showTotal() {
-    const failed = count("failed");
+    const all = uploads.length - count("cancelled"), failed = count("failed");
     $("transfers").hidden = !$("rows").childElementCount;
-    $("transfers-title").textContent = uploads.length ? `${count("done")} of ${counted(uploads.length - count("cancelled"), "file")} uploaded`
-        + (failed ? `, ${failed} failed` : "") : "Uploads";
+    $("transfers-title").textContent = !all ? "Uploads" : `${count("done")} of ${counted(all, "file")} uploaded`
+        + (failed ? `, ${failed} failed` : "");
     $("transfers-end").textContent = count(...ACTIVE) ? "Cancel all" : "Clear";
 }
 
@@ -153,53 +158,55 @@ async function begin(entry, file) {
     if (count("running", "broken") >= AT_ONCE || !count("waiting")) return;
     await uploads.find(({state}) => state === "waiting").run();
     for (const row of [...$("rows").querySelectorAll(".done")].slice(SHOWN)) row.remove();
-    if (!count(...ACTIVE)) {
-        say($("transfers-title").textContent);
-        page.done();
-    }
+    if (!count(...ACTIVE)) page.done(say($("transfers-title").textContent));
     begin();
 }
 
 /** Opens the dialog for an upload to a place, with [path, file] pairs. */
 export function choose(place, files = []) {
-    const [single, list, total] = [field("Name", "model_name"), el("ul", {className: "files", tabIndex: 0}), el("p", {})];
-    const parts = FIELDS.slice(0, 3).map((name, i) => field(["Project", "Application", "Version"][i], name, {required: true,
-        value: place[i] ?? "", pattern: "[A-Za-z0-9_][A-Za-z0-9._+\\-]{0,127}", title: RULE}));
+    const single = field("Name", "model_name"), list = el("ul", {className: "files", tabIndex: 0}), total = el("p", {});
+    const parts = ["Project", "Application", "Version"].map((label, i) =>
+        field(label, FIELDS[i], {required: true, value: place[i] ?? "", ...RULE}));
     const pick = (text, properties) => {
-        const input = el("input", {type: "file", hidden: true, ...properties, onchange: () =>
-            take([...input.files].map(file => [file.webkitRelativePath || file.name, file]))});
+        const input = el("input", {type: "file", hidden: true, ...properties});
+        input.onchange = () => take([...input.files].map(file => [file.webkitRelativePath || file.name, file]));
         return [input, button(text, () => input.click()), " "];
     };
     let chosen = [];
-
     /** Shows what was chosen. A folder that all of it is in gives its name to the version; hidden files stay out. */
     take = pairs => {
-        const fit = name => name.replace(/[^\w.+-]/g, "_").replace(/^[.+-]/, "_").slice(0, 128), top = pairs[0]?.[0].split("/")[0];
-        const isFolder = pairs.length > 0 && pairs.every(([path]) => path.startsWith(`${top}/`));
-        if (isFolder) parts[2].control.value ||= fit(top);
-        const rows = pairs.map(([path, file]) => [isFolder ? path.slice(top.length + 1) : path, file]).map(([path, file]) =>
-            /(^|\/)\./.test(path) ? {path, name: "left out, because it is hidden"} : {path, file, name: path.split("/").map(fit).join("/")});
+        const fit = name => name.replace(/[^\w.+-]/g, "_").replace(/^[.+-]/, "_").slice(0, 128);
+        const top = pairs[0]?.[0].split("/")[0], isFolder = pairs.every(([path]) => path.startsWith(`${top}/`));
+        if (top && isFolder) parts[2].control.value ||= fit(top);
+        const rows = pairs.map(([whole, file]) => {
+            const path = isFolder ? whole.slice(top.length + 1) : whole;
+            return /(^|\/)\./.test(path) ? {path, name: "left out, because it is hidden"}
+                : {path, file, name: path.split("/").map(fit).join("/")};
+        });
         chosen = rows.filter(({file}) => file);
         single.hidden = chosen.length !== 1;
         single.control.value = chosen[0]?.name ?? "";
-        total.textContent = rows.length ? `${counted(chosen.length, "file")}, ${size(chosen.reduce((sum, {file}) => sum + file.size, 0))}`
+        total.textContent = rows.length
+            ? `${counted(chosen.length, "file")}, ${size(chosen.reduce((sum, {file}) => sum + file.size, 0))}`
             : "Nothing is chosen yet. A folder becomes a version: its files keep their paths.";
         list.replaceChildren(...rows.slice(0, SHOWN).map(({path, name, file}) => el("li", {}, el("span", {},
-            path === name ? path : `${path} → ${name}`), file && el("span", {}, size(file.size)))), rows.length > SHOWN ? "…" : "");
+            path === name ? path : `${path} → ${name}`), file && el("span", {}, size(file.size)))));
         list.hidden = !rows.length;
     };
-    ask("Upload", "Upload", [el("div", {className: "fields"}, parts), el("div", {className: "zone"}, el("p", {},
-        "Drop files or a folder anywhere on the page, or"), pick("Choose files", {id: "files", multiple: true}),
-        pick("Choose a folder", {id: "folder", webkitdirectory: true})), total, list, single,
+    const zone = el("div", {className: "zone"}, el("p", {}, "Drop files or a folder anywhere on the page, or"),
+        pick("Choose files", {id: "files", multiple: true}),
+        pick("Choose a folder", {id: "folder", webkitdirectory: true}));
+    ask("Upload", "Upload", [el("div", {className: "fields"}, parts), zone, total, list, single,
         el("div", {className: "fields"}, field("Description", "description"), field("Framework", "framework")),
         field("Replace models that exist", "replace", {type: "checkbox"})], form => {
         if (chosen.length === 1) chosen[0].name = single.control.value;
+        const names = new Set(chosen.map(({name}) => name)), place = parts.map(part => part.control.value);
         if (!chosen.length) throw new Failure(-1, "Choose a file or a folder first.");
-        if (new Set(chosen.map(({name}) => name)).size < chosen.length) throw new Failure(-1, "Two files would get one name: rename one.");
-        const names = parts.map(part => part.control.value), replace = form.replace.checked;
-        const fields = Object.fromEntries(["description", "framework"].map(name => [name, form[name].value]).filter(([, text]) => text));
+        if (names.size < chosen.length) throw new Failure(-1, "Two files would get one name: rename one.");
+        const given = ["description", "framework"].map(name => [name, form[name].value]).filter(([, text]) => text);
+        const common = {fields: Object.fromEntries(given), replace: form.replace.checked};
         for (const {name, file} of chosen)
-            begin({names: [...names, name], fields, replace, size: file.size, modified: file.lastModified}, file);
+            begin({...common, names: [...place, name], size: file.size, modified: file.lastModified}, file);
     });
     take(files);
 }
@@ -220,14 +227,13 @@ function showUnfinished(entry) {
     const text = el("p", {className: "say"}, `This upload of ${size(entry.size)} broke off.`);
     const input = el("input", {type: "file", hidden: true, onchange: () => {
         const [file] = input.files;
-        if (file.size !== entry.size || file.lastModified !== entry.modified)
-            return text.replaceChildren("This is another file, or it has changed since.");
-        row.remove();
-        begin(entry, file);
+        if (file.size === entry.size && file.lastModified === entry.modified) begin(entry, file);
+        else text.textContent = "This is another file, or it has changed since.";
     }});
     const drop = () => [row.remove(), discard(entry), showTotal()];
-    const row = el("li", {}, el("p", {className: "name"}, entry.names.join("/")), text, input, el("div", {className: "actions"},
-        button("Choose the file to continue", () => input.click(), "small"), button("Discard", drop, "plain small")));
+    const row = el("li", {id: `unfinished ${keyOf(entry)}`}, el("p", {className: "name"}, entry.names.join("/")), text,
+        input, el("div", {className: "actions"}, button("Choose the file to continue", () => input.click(), "small"),
+            button("Discard", drop, "plain small")));
     $("rows").append(row);
     showTotal();
 }
@@ -243,12 +249,13 @@ export function prepareUploads(given) {
         const entries = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry()).filter(Boolean);
         const files = (await Promise.all(entries.map(entry => filesIn(entry)))).flat();
         if ($("dialog").open && $("files")) take(files);
-        else choose(page.place(), files);
+        else if (!$("dialog").open) choose(page.place(), files);
     });
     addEventListener("beforeunload", event => { if (count("running", "broken")) event.preventDefault(); });
     $("transfers-end").onclick = () => {
-        if (count(...ACTIVE)) return uploads.forEach(upload => ACTIVE.includes(upload.state) && upload.cancel());
-        uploads.splice(0).forEach(upload => upload.row.remove());
+        const active = uploads.filter(({state}) => ACTIVE.includes(state));
+        for (const upload of active) upload.cancel();
+        if (!active.length) for (const upload of uploads.splice(0)) upload.row.remove();
         showTotal();
     };
     Object.values(unfinished()).forEach(showUnfinished);

@@ -16,7 +16,8 @@ EXPECTED = re.compile(r"status of (400|401|403|404|409|412|503)|net::ERR_|Failed
 
 @pytest.fixture(scope="session")
 def chromium():
-    from playwright.sync_api import sync_playwright     # not there in a plain run, which has no tests that need it
+    from playwright.sync_api import sync_playwright  # not there in a plain run, which has no tests that need it
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(**CHROMIUM)
         yield browser

@@ -36,7 +36,7 @@ def works_without(directory, script, *rooms):
     for package in {path.parent.name for path in ROOT.glob("*/__init__.py")}.difference({"tests"}, rooms):
         shutil.copytree(ROOT / package, tree / package)
     shutil.copy(ROOT / "storage.py", tree)
-    named = rf"^.*\b({'|'.join(rooms)})\b.*\n"
+    named = rf"^(from ({'|'.join(rooms)})\..*|    ({'|'.join(rooms)}),)\n"
     door = (ROOT / "model_server.py").read_text(encoding="utf-8")
     (tree / "model_server.py").write_text(re.sub(named, "", door, flags=re.MULTILINE | re.IGNORECASE))
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", BEGIN + script, str(directory / "models")], cwd=tree,

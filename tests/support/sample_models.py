@@ -43,7 +43,8 @@ def team():
         yield (f"search/ranker/{version}/ranker.pkl", pickle.dumps(Surprise(), 4),
                {"framework": "sklearn", "description": "Learning to rank"})
     for minor in range(6):
-        yield (f"vision/defects/0.{minor}.0/weights.safetensors", safetensors({"conv": [64, 3, 7, 7], "fc": [1000, minor + 9]}),
+        yield (f"vision/defects/0.{minor}.0/weights.safetensors",
+               safetensors({"conv": [64, 3, 7, 7], "fc": [1000, minor + 9]}),
                {"framework": "pytorch", "description": "Surface defects, line 4"})
     yield "speech/wake-word/3.1/wake.tflite", b"\x1c\0\0\0TFL3" + bytes(2000), {"framework": "tensorflow"}
     yield "fraud/scorer/v7/scorer.txt", b"tree\nversion=v4\n", {"framework": "lightgbm"}

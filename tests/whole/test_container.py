@@ -30,8 +30,9 @@ pytestmark = pytest.mark.container
 BASE = "python:3.13-slim"
 RUN = secrets.token_hex(4)      # in the name of everything that is made here, so that nothing else is touched
 IMAGE = f"amr-test-{RUN}"
-PACKAGES = ("repository", "server", "server/waitress_adapter", "inspection", "folders", "hub")
-SOURCES = [*ROOT.glob("*.py"), *(path for package in PACKAGES for path in ROOT.glob(f"{package}/*.py"))]
+PACKAGES = ("repository", "server", "server/waitress_adapter", "inspection", "folders", "hub", "page")
+SOURCES = [*ROOT.glob("*.py"), *(path for package in PACKAGES for path in ROOT.glob(f"{package}/*.py")),
+           *(path for path in (ROOT / "page").iterdir() if path.suffix in (".html", ".css", ".js"))]
 USER = 10001
 DATA = b"of a model\n" * 100_000
 MODEL = "/models/p/app/1.0.0/m"

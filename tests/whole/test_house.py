@@ -16,7 +16,8 @@ ARROWS = {
     "inspection": {"server", "storage", "repository"},
     "folders": {"server", "storage", "repository"},
     "hub": {"server", "storage", "repository"},
-    "model_server": {"server", "storage", "repository", "inspection", "folders", "hub"},
+    "page": {"server", "storage", "repository"},
+    "model_server": {"server", "storage", "repository", "inspection", "folders", "hub", "page"},
 }
 CORE = ("model_server", "storage", "repository", "server")
 HTTP = {"http", "email", "urllib", "waitress", "wsgiref", "socket", "socketserver"}
