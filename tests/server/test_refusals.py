@@ -53,7 +53,8 @@ KNOWN = [   # (request line, headers, status, what the message says): known befo
     ("PUT /models/p/a/1/taken",             [CL],                               409, "taken"),
     ("PUT /models/p/a/1/taken",             [CL, "If-None-Match: *"],           (409, 412), ""),
     ("PUT /models/p/a/1/m",                 [CL, "If-Match: *"],                412, ""),
-    ("PUT /models/p/a/1",                   [CL],                               405, "GET"),
+    ("PUT /models/p/a/1",                   [CL],                               409, "p/a/1"),
+    ("PUT /models/p/a",                     [CL],                               405, "GET"),
     ("PUT /nowhere",                        [CL],                               404, "nowhere"),
     ("POST /models/p/a/1/m",                [CL],                               405, "PUT"),
     ("POST /models/upload",                 [CL],                               400, "multipart"),
@@ -163,7 +164,7 @@ def test_the_fields_of_a_form_do_not_count_for_the_limit_of_its_model(strict):
 
 @pytest.mark.parametrize(("path", "size", "status"), [
     ("p/a/1/.bad", MAX, 400), ("list/a/1/m", MAX, 400), ("p/a/1/m", MAX + 1, 413), ("p/a/1/m", 50 * MAX, 413),
-    ("p/a/1/taken", MAX, 409), ("p/a/1", MAX, 405),
+    ("p/a/1/taken", MAX, 409), ("p/a/1", MAX, 409), ("p/a", MAX, 405),
 ])
 def test_curl_sends_nothing_of_what_is_refused(strict, tmp_path, path, size, status):
     assert curl(strict, path, size, tmp_path) == (status, 0)
