@@ -8,12 +8,14 @@ import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from contextlib import contextmanager, suppress
 
 import pytest
 from support.ledger import Ledger
 from support.live import running
+from support.versions import put_version, stored
 from support.witness import assert_whole, send
 
 pytestmark = pytest.mark.power
@@ -139,6 +141,27 @@ def test_a_power_cut_right_after_the_answer_leaves_an_alias_where_it_was_moved(d
         with disk.mounted() as storage, running(storage) as server:
             assert pointing(server) == {}
             server.stop()
+
+
+@pytest.mark.parametrize("how", SHUTDOWNS)
+def test_a_power_cut_leaves_a_version_that_was_acknowledged_or_the_next_one_whole(disk, count, say, how):
+    rounds, last, moments, versions = count(3, 30), 0, random.Random(), 0
+    for _ in range(rounds):
+        with disk.mounted() as storage, running(storage) as server:
+            cut = threading.Timer(0.1 + moments.random() * 0.8, disk.cut_power, [how])
+            cut.start()
+            tried = last + 1
+            while (answer := put_version(server, "p/app/1", tried)) and answer.status in (200, 201):
+                last, tried, versions = tried, tried + 1, versions + 1
+            cut.join()
+            server.stop(signal.SIGKILL)
+        with disk.mounted() as storage, running(storage) as server:
+            found = stored(server, "p/app/1")
+            assert found in (last or None, tried), f"{last} was acknowledged, and {found} is there"
+            last = found or 0
+            assert_whole(server)
+            server.stop()
+    say(f"{rounds} power cuts ({how}), {versions} versions acknowledged, none lost")
 
 
 @pytest.mark.parametrize("how", SHUTDOWNS)

@@ -55,7 +55,7 @@ def test_readers_of_a_version_that_is_replaced_see_the_one_or_the_other(servers,
         eventually(lambda server=server: listed(server, version)([0]) == 0)
 
     def read(n):
-        server, way = servers[n % len(servers)], (by_list, by_tar)[n // 2 % 2]
+        server, way = servers[n % len(servers)], (by_list, by_tar, by_file)[n // 2]
         while not done.wait(0.005) and not wrong:   # the writer needs some of the processor, too
             try:
                 way(server)
@@ -73,9 +73,24 @@ def test_readers_of_a_version_that_is_replaced_see_the_one_or_the_other(servers,
     def by_tar(server):
         assert in_tar(server, version) is not None
 
+    def by_file(server):
+        first = send(server, "GET", f"/models/{version}/f0")
+        assert first.status == 200, first
+        if "x-version-etag" not in first.headers:   # it was replaced before its version was found
+            return
+        files = {"f0": first.body}
+        for name in generation(int(first.body.split()[0])):
+            answer = send(server, "GET", f"/models/{version}/{name}", If_Match=first.headers["x-version-etag"])
+            if answer.status in (404, 412):     # it has been replaced since
+                seen["by_file given up"] += 1
+                return
+            assert answer.status == 200, answer
+            files[name] = answer.body
+        number_of(files)
+
     written = [0]
-    with ThreadPoolExecutor(4) as pool:
-        readers = [pool.submit(read, n) for n in range(4)]
+    with ThreadPoolExecutor(6) as pool:
+        readers = [pool.submit(read, n) for n in range(6)]
         try:
             for number in range(1, rounds + 1):
                 answer = put_version(servers[number % len(servers)], version, number)
@@ -90,7 +105,7 @@ def test_readers_of_a_version_that_is_replaced_see_the_one_or_the_other(servers,
     assert wrong == []
     assert all(stored(server, version) == rounds for server in servers[:1])
     assert_clean(servers)
-    assert seen["by_list"] and seen["by_tar"], seen
+    assert seen["by_list"] and seen["by_tar"] and seen["by_file"], seen
     say(f"{rounds} replacements at {len(servers)} servers, {dict(seen)}, no mixture")
 
 
