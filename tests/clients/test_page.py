@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -112,10 +113,23 @@ def test_searching_and_filtering_as_lists_do(shop, tab):
     assert "Nothing found" in t.text("#view")
 
 
+def lines_of(t):
+    titles, texts = (t.page.locator(f".lines {kind}").all_inner_texts() for kind in (".bar", "code"))
+    return {title.split("\n")[0]: text for title, text in zip(titles, texts, strict=True)}
+
+
+@pytest.mark.needs("huggingface_hub")
+def test_the_line_for_clients_of_the_hub_does_too(shop, tab, tmp_path):
+    line = lines_of(tab(shop, MODEL))["Hugging Face Hub"]
+    settings = {"HF_HOME": str(tmp_path / "cache"), "PATH": f"{Path(sys.prefix) / 'hub/bin'}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", f"{line} --local-dir {tmp_path}"], env={**os.environ, **settings}, check=True,
+                   capture_output=True, timeout=120)
+    assert (tmp_path / "model.safetensors").read_bytes() == ENCODER
+
+
 def test_the_lines_to_copy_do_what_they_say(shop, tab, tmp_path):
     t = tab(shop, MODEL)
-    titles, texts = (t.page.locator(f".lines {kind}").all_inner_texts() for kind in (".bar", "code"))
-    lines = {title.split("\n")[0]: text for title, text in zip(titles, texts, strict=True)}
+    lines = lines_of(t)
     for title in ("curl", "wget", "Python"):
         place = tmp_path / title
         place.mkdir()
@@ -495,13 +509,13 @@ def test_cancelling_leaves_nothing_on_the_server(start, tab, tmp_path):
 # ---- tokens, reading alone, other pages
 
 
-def lines_of(*grants):
+def granted(*grants):
     return [f"{name}:{hashlib.sha256(name.encode()).hexdigest()}:{verbs}:{prefix}\n" for name, verbs, prefix in grants]
 
 
 @pytest.fixture
 def guarded(start, tokens):
-    path = tokens(*lines_of(("ann", "read,create,update,delete", "*"), ("bob", "read", "p")))
+    path = tokens(*granted(("ann", "read,create,update,delete", "*"), ("bob", "read", "p")))
     server = start(MODEL_TOKENS_FILE=str(path))
     for place in ("p/a/1/m", "q/a/1/m"):
         answer = requests.put(f"{server.url}/models/{place}", data=b"model", headers={"Authorization": "Bearer ann"})
@@ -561,7 +575,7 @@ def test_a_download_with_a_token(guarded, tab, way):
 
 
 def test_where_everybody_may_read_a_link_downloads_with_a_token_too(start, tokens, tab):
-    server = start(MODEL_TOKENS_FILE=str(tokens(*lines_of(("ann", "read,create", "*")))), MODEL_ANONYMOUS="read")
+    server = start(MODEL_TOKENS_FILE=str(tokens(*granted(("ann", "read,create", "*")))), MODEL_ANONYMOUS="read")
     requests.put(f"{server.url}/models/p/a/1/m", data=b"model", headers={"Authorization": "Bearer ann"})
     t = tab(server, None)
     t.page.add_init_script("sessionStorage.setItem('token', 'ann')")
