@@ -11,8 +11,11 @@ export const authorization = () => token() && {Authorization: `Bearer ${token()}
 let credentials = "omit";   // for a 401 to a request with credentials the browser asks for a password by itself
 
 export class Failure extends Error {
-    constructor(status, text = "") {    // a proxy answers with a page, and not with JSON
-        const told = text.startsWith("{") ? JSON.parse(text) : {detail: status > 0 ? `It answered ${status}.` : text};
+    constructor(status, text = "") {
+        let told = {detail: status > 0 ? `It answered ${status}.` : text};
+        try {
+            told = JSON.parse(text);
+        } catch {}      // words of ours, or the page of a proxy
         const unknown = "The server does not know this token: it was mistyped, or has been withdrawn.";
         super({401: token() ? unknown : "This server wants a token for this.",
             403: `You are not allowed to do this: ${told.detail}.`}[status] ?? told.detail ?? told.reason);

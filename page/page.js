@@ -243,7 +243,8 @@ async function lines(model, path) {
 const showToken = () => { $("token").textContent = token() ? "Token ✓" : "Token"; };
 function openToken() {
     const text = "It goes with each request of this page, and stays in this tab until you close it.";
-    const entry = field("Token", "token", {type: "password", value: token(), autocomplete: "off"});
+    const entry = field("Token", "token", {type: "password", value: token(), pattern: "[!-~]*",
+        title: "letters, digits and signs of ASCII, without spaces", autocomplete: "off"});
     ask("Token", "Use this token", [el("p", {}, text), entry], form => {
         sessionStorage.setItem("token", form.token.value.trim());
         showToken();
@@ -324,9 +325,8 @@ $("delete").onclick = openDelete;
 $("upload").onclick = () => choose(names);
 prepareUploads({place: () => names, done: () => render()});
 showToken();
-render();
 health().then(state => {
     document.body.classList.toggle("read-only", state.read_only === true);
     $("health").replaceChildren(el("b", {className: state.status}, state.status),
         state.read_only ? " · read-only" : ` · ${size(state.free_bytes)} free`);
-}, error => { $("health").textContent = error.message; });
+}, error => { $("health").textContent = error.message; }).then(() => render());

@@ -665,6 +665,21 @@ def test_below_a_path_of_a_proxy(start, tab):
     assert t.settled().rows() == ["p"]
 
 
+def test_below_a_proxy_that_wants_a_cookie(shop, tab):
+    """As people are signed in to many servers: without the cookie, the proxy answers with a page of its own."""
+    def as_proxy(route):
+        if "seat=1" in (route.request.all_headers().get("cookie") or ""):
+            route.continue_()
+        else:
+            route.fulfill(status=401, content_type="text/html", body="<h1>Sign in</h1>")
+
+    t = tab(shop, None)
+    t.page.context.add_cookies([{"name": "seat", "value": "1", "url": shop.url}])
+    t.page.context.route("**/*", as_proxy)
+    t.open()
+    assert t.rows() == ["fraud", "search", "speech", "vision"]
+
+
 @pytest.mark.needs("nginx", "openssl")
 def test_through_the_proxy_with_tls(start, tls, tab, tmp_path):
     server = start(TRUSTED_PROXY="127.0.0.1")
