@@ -178,7 +178,7 @@ export function choose(place, files = []) {
         const fit = name => name.replace(/[^\w.+-]/g, "_").replace(/^[.+-]/, "_").slice(0, 128);
         const top = pairs[0]?.[0].split("/")[0], isFolder = pairs.every(([path]) => path.startsWith(`${top}/`));
         if (top && isFolder) parts[2].control.value ||= fit(top);
-        const rows = pairs.map(([whole, file]) => {
+        const rows = pairs.toSorted(([a], [b]) => a < b ? -1 : 1).map(([whole, file]) => {
             const path = isFolder ? whole.slice(top.length + 1) : whole;
             return /(^|\/)\./.test(path) ? {path, name: "left out, because it is hidden"}
                 : {path, file, name: path.split("/").map(fit).join("/")};
