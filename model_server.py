@@ -200,10 +200,13 @@ def download(request: Request, store: Storage, **names: str) -> Response:
     read = store.open if request.method == "GET" else store.peek
 
     def open_or_list(**names: str) -> OpenModel | dict[str, str]:
+        key = ModelKey(**names)
         try:
-            return read(ModelKey(**names))
+            return read(key)
         except ModelNotFound:
-            return place_in(store, **names)
+            if (first := next(store.keys(*key.names), None)) is None:
+                raise
+            return read(key) if first == key else names     # it was stored just now
 
     opened, headers = newest(request, store, open_or_list, names)
     if not isinstance(opened, OpenModel):
@@ -276,7 +279,7 @@ def amend(request: Request, store: Storage, **names: str) -> Response:
 
 def delete_model(request: Request, store: Storage, **names: str) -> Response:
     key = ModelKey(**names)
-    if not store.find(key) and next(store.keys(*key.names), None):
+    if not store.find(key) and next(store.keys(*key.names), key) != key:
         return delete_tree(request, store, **names)
 
     def check(model: Model | None) -> None:

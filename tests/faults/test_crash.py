@@ -49,16 +49,17 @@ def crash_at(server, log, key, operation, kind, call, n, *expressions):
     return answer
 
 
-@pytest.mark.parametrize(("name", "expressions"), [
-    *((name, ()) for name in OPERATIONS),
-    ("replace", (NO_EXCHANGE,)),
-], ids=[*OPERATIONS, "replace without exchange"])
-def test_a_crash_at_any_system_call_leaves_the_old_or_the_new(tmp_path, single, some, say, name, expressions):
+@pytest.mark.parametrize(("name", "model", "expressions"), [
+    *((name, "m", ()) for name in OPERATIONS),
+    ("publish", "onnx/sub/m", ()), ("replace", "m", (NO_EXCHANGE,)),
+], ids=[*OPERATIONS, "publish in a folder", "replace without exchange"])
+def test_a_crash_at_any_system_call_leaves_the_old_or_the_new(tmp_path, single, some, say, name, model, expressions):
     before, operation, after = OPERATIONS[name]
     storage, log = tmp_path / "models", tmp_path / "strace.log"
     server = single(storage)
-    prepare(server, "count/app/1/m", before)
-    counted = count_calls(server, log, lambda: perform(server, operation("count/app/1/m")), CRASHES, *expressions)
+    first = f"count/app/1/{model}"
+    prepare(server, first, before)
+    counted = count_calls(server, log, lambda: perform(server, operation(first)), CRASHES, *expressions)
     cases = points(counted)
     if expressions:     # all that is new is in the thread that renames; the injections of a tracer are for one thread
         cases = [case for case in cases if case[0] == "task"]
@@ -66,7 +67,7 @@ def test_a_crash_at_any_system_call_leaves_the_old_or_the_new(tmp_path, single, 
                  always=lambda case: case[1] not in ("openat", "write", "mkdirat", "sendto") and case[2] % 2)
     outcomes, wrong = {before: 0, after: 0}, []
     for number, (kind, call, n) in enumerate(cases):
-        key = f"n{number}/app/1/m"
+        key = f"n{number}/app/1/{model}"
         prepare(server, key, before)
         answer = crash_at(server, log, key, operation, kind, call, n, *expressions)
         assert answer is None or answer.status in (200, 201), (kind, call, n, answer)
@@ -79,8 +80,8 @@ def test_a_crash_at_any_system_call_leaves_the_old_or_the_new(tmp_path, single, 
             wrong.append(f"{where}: {rest} left")
         if found:
             assert perform(server, delete(key)).status == 200
-    assert listed(server) - {"count/app/1/m", "warm/app/1/m"} == {KEPT}
-    say(f"{name}{' without exchange' if expressions else ''}: {len(cases)} crashes, of "
+    assert listed(server) - {first, "warm/app/1/m"} == {KEPT}
+    say(f"{name} {model}{' without exchange' if expressions else ''}: {len(cases)} crashes, of "
         f"{sum(counted.values())} calls; {outcomes[before]} left the old, {outcomes[after]} the new")
     assert wrong == []
     assert all(outcomes.values()), "it died before everything or after everything, each time"

@@ -113,12 +113,12 @@ def fill(path):
 
 
 def half_models(root):
-    """Directories in versions that are neither a model with its metadata, nor a folder with something in it."""
+    """Directories in versions that are neither a model with its metadata alone, nor a folder without files."""
     found = []
     for path, directories, names in os.walk(root):
         inside = Path(path).relative_to(root).parts
-        is_model, is_folder = sorted(names) == ["metadata.json", "model"], bool(directories)
-        if len(inside) >= 4 and inside[0] != ".staging" and is_model == is_folder:
+        whole = sorted(names) == ["metadata.json", "model"] and not directories or not names
+        if len(inside) >= 4 and inside[0] != ".staging" and not whole:
             found.append((path, names))
     return found
 
