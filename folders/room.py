@@ -1,6 +1,7 @@
 """What puts folders into the server: lists as a tar, versions that are uploaded as one, aliases."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 from folders import aliases
 from folders.download import entry_of, etag_of_all, tar_response
@@ -9,12 +10,13 @@ from folders.version_tags import version_tag
 from repository import metadata
 from repository.errors import ModelExists, StorageFull
 from repository.model import VERSION_DEPTH, Model, ModelKey, Names
+from repository.tree_index import Batch
 from server.application import Room, Route
 from server.conditional import check_write
 from server.digests import check_claims, claims_of
 from server.envelopes import check_chunks, check_envelope, check_whole
 from server.errors import BadRequest
-from server.listing import list_response
+from server.listing import json_list, streamed
 from server.places import ALIAS
 from server.request import Request
 from server.responses import Response
@@ -30,13 +32,19 @@ def put_version(request: Request, store: Storage, **names: str) -> Response:
     check_claims(claims_of(request.header, request.fields), digests)
     models = sorted(body.version.models, key=lambda model: model.key.names)
     created = store.publish_version(body.version, may_replace(request, store, version, {m.key for m in models}))
-    request.audit("create" if created else "update", version, None, 201 if created else 200)
-    message = f"Version {'uploaded' if created else 'replaced'} successfully"
-    response = list_response(store, {"message": message, **names}, [version], {}, request.base_url)
-    response.status = 201 if created else 200
-    response.headers += [("Location", f"{request.base_url}/models/{'/'.join(version)}"),
-                         ("ETag", etag_of_version(models))]
-    return response
+    status, message = (201, "Version uploaded successfully") if created else (200, "Version replaced successfully")
+    request.audit("create" if created else "update", version, None, status)
+    blocks = json_list({"message": message, **names}, still_there(store, models), {}, request.base_url)
+    return streamed(status, "application/json", blocks, ("Location", f"{request.base_url}/models/{'/'.join(version)}"),
+                    ("ETag", etag_of_version(models)))
+
+
+def still_there(store: Storage, models: Iterable[Model]) -> Iterator[Batch]:
+    """The lines of these models, without those that somebody has replaced by now."""
+    for model in models:
+        found = store.find(model.key, keep=False)
+        if found and found.stamp == model.stamp:
+            yield Batch(model.key.names[:VERSION_DEPTH], {model.key.model_name: found.line})
 
 
 def etag_of_version(models: Iterable[Model]) -> str:
@@ -54,7 +62,8 @@ def may_replace(request: Request, store: Storage, version: Names, stored: set[Mo
         if stored is not None and set(current) - stored:
             request.caller.check("delete", version)
         if request.header("If-Match") or request.header("If-None-Match"):
-            check_write(request.header, *([etag_of_version(store.info(key) for key in current)] if current else []))
+            models = [store.info(key, keep=False) for key in current]
+            check_write(request.header, *([etag_of_version(models)] if models else []))
         if current and not request.settings.overwrite:
             raise ModelExists(f"{where} exists and this server keeps what it has: choose another version")
 
@@ -73,7 +82,8 @@ def admit_version(request: Request, store: Storage, **names: str) -> Body:
     claims = claims_of(request.header, fields)
     if request.length > (free := store.free_bytes()):
         raise StorageFull(f"{request.length} bytes do not fit into the {free} free ones: delete models first")
-    may_replace(request, store, version)([*store.keys(*version)])
+    current = store.keys(*version)  # whether there is one is enough, but for the ETag
+    may_replace(request, store, version)([*(current if request.header("If-Match") else islice(current, 1))])
     check_whole(request.header)
     check_envelope(request.header, is_form=False)
     check_chunks(fields)

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import BinaryIO, TypeVar
 
 from repository import filesystem, metadata
@@ -73,7 +74,7 @@ class VersionDraft:
     def __init__(self, tree: Tree, staging: Staging, buffers: filesystem.Buffers, version: Names) -> None:
         self._staging, self._buffers = staging, buffers
         self.version, self.name = version, staging.new_name()
-        self.models: list[Model] = []       # that are sealed
+        self.models: list[Model] = []       # that are sealed, without their inspection
         self._open = set[StagedModel]()
         self._folders: set[Names] = {()}    # by their path in the version
         with tree.nearest(*version) as place, staging.session() as session:
@@ -96,7 +97,8 @@ class VersionDraft:
     def seal(self, model: StagedModel, key: ModelKey, sha256: str, details: Details,
              inspection: Inspection | None) -> None:
         """Ends what add() began: see StagedModel.seal()."""
-        self.models.append(model.seal(key, sha256, details, inspection))
+        sealed = model.seal(key, sha256, details, inspection)
+        self.models.append(replace(sealed, inspection=None))    # which may be long
         self._open.discard(model)
 
     def sync(self) -> None:

@@ -94,11 +94,16 @@ def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Nam
         kind = "application/x-ndjson" if query.form == "ndjson" else "text/plain; charset=utf-8"
         texts = (LINES_OF[query.form](batch, len(below)) for batch in batches)
         blocks = (with_url(b"".join(block), base_url) for block in in_blocks(texts))
+    return streamed(200, kind, blocks, *headers)
+
+
+def streamed(status: int, kind: str, blocks: Iterator[bytes], *headers: tuple[str, str]) -> Response:
+    """An answer that is made while it is sent, of this Content-Type."""
     blocks = in_pieces(blocks)
     first, second = next(blocks, b""), next(blocks, None)
-    # a short list is sent as a whole: waitress closes the connection after an answer without Content-Length
+    # a short one is sent as a whole: waitress closes the connection after an answer without Content-Length
     whole = first if second is None else chain((first, second), blocks)
-    return Response(200, [("Content-Type", kind), ("Cache-Control", "no-cache"), *headers], whole)
+    return Response(status, [("Content-Type", kind), ("Cache-Control", "no-cache"), *headers], whole)
 
 
 def limit_in(parameters: Mapping[str, str]) -> int | None:
