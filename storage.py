@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import BinaryIO, NamedTuple, Self, TypeVar
 
 from repository import filesystem, metadata
 from repository.aliases import Aliases
@@ -352,7 +352,6 @@ class Draft:
     def __init__(self, store: Storage, name: str, model: StagedModel) -> None:
         self._store, self._staging = store, store.staging
         self._name, self._model = name, model
-        self.examine = model.examine
 
     @property
     def size(self) -> int:
@@ -362,6 +361,10 @@ class Draft:
     def write(self, blocks: Sequence[bytes | memoryview]) -> None:
         """Appends these blocks to the model; raises StorageFull or StorageFailed."""
         self._model.write(blocks)
+
+    def examine(self, inspect: Callable[[BinaryIO, int], T]) -> T:
+        """Calls `inspect` with the bytes, as an open file, and their number; nothing can be written after this."""
+        return self._model.examine(inspect)
 
     def _bring(self) -> None:
         """Called just before it takes the place of a model, for which its directory must be in the session."""

@@ -14,19 +14,20 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from repository import filesystem, metadata
 from repository.directories import Directory
 from repository.drafts import StagedModel
 from repository.errors import StorageFailed, StoreError
-from repository.model import ModelKey
-from storage import Draft, Storage
+from repository.model import Details, Inspection, ModelKey
+from storage import Check, Draft, Published, Storage
 
 log = logging.getLogger("model_server.resumption")
+T = TypeVar("T")
 UPLOADS = "uploads"
 IDENT = re.compile("[0-9a-f]{32}")
 MARK = 16           # random bytes that tell the writer
@@ -168,8 +169,17 @@ class KeptDraft(Draft):
         with filesystem.as_store_errors(), self._shelf.place() as place:
             self._shelf.write(place, self.ident, replace(self.record, length=self.size, done=True))
 
+    def examine(self, inspect: Callable[[BinaryIO, int], T]) -> T:
+        with self._claim.held():    # the last bytes are written first
+            return super().examine(inspect)
+
+    def publish(self, key: ModelKey, sha256: str, details: Details, check: Check,
+                inspection: Inspection | None = None) -> Published:
+        with self._claim.held():    # nobody else may find metadata.json beside it, or write to it
+            return super().publish(key, sha256, details, check, inspection)
+
     def _bring(self) -> None:
-        with self._claim.held(), self._shelf.place() as place, self._staging.session() as session:
+        with self._shelf.place() as place, self._staging.session() as session:
             place.rename(self.ident, session, self._name)
             self._brought = True
             self._claim.end()
