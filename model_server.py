@@ -10,7 +10,6 @@ import sys
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from itertools import takewhile
 from typing import Any
 
 from folders.room import FOLDERS
@@ -20,10 +19,8 @@ from page.room import PAGE
 from repository import metadata
 from repository.errors import (
     ModelCorrupt,
-    ModelExists,
     ModelNotFound,
     NotEmpty,
-    StorageFull,
     StoreError,
     absent,
 )
@@ -31,15 +28,14 @@ from repository.model import (
     NAME_FIELDS,
     Model,
     ModelKey,
-    check_name,
     counted,
     describe,
     names_in,
     now,
-    url_of,
     with_url,
 )
 from repository.reading import OpenModel
+from resumption.room import RESUMPTION
 from server import threads
 from server.application import Application, Room, Route
 from server.command_line import command
@@ -53,7 +49,6 @@ from server.metrics import Metrics
 from server.places import (
     ALIAS,
     DIGEST,
-    check_shadows,
     digest_name,
     info_of,
     leave_no_alias,
@@ -61,12 +56,13 @@ from server.places import (
     place_in,
 )
 from server.process import open_storage, raise_descriptor_limit, tune
+from server.publishing import check_upload, publish
 from server.request import Request, Tell, merged, say
 from server.responses import Response, file_response, json_response
 from server.settings import VERSION, Settings
 from server.uploads import Body, Upload
 from server.waitress_adapter.server import Server
-from storage import Check, Storage
+from storage import Storage
 
 log = logging.getLogger("model_server")
 # How much longer than its file a form may be before its length alone refuses it: by its fields, and by their headers.
@@ -109,59 +105,18 @@ def upload(request: Request, store: Storage, **names: str) -> Response:
         raise BadRequest(f"{', '.join(missing)} missing: give them as query parameters or as form fields")
     check_chunks(fields)
     check_claims(claims_of(request.header, fields), digests)
-    key, digest = ModelKey(*(fields[name] for name in NAME_FIELDS)), digests["sha256"]
-    request.caller.check("create", key.names)   # a form may tell the names after the file
-    details = metadata.details_of(fields, body.filename)
-    examine = request.services.examine
-    seen = body.draft.examine(examine) if examine else None
-    result = body.draft.publish(key, digest, details, may_write(request, store, key), seen)
-    answer: dict[str, Any] = {"message": f"Model {'uploaded' if result.created else 'replaced'} successfully"}
-    if result.unchanged:
-        answer = {"message": "Model is unchanged", "unchanged": True}
-    headers = ("Location", url_of(key, request.base_url)), ("ETag", etag_of(result.model))
-    answer |= describe(result.model, request.base_url)
-    verb, status = ("create", 201) if result.created else ("update", 200)
-    request.audit(verb, key.names, digest, status)
-    return json_response(status, answer, *headers)
-
-
-def may_write(request: Request, store: Storage, key: ModelKey) -> Check:
-    def check(current: Model | None) -> None:
-        if current:
-            request.caller.check("update", current.key.names)
-        else:
-            store.check_place(key)
-            check_shadows(request.caller, store, key)
-        check_write(request.header, *([etag_of(current)] if current else []))
-        if current and not request.settings.overwrite:
-            raise ModelExists(f"{current.key} exists and this server keeps what it has: choose another version")
-
-    return check
+    return publish(request, store, body.draft, fields, body.filename, digests["sha256"])
 
 
 def admit_upload(request: Request, store: Storage, **names: str) -> Body:
-    """Refuses by the head of the request whatever can be known from it."""
-    store.check_writable()
-    fields = request.fields
-    for name in NAME_FIELDS:
-        if name in fields:
-            check_name(name, fields[name])
-    known = tuple(fields[name] for name in takewhile(fields.__contains__, NAME_FIELDS))
-    request.caller.check("create", known, partly=True)
-    store.check_writable(*known)
-    metadata.details_of(fields, None)
-    claims = claims_of(request.header, fields)
-    limit = request.settings.max_size
-    if limit is not None and request.length > limit + (0 if names else FORM_OVERHEAD):
-        raise TooLarge(f"{request.length} bytes are more than the {limit} that this server takes (MODEL_MAX_SIZE)")
-    if request.length > (free := store.free_bytes()):
-        raise StorageFull(f"{request.length} bytes do not fit into the {free} free ones: delete models first")
-    if all(name in fields for name in NAME_FIELDS):
-        key = ModelKey(*(fields[name] for name in NAME_FIELDS))
-        may_write(request, store, key)(store.find(key))
+    fields, limit = request.fields, request.settings.max_size
+    claims = check_upload(request, store, fields, request.length, request.length, 0 if names else FORM_OVERHEAD)
     check_whole(request.header)
     check_envelope(request.header, is_form=not names)
     check_chunks(fields)
+    keeper = request.services.keeper
+    if names and keeper and keeper.keeps(request):
+        return keeper.receive(request, store, limit, claims)
     form = None if names else request.header("Content-Type") or ""
     return Upload(store, request.services.intake, form, limit, claims)
 
@@ -357,7 +312,7 @@ def metrics(request: Request, store: Storage) -> Response:
         "corrupt_models": ("Models known to be corrupt.", request.services.verifier.corrupt()),
         "stored_bytes": ("Bytes of the models stored.", bytes_stored),
         "free_bytes": ("Bytes free for models.", store.free_bytes()),
-    })
+    } | (request.services.keeper.gauges() if request.services.keeper else {}))
     kind = ("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
     return Response(200, [kind, ("Cache-Control", "no-cache")], page.encode())
 
@@ -399,6 +354,7 @@ ROOMS: tuple[Room, ...] = (
     INSPECTION,
     HUB,
     PAGE,
+    RESUMPTION,
 )
 
 
@@ -434,7 +390,11 @@ def main() -> None:
         log.info("serving %s at %s, overwrite %s, limit %s, %s", store.root, " ".join(server.addresses),
                  "allow" if settings.overwrite else "deny", settings.max_size or "none",
                  application.guard or "anonymous all")
+        if keeper := application.services.keeper:
+            keeper.start()
         server.run()
+        if keeper:
+            keeper.stop()
         application.services.verifier.stop()
         log.info("stopped")
 

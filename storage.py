@@ -16,12 +16,12 @@ import io
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import BinaryIO, NamedTuple, Self, TypeVar
 
 from repository import filesystem, metadata
 from repository.aliases import Aliases
@@ -63,11 +63,11 @@ class Storage:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._tree = Tree(root)
-        self._staging = Staging(self._tree)
-        self._replacement = Replacement(self._tree, self._staging)
-        self.aliases = Aliases(self._tree, self._staging)
+        self.staging = Staging(self._tree)
+        self._replacement = Replacement(self._tree, self.staging)
+        self.aliases = Aliases(self._tree, self.staging)
         self.verdicts: dict[Names, metadata.Verdict] = {}   # those that could not be written to metadata.json
-        self._reader = ModelReader(self._tree, self._staging, self.verdicts)
+        self._reader = ModelReader(self._tree, self.staging, self.verdicts)
         self.buffers = filesystem.Buffers()
         self._probed = -inf
         # a list reads each model once, and would push popular ones out of the cache
@@ -84,13 +84,13 @@ class Storage:
         except StorageFull as error:    # serving and deleting models is what is needed now
             log.warning("%s", error)
         except BaseException:
-            self._staging.close()
+            self.staging.close()
             raise
 
     def _claim(self) -> None:
         """Creates a session if there is none, and repairs what a crash left. The caller must hold no model's lock."""
         with filesystem.as_store_errors():
-            if self._staging.claim():
+            if self.staging.claim():
                 self._restore_replaced()
 
     @property
@@ -104,7 +104,7 @@ class Storage:
     def close(self) -> None:
         """Removes the staging directory of this process, with any drafts still open."""
         self.index.close()
-        self._staging.close()
+        self.staging.close()
 
     def check_writable(self, *names: str) -> None:
         """Raises ReadOnly unless models below these names can be changed: moved there from the staging directory."""
@@ -112,7 +112,7 @@ class Storage:
             raise ReadOnly(filesystem.READ_ONLY)
         if names:
             self._claim()
-            with filesystem.as_store_errors(), self._staging.session() as session, self._tree.nearest(*names) as place:
+            with filesystem.as_store_errors(), self.staging.session() as session, self._tree.nearest(*names) as place:
                 self._tree.check_names(*names)
                 if (mount := place.mount()) != session.mount():
                     raise ReadOnly(
@@ -145,6 +145,11 @@ class Storage:
     def peek(self, key: ModelKey) -> OpenModel:
         """open() without the contents, for HEAD."""
         return OpenModel(self.info(key), io.BytesIO())
+
+    def group_at(self, key: ModelKey) -> int | None:
+        """The group that new files take over at the place of this model; None for that of the process."""
+        with self._tree.nearest(*key.names[:-1]) as place:
+            return place.group()
 
     def find(self, key: ModelKey, keep: bool = True) -> Model | None:
         """info(), but None if there is no such model."""
@@ -189,7 +194,7 @@ class Storage:
         try:
             self._claim()
             with filesystem.as_store_errors():
-                self._staging.probe()
+                self.staging.probe()
         except StorageFull as error:
             disk = os.statvfs(self.root)
             if disk.f_files and not disk.f_favail:      # some file systems do not count inodes
@@ -221,14 +226,19 @@ class Storage:
     def draft(self) -> "Draft":
         """A new draft, to be published or discarded. Raises ReadOnly, StorageFull, StorageFailed."""
         self.check_writable()
-        with filesystem.as_store_errors():
-            return Draft(self, self._staging)
+        name = self.staging.new_name()
+        with filesystem.as_store_errors(), self.staging.session() as session, ExitStack() as undo:
+            session.mkdir(name)
+            undo.callback(session.remove, name)
+            model = StagedModel(session.open(name), self.buffers)
+            undo.pop_all()
+            return Draft(self, name, model)
 
     def version_draft(self, version: Names) -> VersionDraft:
         """A new draft of a whole version, for publish_version() or to be discarded. Raises what draft() raises."""
         self.check_writable()
         with filesystem.as_store_errors():
-            return VersionDraft(self._tree, self._staging, self.buffers, version)
+            return VersionDraft(self._tree, self.staging, self.buffers, version)
 
     def publish_version(self, draft: VersionDraft, check: Callable[[list[ModelKey]], None]) -> bool:
         """Makes a draft of which all models are sealed the whole version; returns whether there was none.
@@ -257,12 +267,12 @@ class Storage:
 
         `check` may raise to refuse it. Raises ModelNotFound, ReadOnly, StorageFailed. Works on a full disk.
         """
-        grave = self._staging.new_name()
+        grave = self.staging.new_name()
         with filesystem.as_store_errors(), ExitStack() as undo:
             with self._changing(key.names):
                 model = self.info(key)
                 check(model)
-                session = undo.enter_context(self._staging.session())
+                session = undo.enter_context(self.staging.session())
                 with self._tree.walk(*key.names[:-1]) as parent:
                     parent.rename(key.name, session, grave)
                     undo.callback(session.remove, grave)
@@ -277,7 +287,7 @@ class Storage:
         The change is on disk when this returns. Raises ModelNotFound; InvalidMetadata if the result could not be read
         back; MetadataUnreadable if the current metadata cannot be read, and the change would destroy it.
         """
-        scratch = f"{self._staging.new_name()}.json"
+        scratch = f"{self.staging.new_name()}.json"
         with filesystem.as_store_errors(), self._changing(key.names), ExitStack() as undo:
             current = self.info(key)
             if (model := change(current)) == current:
@@ -286,7 +296,7 @@ class Storage:
                 raise MetadataUnreadable(f"{filesystem.METADATA} of {key} cannot be read (the log says why), and a "
                                          "change would replace it: repair the file, or upload the model again")
             document = metadata.encoded(model.as_document())
-            session = undo.enter_context(self._staging.session())
+            session = undo.enter_context(self.staging.session())
             undo.callback(session.unlink, scratch)
             directory = undo.enter_context(self._tree.walk(*key.names))
             descriptor = session.create(scratch)
@@ -302,7 +312,7 @@ class Storage:
     def _changing(self, names: Names) -> Iterator[None]:
         """Holds the lock of a model or a version, so that all processes on this storage change it one at a time."""
         self.check_writable(*names)
-        with self._staging.locked(names):
+        with self.staging.locked(names):
             self._replacement.restore(names)
             yield
 
@@ -318,36 +328,46 @@ class Storage:
     def mark(self, key: ModelKey) -> None:
         """Marks a model as corrupt; the mark is on disk when this returns. Call it before the metadata says so."""
         with filesystem.as_store_errors():
-            self._staging.mark(key)
+            self.staging.mark(key)
 
     def unmark(self, key: ModelKey) -> None:
         """Removes the mark of a model, unless the model is corrupt after all."""
         with filesystem.as_store_errors(), self._changing(key.names):    # so that nobody else marks it meanwhile
             model = self.find(key)
             if model is None or not model.corrupt:
-                self._staging.unmark(key)
+                self.staging.unmark(key)
 
     def marked(self) -> Iterator[ModelKey]:
         """The models that are marked as corrupt. Marks can be out of date: check the info of each."""
         with filesystem.as_store_errors():
-            yield from self._staging.marked()
+            yield from self.staging.marked()
 
 
 class Draft:
     """A model that is being written, in a directory of its own in `.staging`. Used by one thread at a time.
 
-    Call discard() in the end, after publish() too.
+    `name` is that of its directory in the session of this process. Call discard() in the end, after publish() too.
     """
 
-    def __init__(self, store: Storage, staging: Staging) -> None:
-        self._store, self._staging = store, staging
-        self._name = staging.new_name()
-        with staging.session() as session, ExitStack() as undo:
-            session.mkdir(self._name)
-            undo.callback(session.remove, self._name)
-            self._model = StagedModel(session.open(self._name), store.buffers)
-            undo.pop_all()
-        self.write, self.examine = self._model.write, self._model.examine
+    def __init__(self, store: Storage, name: str, model: StagedModel) -> None:
+        self._store, self._staging = store, store.staging
+        self._name, self._model = name, model
+
+    @property
+    def size(self) -> int:
+        """Bytes of the model so far."""
+        return self._model.size
+
+    def write(self, blocks: Sequence[bytes | memoryview]) -> None:
+        """Appends these blocks to the model; raises StorageFull or StorageFailed."""
+        self._model.write(blocks)
+
+    def examine(self, inspect: Callable[[BinaryIO, int], T]) -> T:
+        """Calls `inspect` with the bytes, as an open file, and their number; nothing can be written after this."""
+        return self._model.examine(inspect)
+
+    def _bring(self) -> None:
+        """Called just before it takes the place of a model, for which its directory must be in the session."""
 
     def publish(self, key: ModelKey, sha256: str, details: Details, check: Check,
                 inspection: Inspection | None = None) -> Published:
@@ -358,9 +378,7 @@ class Draft:
         StorageFailed; then the old model is still in place.
         """
         with filesystem.as_store_errors():
-            with self._store._tree.nearest(*key.names[:-1]) as place:
-                group = place.group()
-            model = self._model.seal(key, sha256, details, inspection, group)
+            model = self._model.seal(key, sha256, details, inspection, self._store.group_at(key))
             with self._store._changing(key.names):
                 current = self._store.find(key)
                 check(current)
@@ -370,6 +388,7 @@ class Draft:
                     with self._store._tree.walk(*key.names[:-1]) as parent:
                         parent.sync()   # another request may have stored it and not have synced it yet
                     return Published(current, created=False, unchanged=True)
+                self._bring()
                 try:
                     self._store._replacement.place(self._name, key.names, replacing=current is not None)
                 except (OSError, StoreError):

@@ -157,9 +157,11 @@ class Directory:
             raise filesystem.InTheWay(f"{self.place}/{name}", self.kind(name))
         return descriptor
 
-    def lock(self, name: str, how: int = fcntl.LOCK_EX) -> int:
-        """A descriptor that holds the lock of this name until it is closed; BlockingIOError if `how` has LOCK_NB."""
-        access = os.O_RDONLY    # a file open for writing would prevent `mount -o remount,ro`
+    def lock(self, name: str, how: int = fcntl.LOCK_EX, access: int = os.O_RDONLY) -> int:
+        """A descriptor that holds the lock of this name until it is closed; BlockingIOError if `how` has LOCK_NB.
+
+        `access` is O_RDWR for a lock file with contents. A file open for writing prevents `mount -o remount,ro`.
+        """
         while True:
             descriptor = self.open_lock(name, access)
             try:

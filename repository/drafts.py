@@ -18,11 +18,25 @@ REMOVED = "it was removed from .staging during the upload: send it again"
 
 
 class StagedModel:
-    """The files of a model, in an open directory that nobody else knows. Used by one thread at a time."""
+    """The files of a model, in an open directory that nobody else knows. Used by one thread at a time.
 
-    def __init__(self, directory: Directory, buffers: filesystem.Buffers) -> None:
+    `file` is that of the model where there is one already.
+    """
+
+    def __init__(self, directory: Directory, buffers: filesystem.Buffers, file: filesystem.NewFile | None = None,
+                 ) -> None:
         self._directory, self._closed = directory, False
-        self._file = filesystem.NewFile(directory.create(filesystem.MODEL), buffers)
+        self._file = file or filesystem.NewFile(directory.create(filesystem.MODEL), buffers)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the model so far."""
+        return self._file.size
+
+    @property
+    def on_disk(self) -> int:
+        """How many of the first bytes have been written to the file."""
+        return self._file.on_disk
 
     def write(self, blocks: Sequence[bytes | memoryview]) -> None:
         """Appends these blocks to the model; raises StorageFull or StorageFailed."""
@@ -56,6 +70,12 @@ class StagedModel:
             os.fsync(self._directory.descriptor)
             self.close()
             return model
+
+    def finish(self) -> None:
+        """Writes and syncs all of the model; nothing can be written after this. Raises StorageFull, StorageFailed."""
+        with filesystem.as_store_errors():
+            if not self._closed:
+                self._file.finish()
 
     def close(self) -> None:
         if not self._closed:

@@ -77,16 +77,18 @@ class Buffers:
 
 
 class NewFile:
-    """A file that is written once, from beginning to end, by one thread at a time.
+    """A file that is written once, from beginning to end, by one thread at a time. What it has already is continued.
 
     If the file system supports it, the writes bypass the page cache: copying a model into the cache and flushing it
     takes longer than writing it to the disk, and evicts the models that are being read.
     """
 
     def __init__(self, descriptor: int, buffers: Buffers) -> None:
-        self.size = 0
+        self.size = os.fstat(descriptor).st_size
         self._buffers = buffers
-        self._rest = b""    # fewer than ALIGNMENT bytes, to be written with the next block or at the end
+        start = os.lseek(descriptor, self.size - self.size % ALIGNMENT, os.SEEK_SET)
+        # fewer than ALIGNMENT bytes, to be written with the next block or at the end
+        self._rest = os.pread(descriptor, ALIGNMENT, start) if self.size > start else b""
         self.descriptor = descriptor
         with suppress(OSError):     # EINVAL: this file system does not support it
             fcntl.fcntl(self.descriptor, fcntl.F_SETFL, os.O_DIRECT)
@@ -113,6 +115,11 @@ class NewFile:
     def _put(self, data: bytes | memoryview) -> None:
         while data:     # when the disk fills up, one call writes a part and the next one fails
             data = data[os.write(self.descriptor, data) :]
+
+    @property
+    def on_disk(self) -> int:
+        """How many of the first bytes have been written to the file."""
+        return self.size - len(self._rest)
 
     def written(self) -> BinaryIO:
         """The file, open for reading until its descriptor is closed; nothing can be written after this call."""

@@ -1,6 +1,7 @@
 """The server's own directory, `.staging`: drafts, locks, and marks of corrupt models.
 
     .staging/{session}/, {session}.lock     the drafts of one process, and a lock that it holds while it lives
+    .staging/uploads/, uploads.lock         unfinished uploads that outlive a process: see resumption/shelf.py
     .staging/start.lock, locks/             allow one start, one change of a model, one of an alias, at a time
     .staging/replaced/{p}/{a}/{v}/{m…}/     old models, while they are replaced without an atomic exchange
     .staging/replaced-versions/{p}/{a}/{v}/ the same for whole versions

@@ -92,6 +92,8 @@ class Index:
         self._changes = 0       # number of changes; a total computed while it grew is not kept
         self._reads = 0         # number of times that the disk was asked what is in a version
         self._closed = threading.Event()
+        # called with the names of a directory, and of models in it that may be new or have changed
+        self.seen: Callable[[Names, list[str]], None] = lambda place, models: None
 
     def lines(self, names: Names, after: Names = ()) -> Iterator[Batch]:
         """The models below `names` that come after `after`, in order, as batches of Model.line."""
@@ -131,6 +133,12 @@ class Index:
                 if directory := self._directories.get(names[:depth]):
                     directory.checked = directory.compared = directory.stamp = 0
                     directory.total = None
+        if not below:
+            self.seen(names[:-1], [names[-1]])
+
+    def known(self) -> list[tuple[Names, list[str]]]:
+        """The directories with models in them, as they were when they were last checked, and the models' names."""
+        return [(place, [*each.models]) for place, each in list(self._directories.items()) if each.models]
 
     def watch(self) -> None:
         """Reads the whole tree, then keeps checking it while lists are requested, until close(). Raises OSError."""
@@ -283,6 +291,7 @@ class Index:
             folders = folders.difference(name for name in children if name not in models)
         for gone in folders:
             self._drop((*names, gone))
+        self.seen(names, [name for name in models if name not in directory.models])
         self._changes += directory.checked > 0      # the first check changes no total
         directory.children, directory.models, directory.state = children, models, state
         directory.stamp = mtime if abs(time.time_ns() - mtime) > RACY * 1e9 else 0

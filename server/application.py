@@ -10,7 +10,7 @@ import re
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -26,17 +26,17 @@ from repository.model import RESERVED_ENDINGS, check_name
 from server import origins
 from server.access import Refused, guard_of
 from server.errors import (
-    STATUS_OF,
-    BadRequest,
+    CutShort,
     HttpError,
     LengthRequired,
     MethodNotAllowed,
     NotFound,
     OptionsAnswered,
     ProtocolError,
+    status_of,
 )
 from server.metrics import Metrics
-from server.request import Examine, ListFormat, Request, Services, Tell, VersionTag
+from server.request import Examine, Keeper, ListFormat, Request, Services, Tell, VersionTag
 from server.responses import Response, json_response, send
 from server.settings import Settings
 from server.uploads import BLOCK, REQUEST, Body, Intake, Upload
@@ -54,7 +54,7 @@ DOUBLE_SLASH = re.compile("([A-Za-z][A-Za-z0-9+.-]*://[^/]*)?//")   # RFC 9112 3
 def error_response(error: Exception) -> Response:
     """The answer to an exception: its own status, or that of the table, or 500 and a traceback in the log."""
     headers: tuple[tuple[str, str], ...] = getattr(error, "headers", ())
-    status = next((STATUS_OF[c] for c in type(error).__mro__ if c in STATUS_OF), getattr(error, "status", 500))
+    status = status_of(error)
     detail = str(error)
     if isinstance(error, StorageLost):
         headers = (("Retry-After", str(RETRY_AFTER)),)
@@ -116,12 +116,14 @@ class Room(NamedTuple):
     anybody is asked for a token. It adds to request.vary the headers by which it decided that.
     `examiner` gives, for the settings, a function of an open file and its size in bytes. It tells what it saw, or
     raises what refuses the upload. Raises ValueError for settings that cannot be.
+    `keeper` makes what keeps uploads that break off, for a store and the services of a server.
     """
 
     routes: tuple[Route, ...] = ()
     formats: Mapping[str, ListFormat] = MappingProxyType({})
     read_through: Callable[[Request, Storage, Handler], Response] | None = None
     version_tag: VersionTag | None = None
+    keeper: Callable[[Storage, Services], Keeper] | None = None
     examiner: Callable[[Settings], Examine] | None = None
     front: Callable[[], Front] | None = None
 
@@ -201,13 +203,15 @@ def read_body(environ: dict[str, Any], body: Body) -> None:
     """Fills a body from wsgi.input, under a server that is not ours; one cut short is refused."""
     announced = environ.get("CONTENT_LENGTH") or ""
     left = sys.maxsize if not announced and environ.get("wsgi.input_terminated") else int(announced or 0)
-    while left > 0 and (data := environ["wsgi.input"].read(min(left, BLOCK))):
-        left -= len(data)
-        body.append(data)
+    while left > 0:
         if isinstance(body, Upload):
             body.wait_for_room()
+        if not (data := environ["wsgi.input"].read(min(left, BLOCK))):
+            break
+        left -= len(data)
+        body.append(data)
     if announced and left > 0:
-        body.refuse(BadRequest(f"the body ends {left} bytes before its Content-Length: send it again"))
+        body.refuse(CutShort(f"the body ends {left} bytes before its Content-Length: send it again"))
 
 
 def examiner_of(rooms: Sequence[Room], settings: Settings) -> Examine | None:
@@ -229,9 +233,11 @@ class Application:
         self.fronts = [room.front() for room in rooms if room.front]
         self.guard = guard_of(settings.tokens_file, settings.anonymous)
         verifier = Verifier(store, settings.verify_rate, metrics)
-        self.services = Services(settings, metrics, verifier, Intake(), examiner_of(rooms, settings),
-                                 {name: form for room in rooms for name, form in room.formats.items()}, tell,
-                                 next((room.version_tag for room in rooms if room.version_tag), None))
+        services = Services(settings, metrics, verifier, Intake(), examiner_of(rooms, settings),
+                            {name: form for room in rooms for name, form in room.formats.items()}, tell,
+                            next((room.version_tag for room in rooms if room.version_tag), None))
+        keepers = [room.keeper(store, services) for room in rooms if room.keeper]
+        self.services = replace(services, keeper=keepers[0] if keepers else None)
         self._process, self._numbers = secrets.token_hex(6), itertools.count(1)
 
     def begin(self, environ: dict[str, Any]) -> tuple[Request, Route]:

@@ -6,7 +6,8 @@ import hashlib
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol
+from copy import copy
+from typing import Protocol, Self
 
 from server.errors import BadRequest, DigestMismatch
 
@@ -26,8 +27,9 @@ Decode = Callable[[str], str | None]    # a digest as it is written, into lower-
 
 
 class Hash(Protocol):
-    def update(self, data: memoryview, /) -> None: ...
+    def update(self, data: bytes | memoryview, /) -> None: ...
     def hexdigest(self) -> str: ...
+    def copy(self) -> Self: ...
 
 
 class Crc32:
@@ -36,8 +38,11 @@ class Crc32:
     def __init__(self) -> None:
         self._value = 0
 
-    def update(self, data: memoryview, /) -> None:
+    def update(self, data: bytes | memoryview, /) -> None:
         self._value = zlib.crc32(data, self._value)
+
+    def copy(self) -> Self:
+        return copy(self)
 
     def hexdigest(self) -> str:
         return f"{self._value:08x}"
@@ -51,9 +56,15 @@ class Hashes:
             name: Crc32() if name == "crc32" else hashlib.new(name, usedforsecurity=False)
             for name in ("sha256", *algorithms)}
 
-    def update(self, block: memoryview) -> None:
+    def update(self, block: bytes | memoryview) -> None:
         for each in self._hashes.values():
             each.update(block)
+
+    def copy(self) -> "Hashes":
+        """The digests of the bytes so far, to be continued separately."""
+        other = Hashes()
+        other._hashes = {name: each.copy() for name, each in self._hashes.items()}
+        return other
 
     def digests(self) -> dict[str, str]:
         """The digests so far in hex, by algorithm."""

@@ -56,6 +56,10 @@ class BadRequest(HttpError):
     """The request is malformed or incomplete."""
 
 
+class CutShort(BadRequest):
+    """The body ended before its announced length."""
+
+
 class DigestMismatch(BadRequest):
     """The bytes that arrived do not have the digest that the client sent."""
 
@@ -116,3 +120,9 @@ class ProtocolError(HttpError):
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail, *((("Retry-After", "1"),) if status == 429 else ()))
         self.status = status
+
+
+def status_of(error: Exception) -> int:
+    """The status that an exception is answered with: its own, or that of the table; 500 for any other."""
+    status: int = next((STATUS_OF[c] for c in type(error).__mro__ if c in STATUS_OF), getattr(error, "status", 500))
+    return status

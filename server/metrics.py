@@ -24,6 +24,7 @@ class Metrics:
         self._seconds: dict[str, float] = {}
         self._bytes: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
+        self._special = Counter(resumed=0, instant=0)   # uploads, by what was special with them
         self._started = time.time()
         self._watched: dict[str, tuple[str, Callable[[], float]]] = {}
         self.faults: Counter[str] = Counter()   # by the name of a helper thread
@@ -40,6 +41,16 @@ class Metrics:
             self._seconds[route] = self._seconds.get(route, 0.0) + seconds
             self._bytes["received"] += received
             self._bytes["sent"] += sent
+
+    def receive(self, received: int) -> None:
+        """Counts the bytes of a body that broke off, so that its request is never answered."""
+        with self._lock:
+            self._bytes["received"] += received
+
+    def tell(self, kind: str) -> None:
+        """Counts an upload that was `resumed`, or stored without its bytes being sent (`instant`)."""
+        with self._lock:
+            self._special[kind] += 1
 
     def refuse(self, reason: str) -> None:
         """Counts an upload that was not stored."""
@@ -99,6 +110,9 @@ class Metrics:
         yield from head("uploads_refused_total", "counter", "Uploads that were not stored, by reason.")
         for reason, count in self._refused.items():
             yield sample("uploads_refused_total", count, reason=reason)
+        for kind, text in (("resumed", "Uploads continued after a break."), ("instant", "Uploads without bytes.")):
+            yield from head(f"uploads_{kind}_total", "counter", text)
+            yield sample(f"uploads_{kind}_total", self._special[kind])
         yield from head("thread_faults_total", "counter", "Faults of helper threads, each of which went on.")
         for thread, count in self.faults.items():
             yield sample("thread_faults_total", count, thread=thread)

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import parse_qsl, quote
 
 from repository.model import Inspection, Names
@@ -18,6 +18,7 @@ from server.responses import Response
 from server.settings import Settings
 from server.uploads import Body, Intake, Upload
 from server.verifier import Verifier
+from storage import Storage
 
 T = TypeVar("T")
 audit = logging.getLogger("audit")
@@ -39,6 +40,24 @@ Tell = Callable[[str], None]
 say: Tell = logging.getLogger("access").info    # as it is told where nothing faster is there: see Log.tell
 Examine = Callable[[BinaryIO, int], Inspection]     # of an open file and its size; raises what refuses it
 VersionTag = Callable[..., str | None]  # of a request, the store, and a model; None where that would take too long
+class Keeper(Protocol):
+    """Keeps uploads that break off, until they are continued."""
+
+    def start(self) -> None:
+        """Begins what is done in the background, until stop()."""
+
+    def stop(self) -> None: ...
+
+    def keeps(self, request: "Request") -> bool:
+        """Whether a PUT of a model is to be kept if it breaks off."""
+
+    def receive(self, request: "Request", store: Storage, limit: int | None, claims: Iterable[str]) -> Upload:
+        """What takes the body of such a request; `limit` is in bytes, `claims` are the algorithms of its digests."""
+
+    def gauges(self) -> dict[str, tuple[str, float]]:
+        """Figures for the metrics, by name, each with its help text."""
+
+
 ListFormat = Callable[..., Response]    # of a request, the store, the names that are listed, places that may be read
 
 
@@ -54,6 +73,7 @@ class Services:
     formats: Mapping[str, ListFormat]   # those of rooms, by what ?format= says
     tell: Tell      # writes the line of a request to the log
     version_tag: VersionTag | None
+    keeper: Keeper | None = None
     kept: dict[type, Any] = field(default_factory=dict)
 
     def of(self, kind: type[T]) -> T:

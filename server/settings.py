@@ -10,6 +10,8 @@ from server.forwarded import Network
 
 VERSION = "1.0.0"     # of the server: CHANGELOG.md and the Dockerfile have it too, and a test compares them
 SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)", re.IGNORECASE)
+DURATION = re.compile(r"([0-9]{1,6})([smhd]?)", re.IGNORECASE)
+SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 ORIGIN = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 NAME_OF_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
@@ -27,6 +29,7 @@ class Settings:
     idle_seconds: int = 120     # of silence after which a connection is closed, and for the head of a request
     grace_seconds: int = 10     # for running requests after SIGTERM; docker stop waits 10
     max_size: int | None = None
+    upload_age: int = 24 * 3600     # seconds without a byte after which an unfinished upload is removed
     verify_rate: int = 100 << 20    # bytes a second: a fifth of a core, and most disks have as many left
     trusted_proxy: tuple[Network, ...] = ()     # from which X-Forwarded-For, -Proto and -Host are believed
     url_prefix: str = ""        # the path below which a proxy has this server
@@ -53,6 +56,7 @@ class Settings:
             idle_seconds=whole_number(env, "SERVER_IDLE_SECONDS", 120, 1, 86400),
             grace_seconds=whole_number(env, "SERVER_GRACE_SECONDS", 10, 0, 3600),
             max_size=size_of(env, "MODEL_MAX_SIZE"),
+            upload_age=duration(env, "MODEL_UPLOAD_AGE") or cls.upload_age,
             verify_rate=size_of(env, "MODEL_VERIFY_RATE") or cls.verify_rate,
             trusted_proxy=networks_of(env.get("TRUSTED_PROXY", "")),
             url_prefix=prefix_of(env.get("URL_PREFIX", "")),
@@ -110,6 +114,16 @@ def size_of(env: Mapping[str, str], name: str) -> int | None:
     if not found or int(found[1]) == 0:
         raise ValueError(f"{name} is {text!r}: set it to bytes, or to a number with K, M, G or T")
     return int(found[1]) << 10 * " KMGT".index(found[2].upper() or " ")
+
+
+def duration(env: Mapping[str, str], name: str) -> int | None:
+    """Seconds of 90, 30m, 24h or 7d; None for nothing. Raises ValueError."""
+    if not (text := env.get(name, "")):
+        return None
+    found = DURATION.fullmatch(text)
+    if not found or int(found[1]) == 0:
+        raise ValueError(f"{name} is {text!r}: set it to seconds, or to a number with m, h or d")
+    return int(found[1]) * SECONDS[found[2].lower()]
 
 
 def networks_of(text: str) -> tuple[Network, ...]:

@@ -96,6 +96,12 @@ class SerialQueue:
             self._busy = True
         self._intake.workers.submit(self._run, owner)
 
+    @property
+    def waits(self) -> bool:
+        """Whether there are blocks that `work` has not been called with."""
+        with self._intake.changed:
+            return bool(self._waiting)
+
     def _run(self, owner: "Upload") -> None:
         with self._intake.changed:
             batch, self._waiting, self._again = self._waiting, [], False
@@ -112,10 +118,10 @@ class SerialQueue:
         if again:   # behind the others: one fast upload must not starve them
             self._intake.workers.submit(self._run, owner)
 
-    def join(self) -> None:
-        """Waits until the queue is empty."""
+    def join(self, seconds: float | None = None) -> None:
+        """Waits until the queue is empty, at most so many seconds."""
         with self._intake.changed:
-            self._intake.changed.wait_for(lambda: not self._busy)
+            self._intake.changed.wait_for(lambda: not self._busy, seconds)
 
 
 class Body:
@@ -126,6 +132,7 @@ class Body:
     """
 
     step = STEP     # bytes to read at once
+    superseded = False      # whether another client continues it, so that its connection has to be closed
 
     def __init__(self, refusal: Exception | None = None, limit: int | None = None) -> None:
         self.refusal, self.limit, self.received = refusal, limit, 0
@@ -158,6 +165,14 @@ class Body:
         """Bytes of memory that it takes until it is closed."""
         return len(self.data)
 
+    @property
+    def kept(self) -> bool:
+        """Whether what has arrived is kept if its client leaves, so that the server need not wait for the rest."""
+        return False
+
+    def attend(self) -> None:
+        """Called now and then between two append(), by the thread that calls that."""
+
     def congested(self) -> bool:
         """Whether the disk is so far behind that no more bytes should be read for now."""
         return False
@@ -185,6 +200,8 @@ class Upload(Body):
     `algorithms` are those of the digests that are wanted in addition to SHA-256, see digests.SIZES.
     """
 
+    handover = HANDOVER     # bytes to gather at most before they are handed over
+
     def __init__(self, store: Storage, intake: Intake, content_type: str | None, limit: int | None,
                  algorithms: Iterable[str] = ()) -> None:
         super().__init__(limit=limit)
@@ -195,7 +212,7 @@ class Upload(Body):
         self._digests = Hashes(algorithms)
         self._size = 0          # bytes of the model that have arrived
         self._released = 0      # bytes of it that were written and hashed, or dropped
-        self._writes, self._hashes = SerialQueue(intake, Upload._write), SerialQueue(intake, Upload._hash)
+        self._writes, self._hashes = SerialQueue(intake, type(self)._write), SerialQueue(intake, type(self)._hash)
         self._gathered: list[memoryview | Mark] = []    # blocks to hand over, and behind them those in _small
         self._small = bytearray()
         self._gathering = 0     # bytes in both
@@ -239,7 +256,7 @@ class Upload(Body):
             self._intake.take(len(block))
         self._gather(block)
         # the first block at once, to find out early whether the disk accepts anything
-        if self._writes.done == 0 or self._gathering >= self._intake.handover:
+        if self._writes.done == 0 or self._gathering >= min(self.handover, self._intake.handover):
             self._hand_over()
 
     def _gather(self, block: memoryview | Mark) -> None:

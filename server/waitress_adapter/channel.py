@@ -88,7 +88,7 @@ class StreamingChannel(HTTPChannel):
         if self.linger_until:
             return True
         if self.request is not None:
-            self.will_close = self.will_close or self.request.overdue()
+            self.will_close = self.will_close or self.request.overdue() or self.request.superseded
             if self.request.admitting or self.request.congested():
                 self.last_activity = time.time()    # it is our disk that is silent, not the client
                 return False
@@ -217,7 +217,7 @@ class StreamingChannel(HTTPChannel):
             if request is None:
                 self.will_close = True  # its client does not read the answer
             else:
-                request.close()
+                self.drop(request)
                 refused = StreamingParser(self.adj)
                 refused.error = Overloaded("too many requests are half received: send it again, in one go")
                 self.hand_over(refused)
@@ -244,7 +244,7 @@ class StreamingChannel(HTTPChannel):
                 self.send_continue()
             request.admitting = False
         if not self.connected:      # handle_close() has left it to us
-            request.close()
+            self.drop(request)
         wake(self.server)
 
     def wants_no_thread(self) -> bool:
@@ -316,7 +316,8 @@ class StreamingChannel(HTTPChannel):
     def handle_close(self) -> None:
         self.connected = False
         if self.request is not None and not self.request.admitting:
-            self.request.close()    # nobody else closes a request that is half received
+            self.read_last(self.request)
+            self.drop(self.request)     # nobody else closes a request that is half received
         self.rest = b""
         super().handle_close()
         self.memory.count(self)
@@ -325,9 +326,22 @@ class StreamingChannel(HTTPChannel):
         if paused:      # else a thread is at it, and closes it
             self.requests[0].close()
 
+    def read_last(self, request: StreamingParser) -> None:
+        """Reads what had come before the connection broke, if it is kept: at most what the kernel has of it."""
+        with suppress(OSError):
+            while request.kept and not request.completed and (data := self.socket.recv(BLOCK)):
+                request.received(data)
+
+    def drop(self, request: StreamingParser) -> None:
+        """Closes a request that is not answered, and counts what came of its body."""
+        if request.body is not None:
+            self.application.services.metrics.receive(request.body.received)
+        request.close()
+
     def local_address(self) -> str:
         """The address that its client has connected to."""
         return str(self.socket.getsockname()[0]).removeprefix("::ffff:")
 
     def busy(self) -> bool:
-        return bool(self.request is not None or self.requests or self.rest or self.total_outbufs_len)
+        arriving = self.request is not None and not self.request.kept
+        return bool(arriving or self.requests or self.rest or self.total_outbufs_len)

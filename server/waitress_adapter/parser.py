@@ -182,13 +182,26 @@ class StreamingParser(HTTPRequestParser):
         body = self.body
         return self._held + len(self._head) + (body.held if body is not None else 0)
 
+    @property
+    def kept(self) -> bool:
+        """Whether what has arrived of its body is kept."""
+        return self.body is not None and self.body.kept
+
+    @property
+    def superseded(self) -> bool:
+        """Whether another client continues the upload."""
+        return self.body is not None and self.body.superseded
+
     def overdue(self) -> bool:
         """Whether its head has come in drops for as long as a silent connection is kept."""
         return not self.headers_finished and time.monotonic() - self._begun > self.adj.channel_timeout
 
     def congested(self) -> bool:
         body = self.body
-        return body is not None and body.congested()
+        if body is None:
+            return False
+        body.attend()
+        return body.congested()
 
     def close(self) -> None:
         """Gives back what it holds at once: the collector of cycles may not come by for long."""

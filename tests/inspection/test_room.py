@@ -27,4 +27,4 @@ WITHOUT = """
 
 
 def test_without_the_rooms_and_their_lines_all_the_rest_works(tmp_path):
-    works_without(tmp_path, WITHOUT, "inspection", "folders", "hub", "page")
+    works_without(tmp_path, WITHOUT, "inspection", "folders", "hub", "page", "resumption")

@@ -17,7 +17,9 @@ ARROWS = {
     "folders": {"server", "storage", "repository"},
     "hub": {"server", "storage", "repository"},
     "page": {"server", "storage", "repository"},
-    "model_server": {"server", "storage", "repository", "inspection", "folders", "hub", "page"},
+    "resumption": {"server", "storage", "repository"},
+    "model_server": {"server", "storage", "repository", "inspection", "folders", "hub", "page",
+                     "resumption"},
 }
 CORE = ("model_server", "storage", "repository", "server")
 HTTP = {"http", "email", "urllib", "waitress", "wsgiref", "socket", "socketserver"}

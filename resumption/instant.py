@@ -1,0 +1,130 @@
+"""Uploads that need no bytes, because the store has them under another name: a clone of the file, or a hard link."""
+
+import fcntl
+import os
+import threading
+import time
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from repository import filesystem
+from repository.directories import Directory
+from repository.drafts import StagedModel
+from repository.errors import StoreError
+from repository.model import ModelKey, Names
+from storage import Draft, Storage
+
+FICLONE = 0x40049409    # ioctl_ficlone(2)
+SHARE = 4               # seconds of rest for each second of work, when many models are learnt at once
+STALE = 1000            # hints that may be out of date, beside as many as there are models
+CANDIDATES = 100        # models with the same digest that are looked at for one that the caller may read
+
+
+class Hints:
+    """Where models of a digest probably are: 24 bytes for each model. What it says has to be checked."""
+
+    def __init__(self, store: Storage) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._digests = array("Q")      # their first 64 bits, in order; the model of each is at the same place in these
+        self._places: list[Names] = []
+        self._names: list[str] = []
+        self._new = deque[tuple[Names, list[str]]]()
+        self.changed = threading.Event()
+        store.index.seen = self.note
+
+    def note(self, place: Names, names: list[str]) -> None:
+        """Models that may be new, or have changed; learn() looks at them."""
+        if names:
+            self._new.append((place, names))
+            self.changed.set()
+
+    def learn(self, stopping: Callable[[], bool]) -> None:
+        """Looks at what is new, at a low rate if that is much."""
+        self.changed.clear()
+        while self._new and not stopping():
+            place, names = self._new.popleft()
+            for name in names:
+                begun = time.monotonic()
+                with suppress(StoreError):
+                    model = self._store.find(ModelKey.at((*place, name)), keep=False)
+                    if model and model.sha256:
+                        self._add(model.sha256, place, name)
+                if len(names) > 1 or self._new:
+                    time.sleep(SHARE * (time.monotonic() - begun))
+        if len(self._digests) > 2 * self._store.index.total(at_most=3600).models + STALE:
+            with self._lock:
+                del self._digests[:], self._places[:], self._names[:]
+            for place, names in self._store.index.known():
+                self.note(place, names)
+
+    def _add(self, sha256: str, place: Names, name: str) -> None:
+        digest = int(sha256[:16], 16)
+        with self._lock:
+            number = bisect_left(self._digests, digest)
+            if (place, name) not in self._from(number, digest):
+                self._digests.insert(number, digest)
+                self._places.insert(number, place)
+                self._names.insert(number, name)
+
+    def _from(self, number: int, digest: int) -> list[tuple[Names, str]]:
+        end = bisect_right(self._digests, digest, number, min(len(self._digests), number + CANDIDATES))
+        return list(zip(self._places[number:end], self._names[number:end], strict=True))
+
+    def find(self, sha256: str) -> Iterator[ModelKey]:
+        """Models that may have this digest."""
+        digest = int(sha256[:16], 16)
+        with self._lock:
+            found = self._from(bisect_left(self._digests, digest), digest)
+        for place, name in found:
+            yield ModelKey.at((*place, name))
+
+
+class Borrowed(filesystem.NewFile):
+    """A file that is complete, and shared with another model, so that nothing may be written to it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor, self.size, self._rest = descriptor, os.fstat(descriptor).st_size, b""
+
+
+def borrow(store: Storage, source: ModelKey, sha256: str, target: ModelKey) -> Draft | None:
+    """A draft for `target` with the bytes of another model, or of the same one.
+
+    None if that is corrupt or has other bytes by now, or if the file system can neither clone nor link its file.
+    """
+    with suppress(StoreError, OSError):
+        opened, name = store.open(source), store.staging.new_name()
+        with opened.file as file, store.staging.session() as session:
+            if opened.model.sha256 != sha256 or opened.model.corrupt:
+                return None
+            session.mkdir(name)
+            try:
+                directory = session.open(name)
+                shared = Borrowed(share(file.fileno(), directory, store.group_at(target)))
+                draft = Draft(store, name, StagedModel(directory, store.buffers, shared))
+            except OSError:
+                directory.close()
+                session.remove(name)
+                raise
+            if filesystem.stamp_of(os.fstat(file.fileno())) == opened.model.stamp:
+                return draft
+            draft.discard()     # it was changed in place
+    return None
+
+
+def share(file: int, directory: Directory, group: int | None) -> int:
+    """The descriptor of a clone of an open file in this directory, or of a link to it; raises OSError."""
+    descriptor = directory.create(filesystem.MODEL)
+    try:
+        fcntl.ioctl(descriptor, FICLONE, file)
+        return descriptor
+    except OSError:
+        os.close(descriptor)
+        directory.unlink(filesystem.MODEL)
+    if group not in (None, os.fstat(file).st_gid):
+        raise PermissionError("both names of a file have one group, and the other project needs another")
+    os.link(f"/proc/self/fd/{file}", filesystem.MODEL, dst_dir_fd=directory.descriptor)
+    return os.open(filesystem.MODEL, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.descriptor)

@@ -1,0 +1,310 @@
+"""Uploads that are continued after a break, and uploads that need no bytes: the resource `upload` of a model."""
+
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from repository.errors import ModelExists, StoreError
+from repository.model import NAME_FIELDS, Model, ModelKey, url_of
+from resumption import wire
+from resumption.instant import Hints, borrow
+from resumption.parts import Keeping, Part, Rest, Writers
+from resumption.shelf import IDENT, KeptDraft, Record, Shelf, ident_of
+from server import threads
+from server.application import Room, Route
+from server.digests import SHA256_HEX, check_claims, claims_of
+from server.envelopes import check_envelope
+from server.errors import BadRequest, HttpError, QueueFull, status_of
+from server.multipart import clean_filename
+from server.publishing import check_upload, publish
+from server.request import Request, Services, merged
+from server.responses import Response
+from server.uploads import Body, Upload
+from storage import Draft, Storage
+
+PATH = "/models/{project_id}/{app_name}/{version}/{model_name}/upload"
+SWEEP = 3600.0      # seconds between two looks for drafts that have become too old
+FATAL = (400, 413, 415, 422, 507)   # statuses of what cannot be mended by sending the rest again
+COUNTED = 60.0      # seconds by which the figures of the drafts may be out of date
+
+
+class Keeper:
+    """What the requests of one server share to continue uploads. Its thread learns digests and removes old drafts."""
+
+    def __init__(self, store: Storage, services: Services) -> None:
+        self.store, self._services = store, services
+        self.shelf, self.writers, self.hints = Shelf(store), Writers(), Hints(store)
+        self._stopping, self._thread = False, threading.Thread()
+        self._total, self._counted = (0, 0), -COUNTED
+
+    def start(self) -> None:
+        self._thread = threads.start("resumption", self._run, self._services.metrics)
+
+    def stop(self) -> None:
+        self._stopping = True
+        self.hints.changed.set()
+        self.writers.settle_all()
+        self.shelf.close()
+
+    def _run(self) -> None:
+        swept = -SWEEP
+        while not self._stopping:
+            if time.monotonic() - swept >= SWEEP and not self.store.read_only:
+                swept = time.monotonic()
+                self.shelf.guard(create=False)
+                self.shelf.sweep(self._services.settings.upload_age)
+            self.hints.learn(lambda: self._stopping)
+            self.hints.changed.wait(SWEEP - (time.monotonic() - swept))
+
+    def keeps(self, request: Request) -> bool:
+        return SHA256_HEX.fullmatch(request.query.get("sha256", "")) is not None
+
+    def receive(self, request: Request, store: Storage, limit: int | None, claims: Iterable[str]) -> Upload:
+        key, sha256 = ModelKey(**request.names), request.query["sha256"].lower()
+        record = Record(str(key), request.caller.name, sha256, fields=described(request.query))
+        return Keeping(self.shelf, ident_of(key, sha256, record.who), record, self.writers, store,
+                       self._services.intake, limit, claims)
+
+    def gauges(self) -> dict[str, tuple[str, float]]:
+        if time.monotonic() - self._counted > COUNTED:
+            self._total, self._counted = self.shelf.total(), time.monotonic()
+        return {"kept_uploads": ("Unfinished uploads that are kept.", self._total[0]),
+                "kept_upload_bytes": ("Bytes of these.", self._total[1])}
+
+
+class Asked:
+    """The upload that a request means, by `?sha256=` or `?id=`. Raises BadRequest, wire.Gone."""
+
+    def __init__(self, request: Request, names: Mapping[str, str]) -> None:
+        self.request, self.key, self.keeper = request, ModelKey(**names), keeper_of(request)
+        sha256, self.ident = request.query.get("sha256", "").lower(), request.query.get("id", "")
+        if sha256 and not SHA256_HEX.fullmatch(sha256):
+            raise BadRequest(f"sha256 {sha256[:100]!r} is not 64 hex digits")
+        if sha256 and not self.ident:
+            self.ident = ident_of(self.key, sha256, request.caller.name)
+        elif not IDENT.fullmatch(self.ident):
+            raise BadRequest("name the upload: with ?sha256= and the digest of the model, or with the ?id= that the "
+                             "answer to a POST gave")
+        self.keeper.writers.settle(self.ident)
+        known = self.keeper.shelf.find(self.ident)
+        if known and (known.record.model, known.record.who) != (str(self.key), request.caller.name):
+            known = None
+        if known is None and "id" in request.query:
+            raise wire.Gone("there is no such upload: it was stored, has expired, or belongs to another token")
+        new = Record(str(self.key), request.caller.name, sha256 or None, fields=described(request.query))
+        self.record, self.size = known or (new, 0)
+        self.sha256 = sha256 or self.record.sha256
+        self.fields = {**self.record.fields, **request.fields}
+
+    def headers(self, offset: int, complete: bool, length: int | None) -> list[tuple[str, str]]:
+        return state_headers(self.request, offset, complete, length)
+
+    def stored(self) -> Model | None:
+        """The model, if it has these bytes already."""
+        model = self.keeper.store.find(self.key) if self.request.caller.may("read", self.key.names) else None
+        return model if model and self.sha256 and model.sha256 == self.sha256 and not model.corrupt else None
+
+    def borrow(self) -> tuple[Draft, ModelKey] | None:
+        """A draft with all of the bytes, and the model that they are of, which the caller may read."""
+        if self.sha256:
+            for source in (self.key, *self.keeper.hints.find(self.sha256)):
+                if self.request.caller.may("read", source.names) and (
+                        draft := borrow(self.keeper.store, source, self.sha256, self.key)):
+                    return draft, source
+        return None
+
+
+def keeper_of(request: Request) -> Keeper:
+    keeper = request.services.keeper
+    assert isinstance(keeper, Keeper)
+    return keeper
+
+
+def described(fields: Mapping[str, str]) -> dict[str, str]:
+    """The fields that describe the model."""
+    return {name: value for name, value in fields.items() if name not in (*NAME_FIELDS, "sha256", "id")}
+
+
+def state_headers(request: Request, offset: int, complete: bool, length: int | None) -> list[tuple[str, str]]:
+    limits = {"max-size": request.settings.max_size, "max-age": request.settings.upload_age}
+    return wire.state_headers(offset, complete, length, limits)
+
+
+# ---- handlers
+
+
+def state(request: Request, store: Storage, **names: str) -> Response:
+    asked = Asked(request, names)
+    offset, complete, length = asked.size, asked.record.done, asked.record.length
+    if model := asked.stored():
+        offset, complete, length = model.size, True, model.size
+    elif found := asked.borrow():
+        found[0].discard()      # it was only to see whether that is possible
+        offset = length = found[0].size
+    kind = ("Content-Type", "text/plain; charset=utf-8")
+    return Response(200, [kind, *asked.headers(offset, complete, length)], f"{offset}\n".encode())
+
+
+def admit_part(request: Request, store: Storage, **names: str) -> Body:
+    asked, offset = Asked(request, names), wire.number(request.header, "Upload-Offset")
+    if offset is None:
+        raise BadRequest("Upload-Offset is missing: how many bytes of the model come before these; GET tells how many "
+                         "are here")
+    length, known = wire.number(request.header, "Upload-Length"), asked.record.length
+    if None not in (length, known) and length != known:
+        raise BadRequest(f"Upload-Length is {length}, and was {known} before: begin another upload")
+    length = known if length is None else length
+    check(asked.request, asked.key, asked.fields, max(length or 0, offset + request.length), asked.size)
+    if asked.record.done:
+        return Body()
+    if offset <= asked.size and (draft := asked.keeper.shelf.claim(asked.ident, by_digest(request, asked.record))):
+        if offset <= draft.size:
+            return part(request, store, draft, offset, length)
+        draft.keep()    # it was removed and begun again meanwhile
+    elif (found := asked.borrow()) and found[0].size == offset:
+        return Rest(store, request.services.intake, *found, asked.sha256 or "")
+    elif found:
+        found[0].discard()
+    raise wire.WrongOffset(f"the upload has {asked.size} bytes and not {offset}: continue from there",
+                           ("Upload-Offset", str(asked.size)))
+
+
+def by_digest(request: Request, record: Record) -> Record | None:
+    """The record of a draft that is begun by its first part: one that the digest names."""
+    return record if "id" not in request.query else None
+
+
+def part(request: Request, store: Storage, draft: KeptDraft, offset: int, length: int | None) -> Part:
+    return Part(draft, offset, length, wire.is_last(request.header), keeper_of(request).writers, store,
+                request.services.intake, request.settings.max_size)
+
+
+def check(request: Request, key: ModelKey, fields: Mapping[str, str], size: int, here: int) -> None:
+    """Refuses what can be known by the head of a part; `here` are the bytes that need no more room."""
+    described_by = {**described(fields), **dict(zip(NAME_FIELDS, key.fields, strict=True))}
+    with in_words_of(request):
+        claims = check_upload(request, keeper_of(request).store, described_by, size, size - here)
+    check_envelope(request.header, is_form=False)
+    if claims:
+        raise BadRequest("digests of a part are not checked: give that of the whole as ?sha256=, or when you begin")
+
+
+@contextmanager
+def in_words_of(request: Request) -> Iterator[None]:
+    """Refuses to replace a model in a way that clients of tus do not take for a wrong offset."""
+    try:
+        yield
+    except ModelExists as error:
+        if wire.is_client_of_tus(request.header):
+            raise wire.Refusal(str(error)) from error
+        raise
+
+
+def take_part(request: Request, store: Storage, **names: str) -> Response:
+    asked, body = Asked(request, names), request.body
+    if not isinstance(body, Part | Rest):
+        return Response(204, asked.headers(asked.size, True, asked.size))
+    return finish(request, store, body, asked.ident, asked.sha256, asked.fields)
+
+
+def finish(request: Request, store: Storage, body: Part | Rest, ident: str, sha256: str | None,
+           fields: Mapping[str, str]) -> Response:
+    """Stores the model if this was the last part of it."""
+    digests = body.finish()
+    if isinstance(body, Part) and not body.complete:
+        body.draft.keep()
+        return Response(204, state_headers(request, body.total, False, body.length))
+    assert body.draft
+    size = body.draft.size
+    try:
+        check_claims({"sha256": sha256} if sha256 else {}, digests)
+        with in_words_of(request):
+            told = described(fields)
+            filename = clean_filename(told.pop("filename", ""))
+            response = publish(request, store, body.draft, told | request.names, filename, digests["sha256"])
+    except (HttpError, StoreError) as error:
+        body.dropped = status_of(error) in FATAL
+        raise
+    body.dropped = True     # what is left of the draft, such as the old model
+    settle(request, body, ident)
+    about = state_headers(request, size, True, size)
+    if request.header("Tus-Resumable") is not None:
+        return Response(204, about)
+    response.headers += [pair for pair in about if pair[0].startswith("Upload-")]
+    return response
+
+
+def settle(request: Request, body: Part | Rest, ident: str) -> None:
+    """What is to be done when the model has been stored."""
+    keeper, metrics = keeper_of(request), request.services.metrics
+    if isinstance(body, Rest):
+        metrics.tell("instant")
+        keeper.shelf.remove(ident)
+        with suppress(QueueFull, StoreError):
+            request.services.verifier.ask(request.caller.name, *body.source.names)
+        return
+    if body.start:
+        metrics.tell("resumed")
+    if body.draft.record.length is not None or "id" in request.query:
+        body.draft.mark_done()
+
+
+def admit_creation(request: Request, store: Storage, **names: str) -> Body:
+    record = record_of(request, ModelKey(**names))
+    check(request, ModelKey(**names), record.fields, max(record.length or 0, request.length), 0)
+    if record.length == 0 or request.length or request.header("Transfer-Encoding") is not None:
+        draft = keeper_of(request).shelf.claim(secrets.token_hex(16), record)
+        assert draft
+        return part(request, store, draft, 0, record.length)
+    return Body()
+
+
+def record_of(request: Request, key: ModelKey) -> Record:
+    """What a POST says of the upload that it begins."""
+    fields = merged(request.query.items(), wire.metadata_of(request.header("Upload-Metadata") or "").items())
+    claims = claims_of(request.header, fields)
+    return Record(str(key), request.caller.name, claims.get("sha256"), wire.number(request.header, "Upload-Length"),
+                  described(fields))
+
+
+def create(request: Request, store: Storage, **names: str) -> Response:
+    body, record = request.body, record_of(request, ModelKey(**names))
+    if isinstance(body, Part):
+        ident = body.draft.ident
+        response = finish(request, store, body, ident, record.sha256, record.fields)
+    else:
+        ident = secrets.token_hex(16)
+        draft = keeper_of(request).shelf.claim(ident, record)
+        assert draft
+        draft.keep()
+        response = Response(201, state_headers(request, 0, False, record.length))
+    where = f"{url_of(ModelKey(**names), request.base_url)}/upload?id={ident}"
+    rest = [pair for pair in response.headers if pair[0] != "Location"]
+    return Response(201, [*rest, ("Location", where)], response.body)
+
+
+def forget(request: Request, store: Storage, **names: str) -> Response:
+    asked = Asked(request, names)
+    asked.keeper.shelf.remove(asked.ident)
+    asked.keeper.writers.supersede(asked.ident)
+    return Response(204, [])
+
+
+def options(request: Request, store: Storage, **names: str) -> Response:
+    most = [("Tus-Max-Size", str(request.settings.max_size))] if request.settings.max_size else []
+    return Response(204, [("Allow", "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"), *wire.OPTIONS, *most])
+
+
+RESUMPTION = Room(
+    routes=(
+        Route("GET",     PATH, "create", state),
+        Route("PUT",     PATH, "create", take_part, admit_part),
+        Route("PATCH",   PATH, "create", take_part, admit_part),
+        Route("POST",    PATH, "create", create, admit_creation),
+        Route("DELETE",  PATH, "create", forget),
+        Route("OPTIONS", PATH, None,     options),
+    ),
+    keeper=Keeper,
+)

@@ -1,0 +1,140 @@
+"""Uploads that are kept: kill -9 and failures at the system calls of each step, and many clients on one of them."""
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from support.common import eventually, sha256, staged
+from support.live import running
+from support.tracing import count_calls, points, strace, threads_of
+from support.witness import Version, assert_knows, attempt, half_models, listed, perform, put, send
+
+CALLS = ("openat", "write", "pwrite64", "fsync", "ftruncate", "renameat", "renameat2", "unlinkat", "mkdirat", "rmdir",
+         "sendto")
+DATA, MIDDLE = os.urandom(600_000), 400_001
+OLD = Version(b"old " * 1000, "old")
+
+
+def target(key):
+    return f"/models/{key}/upload?sha256={sha256(DATA)}&description=new&stage=test"
+
+
+def part(server, key, start, end=None, more=False):
+    headers = {"Upload_Offset": str(start), **({"Upload_Complete": "?0"} if more else {})}
+    return attempt(server, "PUT", target(key), DATA[start:end], **headers)
+
+
+def offset(server, key):
+    return send(server, "GET", target(key)).json
+
+
+STEPS = {   # name: what was done before, the step
+    "begin": (lambda server, key: None, lambda server, key: part(server, key, 0, MIDDLE, more=True)),
+    "continue": (lambda server, key: part(server, key, 0, MIDDLE, more=True),
+                 lambda server, key: part(server, key, MIDDLE, 500_000, more=True)),
+    "finish": (lambda server, key: part(server, key, 0, MIDDLE, more=True),
+               lambda server, key: part(server, key, MIDDLE)),
+    "delete": (lambda server, key: part(server, key, 0, MIDDLE, more=True),
+               lambda server, key: attempt(server, "DELETE", target(key))),
+}
+
+
+def go_on(server, key):
+    """Continues the upload as the line of shell does; returns what it began with."""
+    here = offset(server, key)
+    assert 0 <= here <= len(DATA)
+    answer = part(server, key, here)
+    assert answer.status in (200, 201), (here, answer)
+    assert_knows(server, key, Version(DATA, "new"))
+    return here
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("replacing", [False, True], ids=["new", "replacing"])
+def test_a_crash_at_any_system_call_leaves_what_can_be_continued(tmp_path, single, some, say, name, replacing):
+    before, step = STEPS[name]
+    storage, log, lost = tmp_path / "models", tmp_path / "strace.log", 0
+    server = single(storage)
+
+    def prepare(key):
+        if replacing:
+            assert perform(server, put(key, OLD)).status == 201
+        before(server, key)
+
+    prepare("count/app/1/m")
+    counted = count_calls(server, log, lambda: step(server, "count/app/1/m"), CALLS)
+    cases = some(points(counted), 12, always=lambda case: case[1] in ("renameat", "ftruncate"))
+    for number, (kind, call, n) in enumerate(cases):
+        key = f"n{number}/app/1/m"
+        prepare(key)
+        with strace(log, [threads_of(server)[kind]], "trace=" + ",".join(CALLS), f"inject={call}:signal=KILL:when={n}"):
+            answer = step(server, key)
+            time.sleep(0.05 if answer else 0)
+        server.stop(signal.SIGKILL)
+        server = single(storage)
+        where = f"killed at {call} {n} of the {kind} thread, {answer and answer.status}"
+        assert half_models(storage) == [], where
+        if replacing and not (answer and name == "finish"):
+            assert_knows(server, key, OLD, Version(DATA, "new"))
+        assert send(server, "DELETE", f"/models/other/app/1/m/upload?sha256={sha256(DATA)}").status == 204
+        lost += go_on(server, key) == 0
+        assert send(server, "DELETE", f"/models/{key}").status == 200
+    assert send(server, "DELETE", target("count/app/1/m")).status == 204
+    assert staged(storage) == []
+    say(f"{name}: {len(cases)} crashes of {sum(counted.values())} calls, {lost} of them began again")
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
+@pytest.mark.parametrize("name", ["begin", "continue", "finish"])
+def test_a_failing_call_is_a_refusal_and_the_upload_can_be_sent_again(tmp_path, single, some, name, error):
+    before, step = STEPS[name]
+    server, log, statuses = single(tmp_path / "models"), tmp_path / "strace.log", Counter()
+    before(server, "count/app/1/m")
+    calls = tuple(call for call in CALLS if call != "sendto")
+    counted = count_calls(server, log, lambda: step(server, "count/app/1/m"), calls)
+    for number, (kind, call, n) in enumerate(some(points(counted), 10)):
+        key = f"n{number}/app/1/m"
+        before(server, key)
+        inject = f"inject={call}:error={error}:when={n}"
+        with strace(log, [threads_of(server)[kind]], "trace=" + ",".join(calls), inject):
+            answer = step(server, key)
+        assert answer is not None, (call, n)
+        statuses[answer.status] += 1
+        if answer.status not in (200, 201):
+            go_on(server, key)
+    assert half_models(server.storage) == []
+    assert set(statuses) <= {200, 201, 204, 409, 500, 503, 507}, statuses
+
+
+def test_of_16_clients_on_one_upload_all_get_there(tmp_path, say):
+    """Each continues from what it is told, as the line of shell does, at two servers."""
+    data = os.urandom(24 << 20)
+    url = f"/models/p/app/1/m/upload?sha256={sha256(data)}"
+    with running(tmp_path / "models") as first, running(tmp_path / "models") as second:
+        tries = Counter()
+
+        def upload(n):
+            server, chance, until = (first, second)[n % 2], random.Random(n), time.monotonic() + 120
+            while time.monotonic() < until:
+                answer = attempt(server, "GET", url)
+                here = answer.json if answer else 0
+                done = attempt(server, "PUT", url, data[here:], Upload_Offset=str(here))
+                tries[done and done.status] += 1
+                if done and done.status in (200, 201):
+                    return
+                assert done is None or done.status == 409, done
+                time.sleep(chance.random() * 0.3)
+            raise AssertionError("it never got there")
+
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(upload, range(16)))
+        assert send(second, "GET", "/models/p/app/1/m").body == data
+        assert listed(first) == {"p/app/1/m"}
+        eventually(lambda: staged(first.storage) == [])
+        for server in (first, second):
+            assert "Traceback" not in server.log() and " ERROR " not in server.log(), server.log()[-3000:]
+        say(f"16 clients at two servers: {dict(tries)}")

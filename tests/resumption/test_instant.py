@@ -1,0 +1,111 @@
+"""Uploads that need no bytes: of what the caller may read and is not corrupt, and as if the bytes had been sent."""
+
+import os
+import pickle
+from email.utils import parsedate_to_datetime
+
+import pytest
+from support.common import eventually, sha256, staged
+from support.credentials import ALL, bearer, line
+from support.witness import send
+
+DATA = os.urandom(300_000)
+SOURCE = "/models/source/app/1/dir/m"
+
+
+def url(target, data=DATA):
+    return f"{target}/upload?sha256={sha256(data)}"
+
+
+def offset(server, target, data=DATA, **headers):
+    return send(server, "GET", url(target, data), **headers).json
+
+
+def end(server, target, data=DATA, **headers):
+    return send(server, "PUT", url(target, data), b"", Upload_Offset=str(len(data)), **headers)
+
+
+def store(server, target, data=DATA, **headers):
+    """Uploads a model, and waits until its digest is known."""
+    assert send(server, "PUT", target, data, **headers).status in (200, 201)
+    eventually(lambda: offset(server, "/models/source/app/1/probe", data, **headers) == len(data))
+
+
+def test_what_is_stored_under_another_name_is_here_at_once(start):
+    server = start()
+    store(server, SOURCE)
+    state = send(server, "GET", url("/models/p/a/1/m"))
+    assert (state.json, state.headers["upload-complete"]) == (len(DATA), "?0")
+    answer = send(server, "PUT", url("/models/p/a/1/m") + "&stage=prod", b"", Upload_Offset=str(len(DATA)))
+    assert (answer.status, answer.json["sha256"], answer.json["metadata"]) == (201, sha256(DATA), {"stage": "prod"})
+    assert send(server, "GET", "/models/p/a/1/m").body == DATA
+    assert send(server, "DELETE", SOURCE).status == 200
+    assert send(server, "GET", "/models/p/a/1/m").body == DATA
+    assert "uploads_instant_total 1" in send(server, "GET", "/metrics").body.decode()
+    server.wait_for_log("verified source/app/1/dir/m: 1 model")
+    assert staged(server.storage) == [] and "Traceback" not in server.log()
+
+
+def test_bytes_cannot_follow_what_is_complete(start):
+    server = start()
+    store(server, SOURCE)
+    assert send(server, "PUT", url("/models/p/a/1/m"), b"x", Upload_Offset=str(len(DATA))).status == 413
+    assert send(server, "GET", "/models/p/a/1/m").status == 404 and staged(server.storage) == []
+
+
+def test_a_token_learns_nothing_of_what_it_may_not_read(start, tokens):
+    server = start(MODEL_TOKENS_FILE=str(tokens(line("ann", ALL, "*"), line("bob", ALL, "p"))))
+    store(server, SOURCE, **bearer("ann"))
+    assert [offset(server, "/models/p/a/1/m", **bearer(name)) for name in ("ann", "bob")] == [len(DATA), 0]
+    refused = end(server, "/models/p/a/1/m", **bearer("bob"))
+    assert (refused.status, refused.headers["upload-offset"]) == (409, "0")
+    assert end(server, "/models/p/a/1/m", **bearer("ann")).status == 201
+
+
+def test_what_is_corrupt_or_was_changed_is_never_used(start):
+    server = start()
+    store(server, SOURCE)
+    path = server.storage / SOURCE.removeprefix("/models/") / "model"
+    path.write_bytes(DATA[:-1] + b"x" if DATA[-1:] != b"x" else DATA[:-1] + b"y")
+    assert send(server, "POST", SOURCE.replace("/models/", "/verify/")).status == 202
+    eventually(lambda: send(server, "GET", f"{SOURCE}/info").json["corrupt"])
+    assert offset(server, "/models/p/a/1/m") == 0
+    assert end(server, "/models/p/a/1/m").status == 409
+    path.write_bytes(DATA[:-1])     # of another size: its metadata does not belong to it any more
+    assert offset(server, "/models/p/a/1/m") == 0
+    assert all(name.startswith("corrupt/") for name in staged(server.storage))
+
+
+def test_the_date_of_a_name_never_goes_back(start):
+    server = start()
+    store(server, SOURCE)
+    path = server.storage / SOURCE.removeprefix("/models/") / "model"
+    os.utime(path, (10**9, 10**9))
+    assert send(server, "PUT", "/models/p/a/1/m", b"newer").status == 201
+
+    def date():
+        found = eventually(lambda: send(server, "HEAD", "/models/p/a/1/m").headers.get("last-modified"))
+        return parsedate_to_datetime(found)
+
+    before = date()
+    assert end(server, "/models/p/a/1/m").status == 200
+    assert date() >= before and send(server, "GET", "/models/p/a/1/m").body == DATA
+
+
+def test_what_an_inspection_refuses_is_refused_under_the_next_name_too(start):
+    data = pickle.dumps({"weights": [0.5] * 10_000}, 2)
+    server = start()
+    store(server, SOURCE, data)
+    server.stop()
+    server = start(MODEL_PICKLE="deny")
+    eventually(lambda: offset(server, "/models/p/a/1/m", data) == len(data))
+    assert end(server, "/models/p/a/1/m", data).status == 422
+    assert send(server, "GET", "/models/p/a/1/m").status == 404 and staged(server.storage) == []
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_what_is_replaced_or_deleted_is_not_offered(start, method):
+    server = start()
+    store(server, SOURCE)
+    assert send(server, method, SOURCE, b"other").status == 200
+    assert offset(server, "/models/p/a/1/m") == 0 and end(server, "/models/p/a/1/m").status == 409

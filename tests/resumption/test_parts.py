@@ -1,0 +1,158 @@
+"""Uploads in parts: what a draft has is told, continued, refused, stored and forgotten."""
+
+import os
+
+import pytest
+from support.common import sha256, staged
+from support.live import running
+from support.raw import head
+from support.witness import send
+
+MIB = 1 << 20
+COMMON = os.urandom(3 * MIB + 1234)
+
+
+@pytest.fixture
+def data():
+    """Bytes that no other test uploads: otherwise they would be here already."""
+    return os.urandom(16) + COMMON
+
+
+def where(target, data):
+    return f"{target}/upload?sha256={sha256(data)}"
+
+
+def part(site, url, data, offset, method="PUT", **headers):
+    return site.send(method, url, data, Upload_Offset=str(offset), **headers)
+
+
+def test_of_what_is_not_known_nothing_is_here(site, target, data):
+    for url in (where(target, data), where(target, data).replace(sha256(data), sha256(data).upper())):
+        answer = site.send("GET", url)
+        assert (answer.status, answer.json, answer.headers["Upload-Offset"]) == (200, 0, "0")
+        assert (answer.headers["Upload-Complete"], answer.headers["Cache-Control"]) == ("?0", "no-store")
+        assert answer.headers["Upload-Limit"] == "max-age=86400"
+    assert site.send("HEAD", where(target, data)).headers["Upload-Offset"] == "0"
+    assert staged(site.root) == []
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+def test_parts_become_the_model(site, target, data, method):
+    url, description = where(target, data), "&description=in+parts&stage=prod"
+    answer = part(site, url, data[:MIB + 5], 0, method, Upload_Complete="?0")
+    assert answer.status == 204
+    assert (answer.headers["Upload-Offset"], answer.headers["Upload-Complete"]) == (str(MIB + 5), "?0")
+    answer = site.send("GET", url)
+    assert (answer.json, answer.headers["Upload-Complete"]) == (MIB + 5, "?0")
+    assert part(site, url, data[MIB + 5:2 * MIB], MIB + 5, method, Upload_Complete="?0").status == 204
+    answer = part(site, url + description, data[2 * MIB:], 2 * MIB, method)
+    assert (answer.status, answer.json["sha256"], answer.json["description"]) == (201, sha256(data), "in parts")
+    assert answer.json["metadata"] == {"stage": "prod"} and answer.headers["ETag"] == f'"{sha256(data)}"'
+    assert answer.headers["Upload-Offset"] == str(len(data)) and answer.headers["Upload-Complete"] == "?1"
+    assert (site.root / target.removeprefix("/models/") / "model").read_bytes() == data
+    assert staged(site.root) == []
+    answer = site.send("GET", url)
+    assert (answer.json, answer.headers["Upload-Complete"]) == (len(data), "?1")
+    answer = part(site, url + description, b"", len(data), method)
+    assert (answer.status, answer.json["unchanged"]) == (200, True)
+    assert staged(site.root) == []
+
+
+@pytest.mark.parametrize("back", [1, 4096, 70_000, MIB])
+def test_what_is_here_already_is_skipped(site, target, data, back):
+    url = where(target, data)
+    part(site, url, data[:MIB], 0, Upload_Complete="?0")
+    answer = part(site, url, data[MIB - back:MIB - 1], MIB - back, Upload_Complete="?0")
+    assert (answer.status, answer.headers["Upload-Offset"]) == (204, str(MIB))
+    answer = part(site, url, data[MIB - back:], MIB - back)
+    assert (answer.status, answer.json["sha256"]) == (201, sha256(data))
+
+
+def test_beyond_what_is_here_the_answer_tells_how_much_that_is(site, target, data):
+    url = where(target, data)
+    for here in (0, MIB + 1):
+        part(site, url, data[:here], 0, Upload_Complete="?0")
+        answer = part(site, url, data[here + 1:], here + 1)
+        assert (answer.status, answer.headers["Upload-Offset"]) == (409, str(here)) and answer.json["detail"]
+    assert site.send("GET", url).json == MIB + 1
+    assert site.send("DELETE", url).status == 204
+
+
+@pytest.mark.parametrize("says", ["?0", "?1", None])
+def test_it_is_complete_when_its_length_is_reached_whatever_it_says(site, target, data, says):
+    url, more = where(target, data), {} if says is None else {"Upload_Complete": says}
+    size = {"Upload_Length": str(len(data))}
+    assert part(site, url, data[:MIB], 0, **size, **more).status == 204
+    assert part(site, url, data[MIB:], MIB, **size, **more).status == 201
+
+
+def test_more_than_its_length_is_refused(site, target, data):
+    answer = part(site, where(target, data), data, 0, Upload_Length=str(len(data) - 1))
+    assert answer.status == 400 and "Upload-Length" in answer.json["detail"]
+    assert staged(site.root) == []
+
+
+def test_another_digest_is_told_and_nothing_is_left(site, target, data):
+    url = where(target, data + b"x")
+    assert part(site, url, data[:MIB], 0, Upload_Complete="?0").status == 204
+    answer = part(site, url, data[MIB:], MIB)
+    assert answer.status == 400 and all(digest in answer.json["detail"] for digest in (sha256(data), url[-64:]))
+    assert (staged(site.root), site.send("GET", url).json) == ([], 0)
+
+
+def test_a_draft_is_deleted(site, target, data):
+    url = where(target, data)
+    part(site, url, data[:MIB], 0, Upload_Complete="?0")
+    assert staged(site.root) != []
+    assert [site.send("DELETE", url).status for _ in range(2)] == [204, 204]
+    assert (staged(site.root), site.send("GET", url).json) == ([], 0)
+
+
+@pytest.mark.parametrize(("query", "headers", "status"), [
+    ("", {}, 400),
+    ("?sha256=12", {}, 400),
+    ("?id=../../x", {}, 400),
+    ("?id=" + "0" * 32, {}, 404),
+    (f"?sha256={'0' * 64}", {"Upload_Offset": "x"}, 400),
+    (f"?sha256={'0' * 64}", {"Upload_Offset": "9" * 30}, 400),
+    (f"?sha256={'0' * 64}", {"Upload_Offset": "7"}, 409),
+    (f"?sha256={'0' * 64}", {"Upload_Length": "-1"}, 400),
+    (f"?sha256={'0' * 64}", {"Content_Encoding": "gzip"}, 415),
+    (f"?sha256={'0' * 64}", {"Content_MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}, 400),
+    (f"?sha256={'0' * 64}&version=other", {}, 400),
+    (f"?sha256={'0' * 64}", {"If_Match": '"x"'}, 412),
+])
+def test_a_part_that_cannot_be_one_is_refused(site, target, query, headers, status):
+    answer = site.send("PUT", f"{target}/upload{query}", COMMON[:10], **{"Upload_Offset": "0", **headers})
+    assert answer.status == status and answer.json["detail"]
+    assert staged(site.root) == []
+
+
+@pytest.mark.parametrize(("settings", "headers", "status"), [
+    ({"MODEL_MAX_SIZE": "3M"}, {}, 413),
+    ({"MODEL_MAX_SIZE": "3M"}, {"Upload-Length": str(4 * MIB)}, 413),
+    ({}, {"Upload-Length": str(10**17)}, 507),
+    ({"MODEL_OVERWRITE": "deny"}, {}, 409),
+    ({}, {"If-None-Match": "*"}, 412),
+    ({}, {"Upload-Offset": "9999999"}, 409),
+    ({"MODEL_ANONYMOUS": "read"}, {}, 401),
+], ids=str)
+def test_a_part_is_refused_before_it_is_sent_and_without_asking_after_it(start, settings, headers, status):
+    """Its beginning is here already, and is not touched by that."""
+    with running(start().storage) as first:
+        assert send(first, "PUT", "/models/p/a/1/m", b"old").status == 201
+        first.stop()
+    server = start(**settings)
+    data = COMMON + COMMON[:MIB]
+    fields = {"Upload-Offset": "0", "Content-Length": str(len(data)), **headers}
+    lines = [f"{name}: {value}" for name, value in fields.items()]
+    request = head(f"PUT {where('/models/p/a/1/m', data)}", *lines)
+    with server.connect() as wire:
+        wire.send(request)
+        wire.send(data)
+        got, told, _ = wire.response()
+        assert (got, told.get("upload-offset")) == (status, "0" if "Upload-Offset" in headers else None)
+    with server.connect() as wire:
+        wire.send(request.replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n"))
+        assert wire.head()[0] == status
+    assert staged(server.storage) == []
