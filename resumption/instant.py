@@ -109,10 +109,17 @@ def borrow(store: Storage, source: ModelKey, sha256: str, target: ModelKey) -> D
                 directory.close()
                 session.remove(name)
                 raise
-            if filesystem.stamp_of(os.fstat(file.fileno())) == opened.model.stamp:
+            unchanged = filesystem.stamp_of(os.fstat(file.fileno())) == opened.model.stamp
+            if unchanged and keeps_date(store, target, os.fstat(shared.descriptor).st_mtime_ns):
                 return draft
-            draft.discard()     # it was changed in place
+            draft.discard()
     return None
+
+
+def keeps_date(store: Storage, target: ModelKey, mtime_ns: int) -> bool:
+    """Whether Last-Modified does not go back if a file of this time replaces what is there; that of a link may."""
+    current = store.find(target)
+    return current is None or current.mtime_ns <= mtime_ns
 
 
 def share(file: int, directory: Directory, group: int | None) -> int:

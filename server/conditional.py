@@ -32,21 +32,11 @@ def last_modified(model: Model, now_ns: int) -> datetime | None:
     """When it was modified, rounded up to the second; None while that, or the time it tells, cannot be relied on.
 
     RFC 9110 8.8.2.1: it must not lie in the future. 8.8.2.2: in the second in which it was made, it may be replaced
-    again. So no two models that one name had one after the other are told with one date. The file may be a link to an
-    older one, so that the time of the upload counts where it is later.
+    again. So no two models that one name had one after the other are told with one date.
     """
-    modified = max(model.mtime_ns, moment_of(model.uploaded_at))
-    if not 0 <= modified <= now_ns - SECOND:
+    if not 0 <= model.mtime_ns <= now_ns - SECOND:
         return None
-    return datetime.fromtimestamp(-(-modified // SECOND), UTC)
-
-
-def moment_of(uploaded_at: str | None) -> int:
-    """A time as metadata.json has it, in ns since 1970; -1 for what is none."""
-    try:
-        return round(datetime.fromisoformat(uploaded_at or "").timestamp() * 1000) * 10**6
-    except (ValueError, OverflowError):
-        return -1
+    return datetime.fromtimestamp(-(-model.mtime_ns // SECOND), UTC)
 
 
 def matches(header: str, etag: str | None, weak: bool) -> bool:

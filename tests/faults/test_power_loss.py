@@ -4,6 +4,7 @@
 are not, which finds files that have a name and no content.
 """
 
+import os
 import random
 import shutil
 import signal
@@ -13,8 +14,10 @@ import time
 from contextlib import contextmanager, suppress
 
 import pytest
+from support.common import eventually, sha256
 from support.ledger import Ledger
 from support.live import running
+from support.raw import head
 from support.versions import put_version, stored
 from support.witness import assert_whole, send
 
@@ -176,3 +179,25 @@ def test_without_fsync_the_same_test_finds_losses(disk, say, how):
                 f"{acknowledged} changes")
             return
     raise AssertionError("five rounds without fsync lost nothing: this test finds nothing")
+
+
+@pytest.mark.parametrize("how", SHUTDOWNS)
+def test_after_a_power_cut_an_upload_continues_with_what_had_reached_the_disk(disk, count, say, how):
+    heres = []
+    for _ in range(count(2, 15)):
+        data = os.urandom(24 << 20)
+        url, sent = f"/models/p/app/1/m/upload?sha256={sha256(data)}", random.randrange(10 << 20, 20 << 20)
+        with disk.mounted() as storage, running(storage) as server:
+            with server.connect() as wire:
+                wire.send(head(f"PUT {url}", "Upload-Offset: 0", f"Content-Length: {len(data)}"), data[:sent])
+                eventually(lambda server=server, url=url: send(server, "GET", url).json > 8 << 20)
+                disk.cut_power(how)
+            server.stop(signal.SIGKILL)
+        with disk.mounted() as storage, running(storage) as server:
+            heres.append(send(server, "GET", url).json)
+            assert heres[-1] <= sent
+            answer = send(server, "PUT", url, data[heres[-1]:], Upload_Offset=str(heres[-1]))
+            assert answer.status in (200, 201), answer
+            assert send(server, "GET", "/models/p/app/1/m").body == data
+            server.stop()
+    say(f"{len(heres)} power cuts ({how}) during uploads, continued from {heres}")
