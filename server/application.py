@@ -165,7 +165,7 @@ class Router:
         allow = ("Allow", ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))))
         if method == "OPTIONS":
             raise OptionsAnswered("", allow)
-        if f"/{MARK}" in path:
+        if f"/{MARK}" in path and method in self._patterns:
             raise InvalidName("an alias is for reading: to change something, name the version")
         raise MethodNotAllowed(f"{request.method[:50]} is not for this path: use {allow[1]}", allow)
 
