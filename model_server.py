@@ -15,6 +15,7 @@ from typing import Any
 from folders.room import FOLDERS
 from hub.room import HUB
 from inspection.room import INSPECTION
+from openapi.room import OPENAPI
 from page.room import PAGE
 from repository import metadata
 from repository.errors import (
@@ -40,6 +41,7 @@ from server import threads
 from server.application import Application, Room, Route
 from server.command_line import command
 from server.conditional import but_if_match, check_write, etag_of, etag_of_info, read_status
+from server.descriptions import described
 from server.digests import check_claims, claims_of, digest_in
 from server.envelopes import check_chunks, check_envelope, check_whole
 from server.errors import BadRequest, PreconditionFailed, TooLarge
@@ -355,12 +357,13 @@ ROOMS: tuple[Room, ...] = (
     HUB,
     PAGE,
     RESUMPTION,
+    OPENAPI,
 )
 
 
 def create_app(store: Storage, settings: Settings, measured: Metrics | None = None, tell: Tell = say) -> Application:
     """The WSGI application; `tell` writes the line of a request. Raises ValueError for settings that cannot be."""
-    return Application(store, settings, ROUTES, ROOMS, measured or Metrics(), tell)
+    return Application(store, settings, described(ROUTES), ROOMS, measured or Metrics(), tell)
 
 
 def main() -> None:

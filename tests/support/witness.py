@@ -117,7 +117,7 @@ def half_models(root):
     found = []
     for path, directories, names in os.walk(root):
         inside = Path(path).relative_to(root).parts
-        whole = sorted(names) == ["metadata.json", "model"] and not directories or not names
+        whole = (sorted(names) == ["metadata.json", "model"] and not directories) or not names
         if len(inside) >= 4 and inside[0] != ".staging" and not whole:
             found.append((path, names))
     return found
