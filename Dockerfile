@@ -17,6 +17,7 @@ COPY inspection ./inspection/
 COPY folders ./folders/
 COPY hub ./hub/
 COPY resumption ./resumption/
+COPY openapi ./openapi/
 COPY page ./page/
 
 # Readable by every user, whatever the umask was where this was checked out; a named volume takes its owner from here

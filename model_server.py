@@ -15,6 +15,7 @@ from typing import Any
 from folders.room import FOLDERS
 from hub.room import HUB
 from inspection.room import INSPECTION
+from openapi.room import OPENAPI
 from page.room import PAGE
 from repository import metadata
 from repository.errors import (
@@ -39,8 +40,9 @@ from resumption.room import RESUMPTION
 from server import threads
 from server.application import Application, Room, Route
 from server.command_line import command
-from server.conditional import but_if_match, check_write, etag_of, read_status
-from server.digests import check_claims, claims_of
+from server.conditional import but_if_match, check_write, etag_of, etag_of_info, read_status
+from server.descriptions import described
+from server.digests import check_claims, claims_of, digest_in
 from server.envelopes import check_chunks, check_envelope, check_whole
 from server.errors import BadRequest, PreconditionFailed, TooLarge
 from server.listing import list_response
@@ -151,7 +153,7 @@ def checksum(request: Request, store: Storage, **names: str) -> Response:
 
 def download(request: Request, store: Storage, **names: str) -> Response:
     """A model or, where there is none of this name, what is in the folder."""
-    pinned = request.query.get("sha256")
+    pinned, anyway = digest_in(request.query), request.flag("allow_corrupt")
     read = store.open if request.method == "GET" else store.peek
 
     def open_or_list(**names: str) -> OpenModel | dict[str, str]:
@@ -166,13 +168,13 @@ def download(request: Request, store: Storage, **names: str) -> Response:
     opened, headers = newest(request, store, open_or_list, names)
     if not isinstance(opened, OpenModel):
         return list_below(request, store, opened, headers)
-    if opened.model.corrupt and request.query.get("allow_corrupt") != "true":
+    if opened.model.corrupt and not anyway:
         opened.file.close()
         raise ModelCorrupt(f"{opened.model.key} is corrupt: its bytes are not those that were uploaded. "
                                   "Upload it again, or add ?allow_corrupt=true to have them as they are")
-    if pinned is not None and pinned.lower() != opened.model.sha256:
+    if pinned is not None and pinned != opened.model.sha256:
         opened.file.close()
-        raise PreconditionFailed(f"the model is not {pinned[:100]} but {opened.model.sha256}")
+        raise PreconditionFailed(f"the model is not {pinned} but {opened.model.sha256}")
     direct = opened.model.key.version == request.names["version"]
     tag = version_tag(request, store, opened)
     headers += [("X-Version-ETag", tag)] if tag else []
@@ -212,10 +214,6 @@ def info(request: Request, store: Storage, **names: str) -> Response:
     return json_response(200, with_url(model.line, request.base_url), ("ETag", etag), *headers)
 
 
-def etag_of_info(model: Model) -> str:
-    return f'"info-{model.fingerprint}"'
-
-
 def amend(request: Request, store: Storage, **names: str) -> Response:
     try:
         patch = metadata.parse_json(bytes(request.body.data))
@@ -234,6 +232,8 @@ def amend(request: Request, store: Storage, **names: str) -> Response:
 
 def delete_model(request: Request, store: Storage, **names: str) -> Response:
     key = ModelKey(**names)
+    for name in ("recursive", "aliases"):
+        request.flag(name)      # what is in doubt deletes nothing
     if not store.find(key) and next(store.keys(*key.names), key) != key:
         return delete_tree(request, store, **names)
 
@@ -247,11 +247,13 @@ def delete_model(request: Request, store: Storage, **names: str) -> Response:
 
 
 def delete_tree(request: Request, store: Storage, **names: str) -> Response:
+    recursive = request.flag("recursive")
+    request.flag("aliases")     # later, some would be deleted
     keys = list(store.keys(*names_in(names)))
     where = "/".join(names.values())
     if not keys:
         raise ModelNotFound(f"there is no model below {where}")
-    if request.query.get("recursive") != "true":
+    if not recursive:
         raise NotEmpty(f"this would delete {counted(len(keys), 'model')} below {where}: add ?recursive=true to do it")
     leave_no_alias(request, store, frozenset(keys))
     deleted = 0
@@ -355,12 +357,13 @@ ROOMS: tuple[Room, ...] = (
     HUB,
     PAGE,
     RESUMPTION,
+    OPENAPI,
 )
 
 
 def create_app(store: Storage, settings: Settings, measured: Metrics | None = None, tell: Tell = say) -> Application:
     """The WSGI application; `tell` writes the line of a request. Raises ValueError for settings that cannot be."""
-    return Application(store, settings, ROUTES, ROOMS, measured or Metrics(), tell)
+    return Application(store, settings, described(ROUTES), ROOMS, measured or Metrics(), tell)
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def tar_response(request: Request, store: Storage, names: Mapping[str, str], pla
     query, above = ListQuery.parse({**request.query, "format": "json"}), names_in(names)
     if query.limit is not None or query.after:
         raise BadRequest("a tar has no pages: leave out limit and after")
-    entries = list(entries_of(store, selected(store, places, query, ()), request.query.get("allow_corrupt") == "true"))
+    entries = list(entries_of(store, selected(store, places, query, ()), request.flag("allow_corrupt")))
     if not entries:
         raise absent(above)
     layout = Layout([Member("/".join(entry.names[len(above):]), entry.size, entry.mtime) for entry in entries])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from folders import aliases
+from folders.about import ADDS, POINT, PUT_VERSION, REMOVE
 from folders.download import entry_of, etag_of_all, tar_response
 from folders.tar_upload import TarUpload
 from folders.version_tags import version_tag
@@ -93,11 +94,13 @@ def admit_version(request: Request, store: Storage, **names: str) -> Body:
 ALIAS_PATH = "/models/{project_id}/{app_name}/@{alias}"
 FOLDERS = Room(
     routes=(
-        Route("PUT",    "/models/{project_id}/{app_name}/{version}",  "create", put_version, admit_version),
-        Route("PUT",    ALIAS_PATH,                                   "update", aliases.point),
-        Route("DELETE", ALIAS_PATH,                                   "update", aliases.remove),
+        Route("PUT",    "/models/{project_id}/{app_name}/{version}",  "create", put_version, admit_version,
+              about=PUT_VERSION),
+        Route("PUT",    ALIAS_PATH,                                   "update", aliases.point, about=POINT),
+        Route("DELETE", ALIAS_PATH,                                   "update", aliases.remove, about=REMOVE),
     ),
     formats={"tar": tar_response},
     read_through=aliases.read_through,
     version_tag=version_tag,
+    adds=ADDS,
 )

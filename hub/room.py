@@ -9,11 +9,13 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
+from hub.about import ABOUT
 from hub.snapshots import MAIN, File, Missing, Snapshot, Snapshots, digits, identity_of, versions
 from repository.errors import InvalidName, ModelCorrupt, ModelNotFound
 from repository.model import NAME, ModelKey
 from server.access import Unauthorized
 from server.application import Room, Route
+from server.descriptions import described
 from server.errors import BadRequest
 from server.request import Request
 from server.responses import Response, file_response, json_response
@@ -166,7 +168,7 @@ def explain(request: Request, error: Exception, response: Response) -> None:
 
 REPO = "/api/models/{project_id}/{app_name}"
 route = partial(Route, encoded_slashes=True, explain=explain)
-HUB = Room(routes=(
+ROUTES = (
     route("GET",  "/api/whoami-v2",                                            "read", whoami, partly=True),
     route("GET",  "/api/models",                                               "read", models, partly=True),
     route("GET",  REPO,                                                        "read", info),
@@ -178,4 +180,5 @@ HUB = Room(routes=(
     route("GET",  REPO + "/refs",                                              "read", refs),
     route("GET",  "/{project_id}/{app_name}/resolve/{version}/{model_name}",  "read", resolve),
     route("GET",  "/{project_id}/{app_name}/raw/{version}/{model_name}",      "read", resolve),
-))
+)
+HUB = Room(described(ROUTES, ABOUT))

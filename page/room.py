@@ -4,6 +4,7 @@ import hashlib
 import html
 from pathlib import Path
 
+from page.about import ADDS, FILE, START
 from server.application import Room, Route
 from server.conditional import asks_for, read_status
 from server.errors import NotFound
@@ -22,8 +23,8 @@ def nothing(request: Request, store: Storage, **names: str) -> Response:
 
 
 ROUTES = (
-    Route("GET", "/", None, nothing),               # for all but browsers
-    Route("GET", "/page/{name}", None, nothing),    # where Page has no file of this name
+    Route("GET", "/", None, nothing, about=START),              # for all but browsers
+    Route("GET", "/page/{name}", None, nothing, about=FILE),    # where Page has no file of this name
 )
 PATHS = ("/", "/models/list", "/models/{project_id}", "/models/{project_id}/{app_name}",
          "/models/{project_id}/{app_name}/{version}")
@@ -64,4 +65,4 @@ def answer(request: Request, kind: str, body: bytes) -> Response:
     return Response(200, [("Content-Type", f"{kind}; charset=utf-8"), *headers], body)
 
 
-PAGE = Room(ROUTES, front=Page)
+PAGE = Room(ROUTES, front=Page, adds=ADDS)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 
 from repository.errors import ModelExists, StoreError
 from repository.model import NAME_FIELDS, Model, ModelKey, url_of
-from resumption import wire
+from resumption import about, wire
 from resumption.instant import Hints, borrow
 from resumption.parts import Keeping, Part, Rest, Writers
 from resumption.shelf import IDENT, KeptDraft, Record, Shelf, ident_of
@@ -299,12 +299,12 @@ def options(request: Request, store: Storage, **names: str) -> Response:
 
 RESUMPTION = Room(
     routes=(
-        Route("GET",     PATH, "create", state),
-        Route("PUT",     PATH, "create", take_part, admit_part),
-        Route("PATCH",   PATH, "create", take_part, admit_part),
-        Route("POST",    PATH, "create", create, admit_creation),
-        Route("DELETE",  PATH, "create", forget),
-        Route("OPTIONS", PATH, None,     options),
+        Route("GET",     PATH, "create", state, about=about.GET),
+        Route("PUT",     PATH, "create", take_part, admit_part, about=about.PUT),
+        Route("PATCH",   PATH, "create", take_part, admit_part, about=about.PATCH),
+        Route("POST",    PATH, "create", create, admit_creation, about=about.POST),
+        Route("DELETE",  PATH, "create", forget, about=about.DELETE),
+        Route("OPTIONS", PATH, None,     options, about=about.OPTIONS),
     ),
     keeper=Keeper,
 )

@@ -273,7 +273,12 @@ class Guard:
             raise ValueError(f"MODEL_TOKENS_FILE {self._path}, {error}") from None
 
 
+def anonymous_of(path: Path | None, anonymous: str | None) -> str:
+    """What callers without a token may do under these settings: all, read or none."""
+    return anonymous or ("none" if path else "all")
+
+
 def guard_of(path: Path | None, anonymous: str | None) -> Guard | None:
     """The guard for these settings; None if everybody may do everything. Raises ValueError."""
-    anonymous = anonymous or ("none" if path else "all")
+    anonymous = anonymous_of(path, anonymous)
     return None if path is None and anonymous == "all" else Guard(path, anonymous)

@@ -24,6 +24,7 @@ from repository.errors import (
 )
 from repository.model import RESERVED_ENDINGS, check_name
 from server import origins
+from server.about import About
 from server.access import Refused, guard_of
 from server.errors import (
     CutShort,
@@ -80,7 +81,8 @@ class Route:
     """`verb` is what a caller must have the right to, for all that the path names; None: anybody may.
 
     Where it is `partly` enough to have it for some of that, the handler keeps to what request.caller may. `explain`
-    puts into the answer to an error what the clients of this route understand.
+    puts into the answer to an error what the clients of this route understand. `about` tells programs what the route
+    takes and answers.
     """
 
     method: str
@@ -92,6 +94,7 @@ class Route:
     partly: bool = False
     encoded_slashes: bool = False       # whether %2F in the path is a slash; elsewhere it would make a name another one
     explain: Callable[[Request, Exception, Response], None] | None = None
+    about: About | None = None
 
     @property
     def fields(self) -> list[str]:
@@ -116,7 +119,9 @@ class Room(NamedTuple):
     anybody is asked for a token. It adds to request.vary the headers by which it decided that.
     `examiner` gives, for the settings, a function of an open file and its size in bytes. It tells what it saw, or
     raises what refuses the upload. Raises ValueError for settings that cannot be.
-    `keeper` makes what keeps uploads that break off, for a store and the services of a server.
+    `keeper` makes what keeps uploads that break off, for a store and the services of a server. `adds` is what the room
+    adds to what others' routes tell, by method and path. `overview` gives the routes that tell of all routes, for those
+    and the settings.
     """
 
     routes: tuple[Route, ...] = ()
@@ -126,6 +131,20 @@ class Room(NamedTuple):
     keeper: Callable[[Storage, Services], Keeper] | None = None
     examiner: Callable[[Settings], Examine] | None = None
     front: Callable[[], Front] | None = None
+    adds: Mapping[str, About] = MappingProxyType({})
+    overview: Callable[[Sequence[Route], Settings], tuple[Route, ...]] | None = None
+
+
+def routes_of(routes: Sequence[Route], rooms: Sequence[Room], settings: Settings) -> tuple[Route, ...]:
+    """All routes, each with all that there is to tell of it."""
+    found = list[Route]()
+    for route in (*routes, *(route for room in rooms for route in room.routes)):
+        about = route.about
+        for room in rooms:
+            more = room.adds.get(f"{route.method} {route.path}")
+            about = about.joined(more) if about and more else about
+        found.append(replace(route, about=about))
+    return (*found, *(route for room in rooms if room.overview for route in room.overview(found, settings)))
 
 
 class Router:
@@ -165,7 +184,7 @@ class Router:
         allow = ("Allow", ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))))
         if method == "OPTIONS":
             raise OptionsAnswered("", allow)
-        if f"/{MARK}" in path:
+        if f"/{MARK}" in path and method in self._patterns:
             raise InvalidName("an alias is for reading: to change something, name the version")
         raise MethodNotAllowed(f"{request.method[:50]} is not for this path: use {allow[1]}", allow)
 
@@ -228,7 +247,8 @@ class Application:
     def __init__(self, store: Storage, settings: Settings, routes: Sequence[Route], rooms: Sequence[Room],
                  metrics: Metrics, tell: Tell) -> None:
         self.store = store
-        self.router = Router((*routes, *(route for room in rooms for route in room.routes)))
+        self.routes = routes_of(routes, rooms, settings)
+        self.router = Router(self.routes)
         self.read_through = next((room.read_through for room in rooms if room.read_through), None)
         self.fronts = [room.front() for room in rooms if room.front]
         self.guard = guard_of(settings.tokens_file, settings.anonymous)

@@ -28,6 +28,11 @@ def etag_of(model: Model) -> str:
     return f'W/"{model.size:x}-{model.mtime_ns:x}-{model.inode:x}"'
 
 
+def etag_of_info(model: Model) -> str:
+    """That of what is told about a model."""
+    return f'"info-{model.fingerprint}"'
+
+
 def last_modified(model: Model, now_ns: int) -> datetime | None:
     """When it was modified, rounded up to the second; None while that, or the time it tells, cannot be relied on.
 

@@ -109,6 +109,13 @@ def claimed(header: Header, fields: Mapping[str, str]) -> Iterator[tuple[str, st
                 yield name, known, value, decode
 
 
+def digest_in(query: Mapping[str, str]) -> str | None:
+    """The SHA-256 that a reader wants the model to have, in lower-case hex; raises BadRequest for what is none."""
+    if (text := query.get("sha256")) is not None and not SHA256_HEX.fullmatch(text):
+        raise BadRequest(f"sha256 has {text[:100]!r}, which is no sha256: that takes 64 hex digits")
+    return text and text.lower()
+
+
 def of_hex(text: str) -> str | None:
     return text.strip().lower() if re.fullmatch("[0-9A-Fa-f]+", text.strip()) else None
 

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 from repository.model import NAME_FIELDS, URL_PLACEHOLDER, VERSION_DEPTH, ModelKey, Names, names_in, with_url
 from repository.tree_index import Batch
 from server.errors import BadRequest
+from server.request import flag_in
 from server.responses import Response
 from storage import Storage
 
@@ -38,8 +39,7 @@ class ListQuery:
         form = parameters.get("format", "json")
         if form not in LINES_OF and form != "json":
             raise BadRequest(f"format {form[:50]!r} is not known: use json, {', '.join(LINES_OF)}")
-        if parameters.get("corrupt", "true") not in ("true", "false"):
-            raise BadRequest(f"corrupt {parameters['corrupt'][:50]!r} is neither true nor false")
+        flag_in(parameters, "corrupt")
         filters = {name: parameters[name] for name in FILTERS if name in parameters}
         metadata = {name.removeprefix("metadata."): value for name, value in parameters.items()
                     if name.startswith("metadata.")}

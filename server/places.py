@@ -43,7 +43,7 @@ def leave_no_alias(request: Request, store: Storage, keys: Collection[ModelKey])
         if pointing and any(key not in keys for key in store.keys(*names)):
             continue
         for project_id, app_name, alias, version in pointing:
-            if request.query.get("aliases") != "true":
+            if not request.flag("aliases"):
                 raise NotEmpty(f"the alias {alias} of {project_id}/{app_name} points at {version}: move it to another "
                                "version first, or add ?recursive=true&aliases=true to remove it, too")
             request.caller.check("update", (project_id, app_name))

@@ -124,6 +124,10 @@ class Request:
         """The names in the path and the query's parameters; raises BadRequest when one comes with two values."""
         return merged(self.names.items(), self.query.items())
 
+    def flag(self, name: str) -> bool:
+        """Whether this parameter of the query is true; raises BadRequest where it is neither true nor false."""
+        return flag_in(self.query, name) or False
+
     @property
     def length(self) -> int:
         return int(self.environ.get("CONTENT_LENGTH") or 0)
@@ -181,6 +185,15 @@ def variable_of(header: str) -> str:
     """The name of a header's variable in a WSGI environment (PEP 3333)."""
     variable = header.upper().replace("-", "_")
     return variable if variable in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{variable}"
+
+
+def flag_in(parameters: Mapping[str, str], name: str) -> bool | None:
+    """The value of a parameter that is true or false, None where it is missing; raises BadRequest."""
+    if name not in parameters:
+        return None
+    if parameters[name] not in ("true", "false"):
+        raise BadRequest(f"{name} {parameters[name][:50]!r} is neither true nor false")
+    return parameters[name] == "true"
 
 
 def merged(*pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -74,6 +74,11 @@ def test_nothing_is_written_through_an_alias(versions, store, method, path):
     assert "name the version" in got.json["detail"] and sorted(store.root.rglob("*/model")) == before
 
 
+@pytest.mark.parametrize("path", ["", "/m", "/m/info"])
+def test_a_method_that_nothing_here_has_is_405_at_an_alias_too(versions, path):
+    assert "GET, HEAD, OPTIONS" in versions.request(ALIAS + path, method="TRACE", status=405).headers["Allow"]
+
+
 @pytest.mark.parametrize(("path", "query", "status"), [
     ("p/a/@production", "", 400), ("p/a/@production", "?version=", 400), ("p/a/@production", "?version=../b", 400),
     ("p/a/@production", "?version=@staging", 400), ("p/a/@production", "?version=9", 404),

@@ -274,7 +274,7 @@ def seen(got):
 SPIES = [   # method, path, headers: whatever is asked, what is there and what is not look the same
     *((method, "/models/p/a/1/m" + suffix, {}) for method in ("GET", "HEAD") for suffix in ("", ".sha256", "/info")),
     ("GET", "/models/p/a/latest/m", {}), ("GET", "/models/p/a/latest/m/info", {}),
-    ("GET", "/models/p/a/1/m?sha256=00", {}), ("GET", "/models/p/a/1/m", {"Range": "bytes=99-"}),
+    ("GET", "/models/p/a/1/m?sha256=" + 64 * "0", {}), ("GET", "/models/p/a/1/m", {"Range": "bytes=99-"}),
     ("GET", "/models/p/a/1/m", {"If-None-Match": "*"}), ("GET", "/models/p/a/1/m", {"If-Match": '"x"'}),
     *(("GET", path + query, {}) for path in ("/models/list", "/models/p", "/models/p/a", "/models/p/a/1")
       for query in ("", "?limit=1", "?format=txt", "?format=sha256sums", "?q=m", "?limit=1&q=m",

@@ -1,5 +1,6 @@
 """Metadata, its changes, deletes, and health. Odd DELETE paths go to a server that can harm nothing but its sandbox."""
 
+import itertools
 import json
 import os
 from datetime import datetime
@@ -217,9 +218,13 @@ def test_many_models_are_deleted_only_on_purpose(app, store, where, count):
     every = ["p/a/1/m", "p/a/1/m.sha256", "p/a/2/m", "p/b/1/m", "p-q/a/1/m"]
     for names in every:
         app.put(f"/models/{names}", b"x", status=201)
-    for query in ("", "?recursive=false", "?recursive=", "?recursive=1"):
+    for query in ("", "?recursive=false"):
         detail = app.delete(f"/models/{where}{query}", status=409).json["detail"]
         assert f"delete {count} {'model' if count == 1 else 'models'} below" in detail
+    for value, place in itertools.product(("", "1", "True", "yes"), (where, "p/a/1/m")):
+        for name, rest in (("recursive", ""), ("aliases", "&recursive=true")):
+            detail = app.delete(f"/models/{place}?{name}={value}{rest}", status=400).json["detail"]
+            assert detail == f"{name} {value!r} is neither true nor false"
     assert len(app.get("/models/list").json["models"]) == 5
     told = app.delete(f"/models/{where}?recursive=true", status=200).json["message"]
     assert told == f"{count} {'model' if count == 1 else 'models'} deleted"

@@ -355,7 +355,8 @@ def read_like_get(wire, headers):
     ("/health", 200), ("/models/list", 200), ("/models/p", 200), ("/models/p/a/1?format=txt", 200), ("/models/n", 200),
     ("/models/p/a/1/taken", 200), ("/models/p/a/1/taken/info", 200), ("/models/p/a/1/taken.sha256", 200),
     ("/models/p/a/latest/taken", 200), ("/models/p/a/1/none", 404), ("/models/p/a/1/none/info", 404), ("/nowhere", 404),
-    ("/models/.p", 400), ("/models/list?limit=x", 400), ("/models/p/a/1/taken?sha256=0", 412),
+    ("/models/.p", 400), ("/models/list?limit=x", 400), ("/models/p/a/1/taken?sha256=0", 400),
+    (f"/models/p/a/1/taken?sha256={64 * '0'}", 412),
 ])
 def test_head_has_the_headers_of_get_and_no_body(strict, path, status):
     with strict.connect() as wire:

@@ -3,13 +3,10 @@
 import hashlib
 import os
 import time
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-with warnings.catch_warnings():     # WebOb imports cgi, which Python 3.11 calls deprecated
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from webtest import TestApp  # noqa: F401  for the tests to import from here
+from support.told import TestApp  # noqa: F401  for the tests to import from here
 
 ROOT = Path(__file__).resolve().parents[2]
 

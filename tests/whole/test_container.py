@@ -30,7 +30,8 @@ pytestmark = pytest.mark.container
 BASE = "python:3.13-slim"
 RUN = secrets.token_hex(4)      # in the name of everything that is made here, so that nothing else is touched
 IMAGE = f"amr-test-{RUN}"
-PACKAGES = ("repository", "server", "server/waitress_adapter", "inspection", "folders", "hub", "page", "resumption")
+PACKAGES = ("repository", "server", "server/waitress_adapter", "inspection", "folders", "hub", "page", "resumption",
+            "openapi")
 SOURCES = [*ROOT.glob("*.py"), *(path for package in PACKAGES for path in ROOT.glob(f"{package}/*.py")),
            *(path for path in (ROOT / "page").iterdir() if path.suffix in (".html", ".css", ".js"))]
 USER = 10001

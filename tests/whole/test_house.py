@@ -16,10 +16,11 @@ ARROWS = {
     "inspection": {"server", "storage", "repository"},
     "folders": {"server", "storage", "repository"},
     "hub": {"server", "storage", "repository"},
+    "openapi": {"server", "storage", "repository"},
     "page": {"server", "storage", "repository"},
     "resumption": {"server", "storage", "repository"},
     "model_server": {"server", "storage", "repository", "inspection", "folders", "hub", "page",
-                     "resumption"},
+                     "resumption", "openapi"},
 }
 CORE = ("model_server", "storage", "repository", "server")
 HTTP = {"http", "email", "urllib", "waitress", "wsgiref", "socket", "socketserver"}

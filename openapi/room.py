@@ -1,0 +1,44 @@
+"""What puts the description of the API into the server: /openapi.json."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+
+from openapi.document import Document
+from server.about import CACHE, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, About, Answer
+from server.application import Room, Route
+from server.conditional import read_status
+from server.errors import PreconditionFailed
+from server.request import Request
+from server.responses import Response, json_response
+from server.settings import Settings
+from storage import Storage
+
+ABOUT = About("get_openapi", "describes this API: OpenAPI 3.1", {
+    200: Answer("The document.", {JSON: {"type": "object"}}, (CACHE, ETAG)),
+    304: UNCHANGED,
+}, (412,), headers=(IF_NONE_MATCH,))
+
+
+def overview(routes: Sequence[Route], settings: Settings) -> tuple[Route, ...]:
+    """The route of the document, which describes all routes, its own too, and is made when it is first asked for."""
+    @functools.cache
+    def made() -> bytes:
+        return json.dumps(Document(settings).of((*routes, own))).encode()
+
+    def describe(request: Request, store: Storage) -> Response:
+        text = made()
+        etag = f'"{hashlib.sha256(text).hexdigest()[:32]}"'
+        if (status := read_status(request.header, etag, None)) == 412:
+            raise PreconditionFailed(f"the document is {etag}")
+        if status == 304:
+            return Response(304, [("ETag", etag), ("Cache-Control", "no-cache")])
+        return json_response(200, text, ("ETag", etag))
+
+    # without a token: it tells nothing of what is stored, and whoever makes a client of it may not have one
+    own = Route("GET", "/openapi.json", None, describe, about=ABOUT)
+    return (own,)
+
+
+OPENAPI = Room(overview=overview)

@@ -1,0 +1,17 @@
+"""What there is to tell of the page: HTML where a browser asks for a list, and the files that it needs."""
+
+from server.about import CACHE, ETAG, ONE_NAME, STRING, UNCHANGED, About, Answer, Field
+
+VARY = Field("Vary", "`Accept`: a browser gets a page from here.", STRING)
+HEADERS = (CACHE, ETAG, VARY, Field("Content-Security-Policy", "What the page may load.", STRING))
+CHANGELESS = UNCHANGED._replace(headers=HEADERS)
+FOR_BROWSERS = About("", "", {200: Answer("", {"text/html": STRING}, HEADERS), 304: CHANGELESS}, with_errors=(VARY,),
+                     text="With `Accept: text/html` it is a page for people.")
+ADDS = {f"GET /models/{path}": FOR_BROWSERS for path in (
+    "list", "{project_id}", "{project_id}/{app_name}", "{project_id}/{app_name}/{version}")}
+START = About("get_page", "a page for browsers", {
+    200: Answer("The page, for `Accept: text/html` alone.", {"text/html": STRING}, HEADERS), 304: CHANGELESS,
+}, (404,), with_errors=(VARY,))
+FILE = About("get_page_file", "the files that the page needs", {
+    200: Answer("The file.", {"text/css": STRING, "text/javascript": STRING}, HEADERS), 304: CHANGELESS,
+}, (404,), names=(Field("name", "The name of the file.", ONE_NAME),))
