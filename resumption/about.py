@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from resumption.shelf import IDENT
 from server.about import ALLOW, BINARY, BYTES, SHA256, STRING, TEXT, WHOLE, About, Answer, Field, Json, Schema
 from server.descriptions import CONDITIONS, OF_UPLOADS, UPLOAD_QUERY, UPLOADED
 
@@ -15,7 +16,7 @@ STATE = (
     Field("Cache-Control", "`no-store`.", STRING),
 )
 WHICH = (Field("sha256", "The digest of the model; `id` instead where a POST began the upload.", SHA256, required=True),
-         Field("id", "What the Location of a POST has.", STRING))
+         Field("id", "What the Location of a POST has.", {"type": "string", "pattern": f"^{IDENT.pattern}$"}))
 LENGTH = Field("Upload-Length", "The size of the model.", WHOLE)
 PARTLY = Answer("It is kept; more is to follow.", {}, STATE)
 STORED = {status: answer._replace(headers=(*answer.headers, *STATE)) for status, answer in UPLOADED.items()}
@@ -36,7 +37,7 @@ GET = About("get_upload", "tells how much of an upload is here", {
     200: Answer("The number of bytes.", {TEXT: STRING}, STATE)}, (404, 409), WHICH, with_errors=STATE)
 PUT, PATCH = part("put_part", "continues an upload"), part("patch_part", "the same, as clients of tus do it")
 POST = About("begin_upload", "begins an upload that can be continued", {
-    201: Answer("It has begun, or is stored already.", {**UPLOADED[201].content}, STORED[201].headers),
+    201: Answer("It has begun; if all of it came, it is stored, and the body tells of it.", {}, STORED[201].headers),
 }, REFUSALS, UPLOAD_QUERY, (LENGTH, Field("Upload-Metadata", "Fields, as tus has them.", STRING), *CONDITIONS), PART,
     with_errors=STATE)
 DELETE = About("forget_upload", "gives an upload up", {204: Answer("It is gone.", {}, ())}, (403, 404), WHICH,
