@@ -87,7 +87,8 @@ class Asked:
         elif not IDENT.fullmatch(self.ident):
             raise BadRequest("name the upload: with ?sha256= and the digest of the model, or with the ?id= that the "
                              "answer to a POST gave")
-        self.keeper.writers.settle(self.ident)
+        if not isinstance(request.body, Part):  # which would wait for itself
+            self.keeper.writers.settle(self.ident)
         known = self.keeper.shelf.find(self.ident)
         if known and (known.record.model, known.record.who) != (str(self.key), request.caller.name):
             known = None

@@ -65,6 +65,22 @@ def test_what_is_uploaded_comes_back_over_tls(front, project, tmp_path, version)
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_an_upload_is_continued_through_it(front, project, tmp_path, version):
+    data = os.urandom(16) + DATA
+    (tmp_path / "rest").write_bytes(data[1000:])
+    (tmp_path / "start").write_bytes(data[:1000])
+    url = f"{front.url}/models/{project}/app/1/m/upload?sha256={sha256(data)}"
+    begun = front.curl(version, "-i", "-T", tmp_path / "start", "-H", "Upload-Offset: 0", "-H", "Upload-Complete: ?0",
+                       url)
+    assert b"upload-offset: 1000" in begun.stdout.lower()
+    assert front.curl(version, url).stdout == b"1000\n"
+    wrong = front.curl(version, "-i", "-T", tmp_path / "rest", "-H", "Upload-Offset: 1001", url).stdout
+    assert b" 409" in wrong.split(b"\r\n\r\n")[-2] and b"upload-offset: 1000" in wrong.lower()
+    answer = front.curl(version, "-T", tmp_path / "rest", "-H", "Upload-Offset: 1000", url)
+    assert json.loads(answer.stdout)["sha256"] == sha256(data)
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 def test_a_stream_of_unknown_length_passes(front, project, version, tmp_path):
     (tmp_path / "m").write_bytes(DATA * 4)
     url = f"{front.url}/models/{project}/app/1/m"
