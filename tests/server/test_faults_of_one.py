@@ -14,8 +14,8 @@ from model_server import create_app
 from repository.errors import ModelCorrupt, ModelUnreadable, StorageFailed, StorageFull, StorageLost
 from repository.model import NAME_FIELDS
 from server.access import Forbidden, Unauthorized
-from server.application import STATUS_OF, error_response
-from server.errors import RangeNotSatisfiable
+from server.application import error_response
+from server.errors import STATUS_OF, RangeNotSatisfiable
 from server.settings import Settings
 from storage import Storage
 
