@@ -59,22 +59,23 @@ def test_a_generated_client_uploads_lists_and_downloads(guarded, tmp_path, monke
         return module(f"api.models.{operation}").sync_detailed(*arguments, client=client, **named)
 
     client = module("client").AuthenticatedClient(base_url=guarded.url, token="token-of-tester")
-    file = module("types").File
-    names = {"project_id": "acme", "app_name": "bert", "version": "1.0.0"}
-    sent = call("upload", *names.values(), "weights.bin", body=file(io.BytesIO(DATA)), framework="pytorch",
-                if_none_match="*")
-    assert (sent.status_code, sent.parsed.sha256, sent.parsed.framework) == (201, sha256(DATA), "pytorch")
-    form = module("models.upload_form").UploadForm(file=file(io.BytesIO(b"{}"), "config.json", "application/json"))
-    form["stage"] = "prod"
-    sent = call("upload_form", **names, model_name="config.json", body=form)
-    assert (sent.status_code, sent.parsed.metadata.to_dict()) == (201, {"stage": "prod"})
-    listed = call("list_version", *names.values()).parsed.models
-    assert [(model.model_name, model.size) for model in listed] == [("config.json", 2), ("weights.bin", len(DATA))]
-    assert call("download", *names.values(), "weights.bin").parsed.payload.read() == DATA
-    assert call("download", *names.values(), "weights.bin", range_="bytes=-2").parsed.payload.read() == DATA[-2:]
-    assert call("get_info", *names.values(), "none").parsed.detail == "there is no model acme/bert/1.0.0/none"
-    tar = file(io.BytesIO(tar_with({"onnx/model.onnx": b"onnx", "config.json": b"{}"})))
-    sent = call("upload_version", "acme", "bert", "2.0.0", body=tar)
-    assert (sent.status_code, sent.parsed.total_models) == (201, 2)
-    call("delete_project", "acme", recursive=module("models.delete_project_recursive").DeleteProjectRecursive.TRUE)
-    assert call("list_models").parsed.total_models == 0
+    with client:    # its connections are closed in the end
+        file = module("types").File
+        names = {"project_id": "acme", "app_name": "bert", "version": "1.0.0"}
+        sent = call("upload", *names.values(), "weights.bin", body=file(io.BytesIO(DATA)), framework="pytorch",
+                    if_none_match="*")
+        assert (sent.status_code, sent.parsed.sha256, sent.parsed.framework) == (201, sha256(DATA), "pytorch")
+        form = module("models.upload_form").UploadForm(file=file(io.BytesIO(b"{}"), "config.json", "application/json"))
+        form["stage"] = "prod"
+        sent = call("upload_form", **names, model_name="config.json", body=form)
+        assert (sent.status_code, sent.parsed.metadata.to_dict()) == (201, {"stage": "prod"})
+        listed = call("list_version", *names.values()).parsed.models
+        assert [(model.model_name, model.size) for model in listed] == [("config.json", 2), ("weights.bin", len(DATA))]
+        assert call("download", *names.values(), "weights.bin").parsed.payload.read() == DATA
+        assert call("download", *names.values(), "weights.bin", range_="bytes=-2").parsed.payload.read() == DATA[-2:]
+        assert call("get_info", *names.values(), "none").parsed.detail == "there is no model acme/bert/1.0.0/none"
+        tar = file(io.BytesIO(tar_with({"onnx/model.onnx": b"onnx", "config.json": b"{}"})))
+        sent = call("upload_version", "acme", "bert", "2.0.0", body=tar)
+        assert (sent.status_code, sent.parsed.total_models) == (201, 2)
+        call("delete_project", "acme", recursive=module("models.delete_project_recursive").DeleteProjectRecursive.TRUE)
+        assert call("list_models").parsed.total_models == 0
