@@ -13,6 +13,7 @@ import pytest
 from support.common import ROOT, eventually
 from support.live import LiveServer
 from support.sandbox import is_inside
+from support.tars import tar_with
 from support.tracing import NO_EXCHANGE, WITHOUT_EXCHANGE
 from support.witness import Version, assert_knows, delete, patch, perform, put, send
 
@@ -128,6 +129,41 @@ def test_nothing_that_is_planted_while_the_server_runs_leads_out(around, prefix)
         server.stop(signal.SIGKILL)
     assert wrong == []
     assert "Traceback" not in server.log() or "Obstructed" in server.log()
+
+
+MOUNTED = "p/app/1/shared disk"
+
+
+@pytest.fixture
+def mounting(around):
+    """A server in whose namespace a directory from elsewhere is mounted in a version; what is in that directory."""
+    (around / "elsewhere/w").mkdir(parents=True)
+    (around / "elsewhere/w/model").write_bytes(b"of others")
+    (around / "elsewhere/notes").write_bytes(b"of others")
+    for place in (MOUNTED, "p/app/2/m/sub"):
+        (around / "models" / place).mkdir(parents=True)
+    for place in ("p/app/1/m/model", "p/app/2/m/model"):
+        (around / "models" / place).parent.mkdir(exist_ok=True)
+        (around / "models" / place).write_bytes(b"x")
+    mounts = " && ".join(f"mount --bind '{around}/elsewhere' '{around}/models/{place}'"
+                         for place in (MOUNTED, "p/app/2/m/sub"))
+    server = LiveServer(around / "models", *wrapper(around), "sh", "-c", f'{mounts} && exec "$@"', "sh")
+    yield server, lambda: everything(around / "elsewhere")
+    server.stop(signal.SIGKILL)
+
+
+def test_what_is_mounted_in_a_version_is_not_removed_with_it(mounting):
+    server, elsewhere = mounting
+    before, tar = elsewhere(), tar_with({"n": b"new"})
+    answer = send(server, "PUT", "/models/p/app/1", tar)
+    assert answer.status == 403 and MOUNTED in answer.json["detail"] and "unmount it" in answer.json["detail"]
+    assert send(server, "GET", "/models/p/app/1").json["total_models"] == 1
+    assert send(server, "PUT", "/models/p/app/3", tar).status == 201, "beside it, all is as ever"
+    assert send(server, "PUT", "/models/p/app/3", tar).status == 200
+    assert send(server, "PUT", "/models/p/app/2/m", b"new").status == 200
+    server.wait_for_log("sub first")
+    assert send(server, "DELETE", "/models/p/app/1/m").status == 200
+    assert elsewhere() == before
 
 
 NEEDED = (".", "locks", STRIPE, "start.lock", "{session}.lock")     # at every start
