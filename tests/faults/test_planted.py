@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.common import ROOT, eventually
+from support.common import ROOT, eventually, sha256
 from support.live import LiveServer
 from support.sandbox import is_inside
 from support.tars import tar_with
@@ -129,6 +129,34 @@ def test_nothing_that_is_planted_while_the_server_runs_leads_out(around, prefix)
         server.stop(signal.SIGKILL)
     assert wrong == []
     assert "Traceback" not in server.log() or "Obstructed" in server.log()
+
+
+PART = f"/models/half/app/1/m/upload?sha256={sha256(NEW.data)}"
+FIRST = "0" * 32    # before all others
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_planted_among_unfinished_uploads_hides_neither_their_figures_nor_old_ones(around, kind):
+    server = LiveServer(around / "models", *wrapper(around))
+    assert send(server, "PUT", PART, NEW.data[:50], Upload_Offset="0", Upload_Complete="?0").status == 204
+    server.stop(signal.SIGKILL)
+    uploads = around / "models/.staging/uploads"
+    record, = uploads.glob("*.json")
+    shutil.copy(record, uploads / f"{FIRST}.json")
+    before = everything(around / "outside")
+    with planted(around, f"uploads/{FIRST}.lock", kind), planted(around, f"uploads/{FIRST}", kind):
+        for path in uploads.rglob("*"):
+            os.utime(path, (0, 0), follow_symlinks=False)
+        server = LiveServer(around / "models", *wrapper(around), MODEL_UPLOAD_AGE="1h")
+        try:
+            page = send(server, "GET", "/metrics")
+            assert page.status == 200 and b"kept_uploads" in page.body
+            eventually(lambda: not record.exists())
+            health = send(server, "GET", "/health").json
+            assert health["status"] == "healthy" and "Traceback" not in server.log(), health
+        finally:
+            server.stop(signal.SIGKILL)
+    assert everything(around / "outside") == before
 
 
 MOUNTED = "p/app/1/shared disk"
