@@ -253,6 +253,9 @@ def delete_tree(request: Request, store: Storage, **names: str) -> Response:
     where = "/".join(names.values())
     if not keys:
         raise ModelNotFound(f"there is no model below {where}")
+    if request.header("If-Match") or request.header("If-None-Match"):
+        raise PreconditionFailed(f"a condition is for one model, and there are {counted(len(keys), 'model')} below "
+                                 f"{where}: nothing was deleted, send it without")
     if not recursive:
         raise NotEmpty(f"this would delete {counted(len(keys), 'model')} below {where}: add ?recursive=true to do it")
     leave_no_alias(request, store, frozenset(keys))

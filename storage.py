@@ -17,7 +17,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import BinaryIO, NamedTuple, Self, TypeVar
 
 from repository import filesystem, metadata
 from repository.aliases import Aliases
-from repository.directories import Tree, mounted_at
+from repository.directories import Tree, mounted_at, mounts_below
 from repository.drafts import StagedModel, VersionDraft, remove
 from repository.errors import (
     MetadataUnreadable,
@@ -118,6 +118,13 @@ class Storage:
                     raise ReadOnly(
                         f"{'/'.join(names)} is on a file system of its own ({mounted_at(mount[1])}), and models cannot "
                         "be moved there from the storage's: they are served but cannot be changed")
+
+    def check_replaceable(self, version: Names) -> None:
+        """Raises ReadOnly where something is mounted in a version, which would go with the old one."""
+        with filesystem.as_store_errors(), suppress(FileNotFoundError), self._tree.walk(*version) as directory:
+            if mounted := mounts_below(directory):
+                raise ReadOnly(f"{', '.join(mounted)} is mounted in {'/'.join(version)}, so that cannot be replaced as "
+                               "a whole: unmount it, or upload the models one by one")
 
     def __enter__(self) -> Self:
         return self
@@ -253,6 +260,7 @@ class Storage:
             with self._changing(version):
                 current = list(self.keys(*version))
                 check(current)
+                self.check_replaceable(version)
                 try:
                     self._replacement.place(draft.name, version, replacing=bool(current))
                 except (OSError, StoreError):

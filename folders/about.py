@@ -3,7 +3,6 @@
 from repository.aliases import MARK
 from repository.model import NAME
 from server.about import (
-    ACTUAL,
     BINARY,
     BYTES,
     CACHE,
@@ -52,7 +51,6 @@ OR_ALIAS = About("", "", {}, names=(Field(
 OF_A_VERSION = About("", "", {status: Answer("", {}, (
     Field("X-Version-ETag", "The ETag of the whole version's tar, which If-Match may name.", STRING),))
     for status in (200, 206, 304)})
-VERIFYING = About("", "", {202: Answer("", {}, ACTUAL)})
 VERSION = "/models/{project_id}/{app_name}/{version}"
 MODEL = f"{VERSION}/{{model_name}}"
 ADDS = {
@@ -61,7 +59,6 @@ ADDS = {
     "GET /models/{project_id}/{app_name}": AS_A_TAR,
     f"GET {VERSION}": AS_A_TAR.joined(OR_ALIAS),
     f"GET {MODEL}/info": OR_ALIAS,
-    **{f"POST {path.replace('models', 'verify', 1)}": OR_ALIAS.joined(VERIFYING) for path in (VERSION, MODEL)},
     **{f"GET {path}": OR_ALIAS.joined(OF_A_VERSION) for path in (MODEL, f"{MODEL}.sha256")},
 }
 

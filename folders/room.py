@@ -79,6 +79,7 @@ def admit_version(request: Request, store: Storage, **names: str) -> Body:
     if "model_name" in request.query:
         raise BadRequest("the names of the models are those in the tar: leave out model_name")
     store.check_writable(*version)
+    store.check_replaceable(version)
     details = metadata.details_of(fields, None)
     claims = claims_of(request.header, fields)
     if request.length > (free := store.free_bytes()):

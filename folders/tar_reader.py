@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from repository.model import NAME, NAME_RULE
+from repository.model import MAX_PARTS, MAX_PATH, NAME, NAME_RULE
 from server.errors import BadRequest, UnsupportedMediaType
 
 BLOCK = tarfile.BLOCKSIZE
@@ -222,6 +222,11 @@ def checked(name: str, is_folder: bool, shown: str) -> str:
         if not NAME.fullmatch(part):
             raise BadRequest(f"{shown} in the tar is not a name: {NAME_RULE}. Rename it, or leave it out: "
                              f"tar c {exclude(part)}")
+    # of directories, too: a pax header has room for a path of 100,000 of them, each of which would be noted
+    if len(parts) > MAX_PARTS or len(path) > MAX_PATH:
+        raise BadRequest(f"{shown} in the tar is too long: use up to {MAX_PARTS} names with slashes between them, "
+                         f"{MAX_PATH} characters in all. Or leave it out: tar c "
+                         f"{exclude('/'.join(parts[: MAX_PARTS + 1]))}")
     return path
 
 

@@ -187,6 +187,10 @@ class Directory:
         """Removes an entry and its contents, models first, as readers expect; logs what the next start has to do."""
         try:
             if self.kind(name) == DIRECTORY:
+                with self.open(name) as inside:
+                    if mounted := mounts_below(inside):     # what is in there is not ours to remove
+                        log.error("cannot remove %s/%s: unmount %s first", self.place, name, ", ".join(mounted))
+                        return
                 for _, _, files, below in os.fwalk(name, dir_fd=self.descriptor):
                     if filesystem.MODEL in files:
                         with suppress(FileNotFoundError):
@@ -344,6 +348,15 @@ def mounted_at(mount: str) -> str:
             if (fields := before.split())[0] == mount:
                 return f"{' '.join(after.split()[:2])}, mounted at {fields[4]}"
     return "another file system"
+
+
+def mounts_below(directory: Directory) -> list[str]:
+    """Where something is mounted below an open directory; [] without /proc. See proc_pid_mountinfo(5)."""
+    with suppress(FileNotFoundError), open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        top = Path(f"/proc/self/fd/{directory.descriptor}").readlink()
+        points = (re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split(" ")[4]) for line in lines)
+        return [point for point in points if point.startswith(f"{top}/")]
+    return []
 
 
 class OpenHow(ctypes.Structure):

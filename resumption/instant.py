@@ -8,7 +8,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from repository import filesystem
 from repository.directories import Directory
@@ -97,22 +97,19 @@ def borrow(store: Storage, source: ModelKey, sha256: str, target: ModelKey) -> D
     """
     with suppress(StoreError, OSError):
         opened, name = store.open(source), store.staging.new_name()
-        with opened.file as file, store.staging.session() as session:
+        with opened.file as file, store.staging.session() as session, ExitStack() as undo:
             if opened.model.sha256 != sha256 or opened.model.corrupt:
                 return None
             session.mkdir(name)
-            try:
-                directory = session.open(name)
-                shared = Borrowed(share(file.fileno(), directory, store.group_at(target)))
-                draft = Draft(store, name, StagedModel(directory, store.buffers, shared))
-            except OSError:
-                directory.close()
-                session.remove(name)
-                raise
+            undo.callback(session.remove, name)
+            directory = session.open(name)
+            undo.callback(directory.close)
+            shared = Borrowed(share(file.fileno(), directory, store.group_at(target)))
+            undo.callback(os.close, shared.descriptor)
             unchanged = filesystem.stamp_of(os.fstat(file.fileno())) == opened.model.stamp
             if unchanged and keeps_date(store, target, os.fstat(shared.descriptor).st_mtime_ns):
-                return draft
-            draft.discard()
+                undo.pop_all()
+                return Draft(store, name, StagedModel(directory, store.buffers, shared))
     return None
 
 

@@ -96,6 +96,7 @@ class Asked:
             raise wire.Gone("there is no such upload: it was stored, has expired, or belongs to another token")
         new = Record(str(self.key), request.caller.name, sha256 or None, fields=described(request.query))
         self.record, self.size = known or (new, 0)
+        self.is_of_tus = "id" in request.query or wire.is_client_of_tus(request.header)
         self.sha256 = sha256 or self.record.sha256
         self.fields = {**self.record.fields, **request.fields}
 
@@ -108,8 +109,11 @@ class Asked:
         return model if model and self.sha256 and model.sha256 == self.sha256 and not model.corrupt else None
 
     def borrow(self) -> tuple[Draft, ModelKey] | None:
-        """A draft with all of the bytes, and the model that they are of, which the caller may read."""
-        if self.sha256:
+        """A draft with all of the bytes, and the model that they are of, which the caller may read.
+
+        None for clients of tus: with such an offset they would take the upload for stored, and send nothing more.
+        """
+        if self.sha256 and not self.is_of_tus:
             for source in (self.key, *self.keeper.hints.find(self.sha256)):
                 if self.request.caller.may("read", source.names) and (
                         draft := borrow(self.keeper.store, source, self.sha256, self.key)):
@@ -139,6 +143,8 @@ def state_headers(request: Request, offset: int, complete: bool, length: int | N
 def state(request: Request, store: Storage, **names: str) -> Response:
     asked = Asked(request, names)
     offset, complete, length = asked.size, asked.record.done, asked.record.length
+    if offset == length and not complete:
+        offset -= 1     # its client has to send something, or what is here would never be stored: see Asked.borrow()
     if model := asked.stored():
         offset, complete, length = model.size, True, model.size
     elif found := asked.borrow():
@@ -223,7 +229,7 @@ def finish(request: Request, store: Storage, body: Part | Rest, ident: str, sha2
         check_claims({"sha256": sha256} if sha256 else {}, digests)
         with in_words_of(request):
             told = described(fields)
-            filename = clean_filename(told.pop("filename", ""))
+            filename = clean_filename(told.pop("filename", "")) or None
             response = publish(request, store, body.draft, told | request.names, filename, digests["sha256"])
     except (HttpError, StoreError) as error:
         body.dropped = status_of(error) in FATAL
@@ -249,6 +255,7 @@ def settle(request: Request, body: Part | Rest, ident: str) -> None:
     if body.start:
         metrics.tell("resumed")
     if body.draft.record.length is not None or "id" in request.query:
+        body.draft.discard()    # what is left of it, with what it was
         body.draft.mark_done()
 
 

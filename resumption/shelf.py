@@ -230,6 +230,10 @@ class Shelf:
                 stamp = filesystem.stamp(filesystem.MODEL, directory.descriptor)
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             return None
+        except OSError as error:
+            if error.errno not in filesystem.ABSENT:    # a link or a file where its directory was
+                raise
+            return None
         return Known(record, stamp.size) if stamp else None
 
     def claim(self, ident: str, new: Record | None = None) -> KeptDraft | None:
@@ -316,16 +320,25 @@ class Shelf:
 
     def sweep(self, age: float) -> int:
         """Removes the drafts whose last byte came more than `age` seconds ago; returns how many."""
-        moment = time.time() - age
+        moment, removed = time.time() - age, 0
         with suppress(FileNotFoundError), self.place() as place:
-            old = [ident for ident in self.idents() if last_change(place, ident) <= moment]
-            return sum(self.remove(ident, fcntl.LOCK_EX | fcntl.LOCK_NB, moment) for ident in old)
-        return 0
+            for ident in self.idents():
+                try:
+                    if last_change(place, ident) <= moment:
+                        removed += self.remove(ident, fcntl.LOCK_EX | fcntl.LOCK_NB, moment)
+                except (OSError, StoreError) as error:      # the others have to go all the same
+                    log.error("cannot remove the unfinished upload %s: %s", ident, error)
+        return removed
 
     def total(self) -> tuple[int, int]:
-        """How many drafts there are, and their bytes."""
-        known = [known for ident in self.idents() if (known := self.find(ident)) and not known.record.done]
-        return len(known), sum(each.size for each in known)
+        """How many drafts there are, and their bytes, without those that cannot be read."""
+        sizes = list[int]()
+        with suppress(StoreError):      # which is no reason to have no other figures
+            for ident in self.idents():
+                with suppress(StoreError):
+                    if (known := self.find(ident)) and not known.record.done:
+                        sizes.append(known.size)
+        return len(sizes), sum(sizes)
 
 
 def ident_of(key: ModelKey, sha256: str, who: str) -> str:
@@ -349,6 +362,9 @@ def last_change(place: Directory, ident: str) -> float:
     """When a draft was written to last, in seconds since 1970; 0 if it is gone."""
     moments = [0.0]
     for name in (f"{ident}/{filesystem.MODEL}", f"{ident}.json", f"{ident}.lock"):
-        with suppress(FileNotFoundError, NotADirectoryError):
+        try:
             moments.append(os.lstat(name, dir_fd=place.descriptor).st_mtime)
+        except OSError as error:
+            if error.errno not in filesystem.ABSENT:
+                raise
     return max(moments)

@@ -233,7 +233,7 @@ def listing(name: str, summary: str) -> About:
 
 def deletion(name: str, summary: str) -> About:
     answer = Answer("How many models were deleted.", {JSON: DELETED}, (CACHE,))
-    return About(name, summary, {200: answer}, (403, 404, 409), RECURSIVE)
+    return About(name, summary, {200: answer}, (403, 404, 409, 412), RECURSIVE)
 
 
 def check(name: str, summary: str, *errors: int) -> About:

@@ -38,11 +38,12 @@ def newest(request: Request, store: Storage, read: Callable[..., T], names: Mapp
 
 def leave_no_alias(request: Request, store: Storage, keys: Collection[ModelKey]) -> None:
     """Removes the aliases of versions that have no other models than these; raises NotEmpty unless it is asked to."""
-    for names in {key.names[:VERSION_DEPTH] for key in keys}:
-        pointing = list(store.aliases.below(*names))
-        if pointing and any(key not in keys for key in store.keys(*names)):
-            continue
-        for project_id, app_name, alias, version in pointing:
+    versions = {key.names[:VERSION_DEPTH] for key in keys}
+    for application in sorted({names[:-1] for names in versions}):     # once: it may have thousands of versions
+        for project_id, app_name, alias, version in list(store.aliases.below(*application)):
+            names = (project_id, app_name, version)
+            if names not in versions or any(key not in keys for key in store.keys(*names)):
+                continue
             if not request.flag("aliases"):
                 raise NotEmpty(f"the alias {alias} of {project_id}/{app_name} points at {version}: move it to another "
                                "version first, or add ?recursive=true&aliases=true to remove it, too")

@@ -67,7 +67,12 @@ def may_write(request: Request, store: Storage, key: ModelKey) -> Check:
         if current:
             request.caller.check("update", current.key.names)
         else:
-            store.check_place(key)
+            try:
+                store.check_place(key)
+            except ModelExists as error:
+                if request.caller.may("read", key.names):
+                    raise
+                raise ModelExists(f"{key} cannot be stored beside what is there: choose another name") from error
             check_shadows(request.caller, store, key)
         check_write(request.header, *([etag_of(current)] if current else []))
         if current and not request.settings.overwrite:

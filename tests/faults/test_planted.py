@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.common import ROOT, eventually
+from support.common import ROOT, eventually, sha256
 from support.live import LiveServer
 from support.sandbox import is_inside
+from support.tars import tar_with
 from support.tracing import NO_EXCHANGE, WITHOUT_EXCHANGE
 from support.witness import Version, assert_knows, delete, patch, perform, put, send
 
@@ -128,6 +129,69 @@ def test_nothing_that_is_planted_while_the_server_runs_leads_out(around, prefix)
         server.stop(signal.SIGKILL)
     assert wrong == []
     assert "Traceback" not in server.log() or "Obstructed" in server.log()
+
+
+PART = f"/models/half/app/1/m/upload?sha256={sha256(NEW.data)}"
+FIRST = "0" * 32    # before all others
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_planted_among_unfinished_uploads_hides_neither_their_figures_nor_old_ones(around, kind):
+    server = LiveServer(around / "models", *wrapper(around))
+    assert send(server, "PUT", PART, NEW.data[:50], Upload_Offset="0", Upload_Complete="?0").status == 204
+    server.stop(signal.SIGKILL)
+    uploads = around / "models/.staging/uploads"
+    record, = uploads.glob("*.json")
+    shutil.copy(record, uploads / f"{FIRST}.json")
+    before = everything(around / "outside")
+    with planted(around, f"uploads/{FIRST}.lock", kind), planted(around, f"uploads/{FIRST}", kind):
+        for path in uploads.rglob("*"):
+            os.utime(path, (0, 0), follow_symlinks=False)
+        server = LiveServer(around / "models", *wrapper(around), MODEL_UPLOAD_AGE="1h")
+        try:
+            page = send(server, "GET", "/metrics")
+            assert page.status == 200 and b"kept_uploads" in page.body
+            eventually(lambda: not record.exists())
+            health = send(server, "GET", "/health").json
+            assert health["status"] == "healthy" and "Traceback" not in server.log(), health
+        finally:
+            server.stop(signal.SIGKILL)
+    assert everything(around / "outside") == before
+
+
+MOUNTED = "p/app/1/shared disk"
+
+
+@pytest.fixture
+def mounting(around):
+    """A server in whose namespace a directory from elsewhere is mounted in a version; what is in that directory."""
+    (around / "elsewhere/w").mkdir(parents=True)
+    (around / "elsewhere/w/model").write_bytes(b"of others")
+    (around / "elsewhere/notes").write_bytes(b"of others")
+    for place in (MOUNTED, "p/app/2/m/sub"):
+        (around / "models" / place).mkdir(parents=True)
+    for place in ("p/app/1/m/model", "p/app/2/m/model"):
+        (around / "models" / place).parent.mkdir(exist_ok=True)
+        (around / "models" / place).write_bytes(b"x")
+    mounts = " && ".join(f"mount --bind '{around}/elsewhere' '{around}/models/{place}'"
+                         for place in (MOUNTED, "p/app/2/m/sub"))
+    server = LiveServer(around / "models", *wrapper(around), "sh", "-c", f'{mounts} && exec "$@"', "sh")
+    yield server, lambda: everything(around / "elsewhere")
+    server.stop(signal.SIGKILL)
+
+
+def test_what_is_mounted_in_a_version_is_not_removed_with_it(mounting):
+    server, elsewhere = mounting
+    before, tar = elsewhere(), tar_with({"n": b"new"})
+    answer = send(server, "PUT", "/models/p/app/1", tar)
+    assert answer.status == 403 and MOUNTED in answer.json["detail"] and "unmount it" in answer.json["detail"]
+    assert send(server, "GET", "/models/p/app/1").json["total_models"] == 1
+    assert send(server, "PUT", "/models/p/app/3", tar).status == 201, "beside it, all is as ever"
+    assert send(server, "PUT", "/models/p/app/3", tar).status == 200
+    assert send(server, "PUT", "/models/p/app/2/m", b"new").status == 200
+    server.wait_for_log("sub first")
+    assert send(server, "DELETE", "/models/p/app/1/m").status == 200
+    assert elsewhere() == before
 
 
 NEEDED = (".", "locks", STRIPE, "start.lock", "{session}.lock")     # at every start

@@ -121,6 +121,26 @@ def test_deleting_what_an_alias_points_at_names_the_alias(versions, store, path)
     assert aliases(versions) == left and (store.root / "p").exists() == bool(left)
 
 
+def test_each_route_that_tells_of_aliases_takes_them(versions):
+    versions.put(f"{ALIAS}?version=1.0.0")
+    names, tried = {"project_id": "p", "app_name": "a", "version": "@production", "model_name": "m"}, 0
+    for path, operations in versions.get("/openapi.json").json["paths"].items():
+        for method, operation in operations.items():
+            fields = {each["name"]: each["schema"] for each in operation.get("parameters", ()) if each["in"] == "path"}
+            if "@" in fields.get("version", {}).get("pattern", "") and "revision/{version}/" not in path:   # of Git
+                tried += 1
+                versions.request(path.format(**names), method=method.upper(), status=200)
+    assert tried > 4
+
+
+def test_aliases_are_looked_for_once_in_an_application_and_not_for_each_version(versions, store, monkeypatch):
+    """Thousands of versions would each list thousands of names."""
+    looks, look = [], store.aliases.below
+    monkeypatch.setattr(store.aliases, "below", lambda *names: looks.append(names) or look(*names))
+    versions.delete(f"{APP}?recursive=true")
+    assert looks == [("p", "a")]
+
+
 def test_the_last_file_of_a_version_is_the_version(versions):
     versions.put(f"{ALIAS}?version=1.0.0")
     versions.delete(f"{APP}/1.0.0/m")

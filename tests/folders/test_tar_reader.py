@@ -246,6 +246,16 @@ def test_extended_headers_are_limited(kind):
     assert "attributes of a file that is missing" in refused(headed("x", type=b"L", size=1) + b"m" * 512 + END)
 
 
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE])
+@pytest.mark.parametrize("path", ["a/" * 8 + "m", "/".join(["d" * 120] * 4) + "/" + "n" * 30, "a/" * 20_000 + "m"],
+                         ids=["parts", "characters", "both"])
+def test_a_path_that_no_model_can_have_is_refused_before_its_directories_are_noted(kind, path):
+    cutter = TarCutter()
+    with pytest.raises(BadRequest, match="is too long: use up to 8 names"):
+        list(cutter.feed(headed(path, type=kind) + END))
+    assert cutter.held == 0
+
+
 def test_a_sparse_file_in_the_tar_of_gnu_tar_is_refused(tmp_path):
     with (tmp_path / "holes").open("wb") as file:
         file.truncate(10 << 20)

@@ -45,6 +45,19 @@ def test_what_is_stored_under_another_name_is_here_at_once(start):
     assert staged(server.storage) == [] and "Traceback" not in server.log()
 
 
+@pytest.mark.parametrize("headers", [{"Tus_Resumable": "1.0.0"}, {"Upload_Draft_Interop_Version": "5"}], ids=str)
+def test_a_client_that_would_take_that_for_stored_sends_its_bytes(start, headers):
+    """tus-js-client: where the offset is the length, it sends nothing, and tells of success."""
+    server = start()
+    store(server, SOURCE)
+    assert send(server, "HEAD", url("/models/p/a/1/m"), **headers).headers["upload-offset"] == "0"
+    created = send(server, "POST", url("/models/p/a/1/m"), Upload_Length=str(len(DATA)), **headers)
+    where = created.headers["location"].removeprefix(server.url)
+    assert send(server, "HEAD", where, **headers).headers["upload-offset"] == "0"
+    answer = send(server, "PATCH", where, DATA, Upload_Offset="0", Upload_Complete="?1", **headers)
+    assert answer.status in (201, 204) and send(server, "GET", "/models/p/a/1/m").body == DATA
+
+
 def test_bytes_cannot_follow_what_is_complete(start):
     server = start()
     store(server, SOURCE)

@@ -175,6 +175,25 @@ def test_conditions_are_checked_again_at_the_end_and_what_is_here_stays(start, b
     assert staged(server.storage) == []
 
 
+def test_an_upload_that_was_not_stored_never_looks_complete_to_a_client_that_stops_at_its_length(start, begin):
+    """tus-js-client takes an offset that equals the length for success, whatever else the answer says."""
+    server = start(MODEL_OVERWRITE="deny")
+    created = send(server, "POST", URL.partition("?")[0], Upload_Length=str(len(DATA)), Tus_Resumable="1.0.0")
+    where = created.headers["location"].removeprefix(server.url)
+    wire = begin(server, where, "Upload-Offset: 0", LENGTH, "Tus-Resumable: 1.0.0", body=DATA[:MIB])
+    eventually(lambda: offset(server, where))
+    assert send(server, "PUT", "/models/p/a/1/m", b"faster").status == 201
+    wire.send(DATA[MIB:])
+    assert wire.response()[0] == 403
+    state = send(server, "HEAD", where, Tus_Resumable="1.0.0").headers
+    assert (state["upload-offset"], state["upload-length"]) == (str(len(DATA) - 1), str(len(DATA)))
+    assert send(server, "DELETE", "/models/p/a/1/m").status == 200
+    assert put(server, DATA[-1:], len(DATA) - 1, where).status == 201
+    assert send(server, "GET", "/models/p/a/1/m").body == DATA
+    state = send(server, "HEAD", where, Tus_Resumable="1.0.0").headers
+    assert (state["upload-offset"], state["upload-complete"]) == (str(len(DATA)), "?1")
+
+
 def test_a_model_that_turns_out_to_be_too_large_is_removed(start):
     server = start(MODEL_MAX_SIZE="19M")
     assert put(server, chunks(DATA), 0, Transfer_Encoding="chunked").status == 413

@@ -45,6 +45,7 @@ def test_parts_become_the_model(site, target, data, method):
     assert part(site, url, data[MIB + 5:2 * MIB], MIB + 5, method, Upload_Complete="?0").status == 204
     answer = part(site, url + description, data[2 * MIB:], 2 * MIB, method)
     assert (answer.status, answer.json["sha256"], answer.json["description"]) == (201, sha256(data), "in parts")
+    assert answer.json["filename"] is None, "as for an upload in one"
     assert answer.json["metadata"] == {"stage": "prod"} and answer.headers["ETag"] == f'"{sha256(data)}"'
     assert answer.headers["Upload-Offset"] == str(len(data)) and answer.headers["Upload-Complete"] == "?1"
     assert (site.root / target.removeprefix("/models/") / "model").read_bytes() == data
@@ -104,6 +105,16 @@ def test_a_draft_is_deleted(site, target, data):
     assert staged(site.root) != []
     assert [site.send("DELETE", url).status for _ in range(2)] == [204, 204]
     assert (staged(site.root), site.send("GET", url).json) == ([], 0)
+
+
+def test_an_upload_by_its_id_that_changed_nothing_is_told_as_complete_too(site, target, data):
+    assert site.put(target, data).status == 201
+    answer = site.send("POST", f"{target}/upload", Upload_Length=str(len(data)))
+    where = answer.headers["Location"][answer.headers["Location"].index("/models/"):]
+    assert part(site, where, data, 0, "PATCH").json["unchanged"]
+    told = site.send("HEAD", where)
+    assert (told.status, told.headers["Upload-Offset"], told.headers["Upload-Complete"]) == (200, str(len(data)), "?1")
+    assert site.send("DELETE", where).status == 204 and staged(site.root) == []
 
 
 @pytest.mark.parametrize(("query", "headers", "status"), [

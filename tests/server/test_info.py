@@ -235,6 +235,15 @@ def test_many_models_are_deleted_only_on_purpose(app, store, where, count):
     app.delete(f"/models/{where}?recursive=true", status=404)
 
 
+@pytest.mark.parametrize("where", ["p/a/1/folder", "p/a/1", "p/a", "p"])
+@pytest.mark.parametrize("condition", [{"If-Match": '"of another state"'}, {"If-None-Match": "*"}], ids=str)
+def test_many_models_are_not_deleted_under_a_condition_for_one(app, where, condition):
+    app.put("/models/p/a/1/folder/m", b"x", status=201)
+    got = app.delete(f"/models/{where}?recursive=true&aliases=true", headers=condition, status=412)
+    assert "nothing was deleted" in got.json["detail"]
+    assert app.get("/models/list").json["total_models"] == 1
+
+
 @pytest.fixture(scope="module")
 def sandboxed(tmp_path_factory):
     """A live server that can write nowhere but below its sandbox, which has the models and a file beside them."""

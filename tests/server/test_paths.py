@@ -6,6 +6,7 @@ import time
 
 import pytest
 from support.common import eventually, sha256, staged
+from support.credentials import ALL, bearer, line
 
 from repository.model import MAX_PARTS, MAX_PATH
 
@@ -231,3 +232,12 @@ def test_the_log_and_the_metrics_name_the_path(start, http):
     label = 'route="/models/{project_id}/{app_name}/{version}/{model_name}",method="PUT"'
     assert label in http.get(f"{server.url}/metrics").text
     assert json.loads(http.get(f"{server.url}/models/list").content)["total_models"] == 1
+
+
+@pytest.mark.parametrize(("there", "new"), [("folder/secret", "folder"), ("a/b/c", "a/b")])
+def test_who_may_not_read_learns_no_name_from_what_is_in_the_way(make_app, tokens, there, new):
+    app = make_app(tokens_file=tokens(line("ann", ALL, "*"), line("ci", "create", "p")))
+    app.put(f"/models/p/a/1/{there}", b"x", headers=bearer("ann"), status=201)
+    for name, told in (("ann", True), ("ci", False)):
+        detail = app.put(f"/models/p/a/1/{new}", b"x", headers=bearer(name), status=409).json["detail"]
+        assert (f"p/a/1/{there}" in detail) == told and "choose another name" in detail
