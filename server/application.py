@@ -49,7 +49,8 @@ RETRY_AFTER = 5             # seconds for a storage to come back, as deploy/ngin
 ONE, NO_ALIAS = "([^/]+)", "([^/@][^/]*)"
 # a name that is the path of another route, /info, ends none; it may be the first one, so that nothing stands before it
 SEVERAL = f"([^/]+(?:/(?!(?:{'|'.join(sorted(RESERVED_ENDINGS))})\\Z)[^/]+)*)"
-DOUBLE_SLASH = re.compile("([A-Za-z][A-Za-z0-9+.-]*://[^/]*)?//")   # RFC 9112 3.2.2: a target may be a whole URL
+# RFC 9112 3.2.2: a target may be a whole URL
+DOUBLE_SLASH = re.compile("([A-Za-z][A-Za-z0-9+.-]*://[^/]*)?/(/|%2f)", re.IGNORECASE)
 
 
 def error_response(error: Exception) -> Response:
