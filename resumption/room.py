@@ -223,7 +223,7 @@ def finish(request: Request, store: Storage, body: Part | Rest, ident: str, sha2
         check_claims({"sha256": sha256} if sha256 else {}, digests)
         with in_words_of(request):
             told = described(fields)
-            filename = clean_filename(told.pop("filename", ""))
+            filename = clean_filename(told.pop("filename", "")) or None
             response = publish(request, store, body.draft, told | request.names, filename, digests["sha256"])
     except (HttpError, StoreError) as error:
         body.dropped = status_of(error) in FATAL
