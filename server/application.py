@@ -307,7 +307,8 @@ class Application:
         """Finds out who asks, before the store is asked; raises what they get when they may not do that."""
         if self.guard is None or route.verb is None:
             return
-        place = tuple(request.names.values())
+        # where an alias itself is meant, its name is written as in the path: without the mark it is that of a version
+        place = tuple(MARK * (name == "alias") + value for name, value in request.names.items())
         caller = request.caller = self.guard.caller(request.header("Authorization"), route.verb, place)
         if route.verb == "read" and caller.known:
             if route.partly:
