@@ -29,7 +29,8 @@ function readAddress() {
     query = new URLSearchParams(location.search);
     const encoded = location.hash.slice(1).replaceAll("+", "%2B");
     const file = new URLSearchParams(`file=${encoded}`).get("file");    // which throws nothing if it is malformed
-    if (path.length === 3 && file) names.push(file);
+    // a browser takes dots out of an address: it would be about another model than the one that is shown
+    if (path.length === 3 && file && !file.split("/").some(part => /^\.\.?$/.test(part))) names.push(file);
 }
 
 async function render(hasMoved = false) {

@@ -640,6 +640,13 @@ def test_an_address_made_by_others_is_text_too(shop, tab):
     assert t.page.locator("main img, main b b").count() == 0
 
 
+@pytest.mark.parametrize("dots", ["..", "%2e%2e", "..%2f.."])
+def test_an_address_with_dots_shows_no_model_of_another_place(shop, tab, dots):
+    """Its title and the name to be typed for a deletion would begin with the place where it is not."""
+    t = tab(shop, f"/models/search/ranker/2024-11-01#{dots}/../../reviews-encoder/1.2.0/model.safetensors")
+    assert t.text("#title") == "2024-11-01" and t.rows() == ["ranker.pkl"]
+
+
 @pytest.mark.needs("a mount namespace")
 def test_a_storage_that_is_only_read_shows_no_buttons_that_cannot_work(tmp_path, tab):
     models, elsewhere = tmp_path / "models", tmp_path / "elsewhere"
