@@ -46,9 +46,10 @@ from storage import Storage
 
 log = logging.getLogger("model_server")
 RETRY_AFTER = 5             # seconds for a storage to come back, as deploy/nginx.conf says for a server
+MOST_NAMES = 64     # behind the first one: more than may be, to say so; 64 KiB of them took 0.2 s of the network thread
 ONE, NO_ALIAS = "([^/]+)", "([^/@][^/]*)"
 # a name that is the path of another route, /info, ends none; it may be the first one, so that nothing stands before it
-SEVERAL = f"([^/]+(?:/(?!(?:{'|'.join(sorted(RESERVED_ENDINGS))})\\Z)[^/]+)*)"
+SEVERAL = f"([^/]+(?:/(?!(?:{'|'.join(sorted(RESERVED_ENDINGS))})\\Z)[^/]+){{0,{MOST_NAMES}}})"
 # RFC 9112 3.2.2: a target may be a whole URL
 DOUBLE_SLASH = re.compile("([A-Za-z][A-Za-z0-9+.-]*://[^/]*)?/(/|%2f)", re.IGNORECASE)
 
