@@ -281,9 +281,10 @@ def list_models(request: Request, store: Storage, **names: str) -> Response:
 
 def list_below(request: Request, store: Storage, names: dict[str, str], headers: list[tuple[str, str]]) -> Response:
     places = request.caller.places("read", names_in(names))
-    form = request.services.formats.get(request.query.get("format", ""))
+    others = request.services.formats
+    form = others.get(request.query.get("format", ""))
     response = (form(request, store, names, places) if form else
-                list_response(store, names, places, request.query, request.base_url))
+                list_response(store, names, places, request.query, request.base_url, others))
     response.headers += headers
     return response
 

@@ -4,8 +4,10 @@ What has to be in the answers, and for which client, is in docs/hub.md.
 """
 
 import json
+import sys
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -138,11 +140,17 @@ def models(request: Request, store: Storage) -> Response:
     query, index = dict(request.parameters), store.index
     projects = [query["author"]] if "author" in query else index.below(())
     names = ((project, app) for project in projects for app in index.below((project,)))
-    found = [summary(*name) for name in names if query.get("search", "").casefold() in "/".join(name).casefold()
-             and not NEVER & query.keys() and request.caller.may("read", name) and index.fingerprint(name)]
+    found = (summary(*name) for name in names if query.get("search", "").casefold() in "/".join(name).casefold()
+             and not NEVER & query.keys() and request.caller.may("read", name) and index.fingerprint(name))
+    limit = None
     with suppress(ValueError):      # no limit, or none that is a number
-        found = found[:max(0, int(query.get("limit", "")))]
-    return json_response(200, json.dumps(found).encode())
+        limit = min(max(0, int(query.get("limit", ""))), sys.maxsize)
+    return json_response(200, json.dumps([*islice(found, limit)]).encode())
+
+
+def alone(request: Request, store: Storage, project_id: str, **names: str) -> Response:
+    """404 for the Hub's oldest repositories, like gpt2, whose names have no slash: such a one cannot be here."""
+    raise Missing("RepoNotFound", f"{project_id} is no repository: here they are called project/application")
 
 
 def whoami(request: Request, store: Storage) -> Response:
@@ -158,7 +166,8 @@ def explain(request: Request, error: Exception, response: Response) -> None:
     elif isinstance(error, ModelCorrupt):   # what has no code is tried again, or taken for a fault of the network
         response.status, code = 403, "GatedRepo"
     elif isinstance(error, ModelNotFound | Unauthorized):   # a token may not learn what there is that it may not read
-        code = "RepoNotFound" if NAME.fullmatch(request.names.get("version", MAIN[0])) else "RevisionNotFound"
+        known = not isinstance(error, Unauthorized) and request.caller.may("read", tuple(request.names.values())[:2])
+        code = "RevisionNotFound" if known else "RepoNotFound"      # an alias is missing, or all of it
     assert isinstance(response.body, bytes)
     detail = json.loads(response.body)["detail"]
     response.body = json.dumps({"error": detail, "detail": detail}).encode() + b"\n"
@@ -180,5 +189,8 @@ ROUTES = (
     route("GET",  REPO + "/refs",                                              "read", refs),
     route("GET",  "/{project_id}/{app_name}/resolve/{version}/{model_name}",  "read", resolve),
     route("GET",  "/{project_id}/{app_name}/raw/{version}/{model_name}",      "read", resolve),
+    route("GET",  "/api/models/{project_id}",                                 None,   alone),
+    route("GET",  "/api/models/{project_id}/revision/{version}",              None,   alone),
+    route("GET",  "/{project_id}/resolve/{version}/{model_name}",             None,   alone),
 )
 HUB = Room(described(ROUTES, ABOUT))

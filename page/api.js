@@ -3,7 +3,7 @@ export const base = new URL("../", import.meta.url);    // the root of the serve
 export const FIELDS = ["project_id", "app_name", "version", "model_name"];
 export const $ = id => document.getElementById(id);
 export const pathOf = (...names) => names.flatMap(name => name.split("/")).map(encodeURIComponent).join("/");
-export const number = value => value?.toLocaleString("en") ?? "–";
+export const number = value => Number.isInteger(value) ? value.toLocaleString("en") : String(value ?? "–");
 export const counted = (many, what) => `${number(many)} ${what}${many === 1 ? "" : "s"}`;
 export const say = text => { $("status").textContent = text; };     // to a screen reader
 export const token = () => sessionStorage.getItem("token") ?? "";   // of this tab, until it is closed

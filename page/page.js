@@ -29,7 +29,8 @@ function readAddress() {
     query = new URLSearchParams(location.search);
     const encoded = location.hash.slice(1).replaceAll("+", "%2B");
     const file = new URLSearchParams(`file=${encoded}`).get("file");    // which throws nothing if it is malformed
-    if (path.length === 3 && file) names.push(file);
+    // a browser takes dots out of an address: it would be about another model than the one that is shown
+    if (path.length === 3 && file && !file.split("/").some(part => /^\.\.?$/.test(part))) names.push(file);
 }
 
 async function render(hasMoved = false) {
@@ -152,11 +153,12 @@ function group(place, some, isCut, tags) {
 }
 
 // ---- one model
-const textOf = value => typeof value === "string" ? value : Array.isArray(value) ? value.map(textOf).join("\n")
-    : typeof value === "number" ? number(value) : JSON.stringify(value);
-const fact = ([name, value]) => [el("dt", {}, name.replaceAll("_", " ")),
-    el("dd", {dir: "auto"}, value instanceof Node ? value : textOf(value))];
-const facts = entries => el("dl", {}, Object.entries(entries).filter(([, value]) => value !== null).map(fact));
+const textOf = (value, count) => typeof value === "string" ? value
+    : Array.isArray(value) ? value.map(each => textOf(each, count)).join("\n")
+    : typeof value === "number" ? count(value) : JSON.stringify(value);
+const facts = (entries, count = number) => el("dl", {}, Object.entries(entries).filter(([, value]) => value !== null)
+    .map(([name, value]) => [el("dt", {}, name.replaceAll("_", " ")),
+        el("dd", {dir: "auto"}, value instanceof Node ? value : textOf(value, count))]));
 const card = (title, actions, ...rest) => el("section", {className: "card"},
     el("div", {className: "bar"}, el("h2", {}, title), el("span", {className: "actions"}, actions)), rest);
 const stateOf = model => model.corrupt ? [tag("corrupt", "bad"), " its bytes are not those that were uploaded"]
@@ -177,7 +179,7 @@ async function details(place) {
         card(`Contents: ${model.format ?? "not looked at"}`, [], facts(contents))];
     const right = [card("Description", el("span", {"data-write": ""}, button("Edit", openEdit)),
         el("p", {className: "prose", dir: "auto"}, model.description || "None yet."),
-        facts({framework: model.framework, ...model.metadata})),
+        facts({framework: model.framework, ...model.metadata}, String)),    // a year is no number of anything
     card("Lines to copy", [], el("ul", {className: "lines"}, await lines(model, path)))];
     return [[size(model.size), model.format].filter(Boolean).join(" · "),
         el("div", {className: "details"}, el("div", {}, left), el("div", {}, right))];
@@ -252,6 +254,15 @@ function openToken() {
     });
 }
 
+/** The merge patch (RFC 7396) from one JSON value to another. What is the same is not in it, and keeps its digits. */
+function patchOf(old, now) {
+    if (![old, now].every(value => Object.prototype.toString.call(value) === "[object Object]")) return now;
+    const has = Object.hasOwn, textAt = (value, name) => JSON.stringify(value[name]);
+    const isSame = name => has(old, name) && textAt(old, name) === textAt(now, name);
+    return Object.fromEntries([...Object.keys(old).filter(name => !has(now, name)).map(name => [name, null]),
+        ...Object.keys(now).filter(name => !isSame(name)).map(name => [name, patchOf(old[name], now[name])])]);
+}
+
 function openEdit() {
     const {model, etag} = shown, fields = [
         field("Description", "description", {value: model.description ?? "", rows: 3}, "textarea"),
@@ -265,9 +276,8 @@ function openEdit() {
         } catch (error) {
             throw new Failure(-1, `The metadata are not JSON: ${error.message}`);
         }
-        const gone = Object.fromEntries(Object.keys(model.metadata).map(name => [name, null]));     // RFC 7396
         const body = JSON.stringify({description: description.value || null, framework: framework.value || null,
-            metadata: changed?.constructor === Object ? {...gone, ...changed} : changed});      // refused by the server
+            metadata: patchOf(model.metadata, changed)});   // if it is no object, the server refuses it
         await call("PATCH", `${listOf(names)}/info`, {body, headers: {"If-Match": etag}});
         render();
         say("Saved");

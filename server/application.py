@@ -46,10 +46,12 @@ from storage import Storage
 
 log = logging.getLogger("model_server")
 RETRY_AFTER = 5             # seconds for a storage to come back, as deploy/nginx.conf says for a server
+MOST_NAMES = 64     # behind the first one: more than may be, to say so; 64 KiB of them took 0.2 s of the network thread
 ONE, NO_ALIAS = "([^/]+)", "([^/@][^/]*)"
 # a name that is the path of another route, /info, ends none; it may be the first one, so that nothing stands before it
-SEVERAL = f"([^/]+(?:/(?!(?:{'|'.join(sorted(RESERVED_ENDINGS))})\\Z)[^/]+)*)"
-DOUBLE_SLASH = re.compile("([A-Za-z][A-Za-z0-9+.-]*://[^/]*)?//")   # RFC 9112 3.2.2: a target may be a whole URL
+SEVERAL = f"([^/]+(?:/(?!(?:{'|'.join(sorted(RESERVED_ENDINGS))})\\Z)[^/]+){{0,{MOST_NAMES}}})"
+# RFC 9112 3.2.2: a target may be a whole URL
+DOUBLE_SLASH = re.compile("([A-Za-z][A-Za-z0-9+.-]*://[^/]*)?/(/|%2f)", re.IGNORECASE)
 
 
 def error_response(error: Exception) -> Response:
@@ -306,7 +308,8 @@ class Application:
         """Finds out who asks, before the store is asked; raises what they get when they may not do that."""
         if self.guard is None or route.verb is None:
             return
-        place = tuple(request.names.values())
+        # where an alias itself is meant, its name is written as in the path: without the mark it is that of a version
+        place = tuple(MARK * (name == "alias") + value for name, value in request.names.items())
         caller = request.caller = self.guard.caller(request.header("Authorization"), route.verb, place)
         if route.verb == "read" and caller.known:
             if route.partly:

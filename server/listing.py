@@ -34,11 +34,11 @@ class ListQuery:
     parameters: Mapping[str, str]
 
     @classmethod
-    def parse(cls, parameters: Mapping[str, str]) -> Self:
-        """Raises BadRequest; parameters that lists do not know are ignored."""
+    def parse(cls, parameters: Mapping[str, str], others: Iterable[str] = ()) -> Self:
+        """Raises BadRequest, which names `others` as formats, too; parameters that lists do not know are ignored."""
         form = parameters.get("format", "json")
         if form not in LINES_OF and form != "json":
-            raise BadRequest(f"format {form[:50]!r} is not known: use json, {', '.join(LINES_OF)}")
+            raise BadRequest(f"format {form[:50]!r} is not known: use json, {', '.join([*LINES_OF, *others])}")
         flag_in(parameters, "corrupt")
         filters = {name: parameters[name] for name in FILTERS if name in parameters}
         metadata = {name.removeprefix("metadata."): value for name, value in parameters.items()
@@ -70,9 +70,12 @@ class PageEntry(NamedTuple):
 
 
 def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Names], parameters: Mapping[str, str],
-                  base_url: str) -> Response:
-    """The models below `names` that are also below one of `places`, in order, streamed; raises BadRequest."""
-    query, below = ListQuery.parse(parameters), names_in(names)
+                  base_url: str, others: Iterable[str] = ()) -> Response:
+    """The models below `names` that are also below one of `places`, in order, streamed; raises BadRequest.
+
+    `others` are the formats that are not made here.
+    """
+    query, below = ListQuery.parse(parameters, others), names_in(names)
     batches = selected(store, places, query, query.after)
     headers: list[tuple[str, str]] = []
     more: dict[str, Any] = {}

@@ -75,12 +75,12 @@ class StreamingTask(WSGITask):
 
     def build_response_header(self) -> bytes:
         """The head of the answer, with how it ends (RFC 9112 6.3) and whether the connection goes on (9.3)."""
-        wish = self.request.headers.get("CONNECTION", "").lower()
+        wishes = {wish.strip(" \t") for wish in self.request.headers.get("CONNECTION", "").lower().split(",")}
         if self.has_body and self.content_length is None and self.version == "1.1":
             self.response_headers.append(("Transfer-Encoding", "chunked"))
             self.chunked_response = True
-        if (self.has_body and self.content_length is None) or wish == "close" or (
-                self.version == "1.0" and wish != "keep-alive"):
+        if (self.has_body and self.content_length is None) or "close" in wishes or (
+                self.version == "1.0" and "keep-alive" not in wishes):
             self.set_close_on_finish()
         elif self.version == "1.0":
             self.response_headers.append(("Connection", "Keep-Alive"))

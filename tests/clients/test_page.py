@@ -227,6 +227,27 @@ def test_metadata_are_edited(server, tab):
         "new\ntext", "onnx", {"keep": "it", "accuracy": 0.5})
 
 
+def test_of_metadata_only_what_was_edited_changes(server, tab):
+    """A browser knows no whole numbers beyond 2**53, and 1.0 is 1 for it."""
+    metadata = {"year": 2026, "rate": 0.00001, "seed": 2**64, "loss": 1.0, "constructor": 1,
+                "data": {"train": 1, "test": [2]}}
+    requests.patch(f"{server.url}/models/p/a/1/m/info", json={"metadata": {**metadata, "keep": None, "stage": None}})
+    t = tab(server, "/models/p/a/1#m")
+    assert {"2026", "0.00001"} <= {*t.page.locator("dd").all_inner_texts()}
+    t.button("Edit").click()
+    field = t.page.locator("#dialog").get_by_label("Metadata")
+    edited = json.loads(field.input_value())
+    del edited["constructor"], edited["data"]["train"]
+    field.fill(json.dumps({**edited, "new": {"a": 1}}))
+    t.button("Save").click()
+    t.wait_for("dt", "new")
+    del metadata["constructor"]
+    found = info(server, "p/a/1/m")
+    assert json.dumps(found["metadata"], sort_keys=True) == json.dumps(
+        {**metadata, "data": {"test": [2]}, "new": {"a": 1}}, sort_keys=True)
+    assert found["description"] == "old"
+
+
 def test_a_change_of_somebody_else_is_not_overwritten(server, tab):
     t = tab(server, "/models/p/a/1#m")
     t.button("Edit").click()
@@ -617,6 +638,13 @@ def test_an_address_made_by_others_is_text_too(shop, tab):
     t.wait_for("#notice", "is not a name")
     t.open("/models/list?q=%3Cimg%20src=x%3E&metadata.%3Cb%3E=x")
     assert t.page.locator("main img, main b b").count() == 0
+
+
+@pytest.mark.parametrize("dots", ["..", "%2e%2e", "..%2f.."])
+def test_an_address_with_dots_shows_no_model_of_another_place(shop, tab, dots):
+    """Its title and the name to be typed for a deletion would begin with the place where it is not."""
+    t = tab(shop, f"/models/search/ranker/2024-11-01#{dots}/../../reviews-encoder/1.2.0/model.safetensors")
+    assert t.text("#title") == "2024-11-01" and t.rows() == ["ranker.pkl"]
 
 
 @pytest.mark.needs("a mount namespace")

@@ -220,6 +220,17 @@ def test_each_change_has_a_line_in_the_audit(versions, caplog):
         ("delete", "p/a/@production", "2.0.0", 200)]
 
 
+@pytest.mark.parametrize(("method", "query"), [("PUT", "?version=1"), ("DELETE", "")])
+def test_a_refusal_names_the_alias_and_not_a_version_of_that_name(make_app, tokens, caplog, method, query):
+    caplog.set_level("INFO", "audit")
+    app = make_app(tokens_file=tokens(f"reader:{sha256(b'reader')}:read:p/a\n"))
+    for headers, status in (({"Authorization": "Bearer reader"}, 403), ({}, 401)):
+        got = app.request(ALIAS + query, method=method, headers=headers, status=status)
+        assert "p/a/@production" in got.json["detail"]
+    told = [json.loads(record.getMessage()) for record in caplog.records if record.name == "audit"]
+    assert [(line["model"], line["status"]) for line in told] == [("p/a/@production", 403), ("p/a/@production", 401)]
+
+
 def test_of_16_clients_that_move_it_from_one_version_one_wins(versions):
     for version in range(16):
         versions.put(f"{APP}/{version}/m", b"x", status=201)

@@ -133,6 +133,12 @@ def test_ranges_and_conditions_are_those_of_a_file(folder):
     assert folder.get(url, headers={"If-Range": '"other"', "Range": "bytes=5-"}, status=200).body == body
 
 
+def test_an_unknown_format_is_answered_with_those_there_are(app):
+    app.put(f"{ROOT}/m", b"model")
+    detail = app.get(f"{ROOT}?format=zip", status=400).json["detail"]
+    assert detail == "format 'zip' is not known: use json, ndjson, txt, urls, sha256sums, tar"
+
+
 @pytest.mark.parametrize("change", ["replace", "add", "delete", "by hand"])
 def test_the_etag_changes_when_a_file_does_and_only_then(folder, store, change):
     url = f"{ROOT}?format=tar"

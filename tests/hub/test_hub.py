@@ -286,6 +286,8 @@ def test_what_is_kept_of_old_commits_is_bounded(own, monkeypatch):
     ("/api/models/acme/none", "RepoNotFound"), ("/api/models/none/none/refs", "RepoNotFound"),
     ("/api/models/list/none", "RepoNotFound"), ("/api/models/acme/.none", "RepoNotFound"),
     ("/api/models/acme/none/tree/main", "RepoNotFound"), ("/.staging/locks/resolve/main/f", "RepoNotFound"),
+    ("/api/models/gpt2", "RepoNotFound"), ("/api/models/gpt2/revision/main", "RepoNotFound"),
+    ("/gpt2/resolve/main/config.json", "RepoNotFound"), ("/gpt2/resolve/main/onnx%2Fmodel.onnx", "RepoNotFound"),
 ])
 def test_what_is_not_there_is_told_by_the_code_that_clients_go_by(tiny, path, code):
     for answer in (tiny.get(path, status=404), tiny.head(path, status=404)):
@@ -337,6 +339,8 @@ def guarded(tmp_path_factory):
         open_to_all = TestApp(create_app(store, Settings()), lint=False)
         fill(open_to_all)
         fill(open_to_all, files={"f": b"x"}, repo="acme/secret")
+        for repo in ("acme/tiny", "acme/secret"):
+            open_to_all.put(f"/models/{repo}/@live?version=1.0.0")
         app = TestApp(create_app(store, Settings(tokens_file=directory / "tokens")), lint=False)
 
         def get(name, path, **more):
@@ -344,8 +348,9 @@ def guarded(tmp_path_factory):
         yield get
 
 
-PATHS = {"acme/tiny": [FILE, REPO, f"{REPO}/tree/main", f"{REPO}/refs"],
-         "acme/secret": ["/acme/secret/resolve/main/f", "/api/models/acme/secret", "/api/models/acme/secret/refs"]}
+PATHS = {"acme/tiny": [FILE, REPO, f"{REPO}/tree/main", f"{REPO}/tree/@live", f"{REPO}/refs"],
+         "acme/secret": ["/acme/secret/resolve/main/f", "/api/models/acme/secret", "/api/models/acme/secret/refs",
+                         "/acme/secret/resolve/@live/f", "/api/models/acme/secret/revision/%40live"]}
 
 
 @pytest.mark.parametrize(("name", "repo", "status"), [

@@ -57,6 +57,14 @@ def test_parts_become_the_model(site, target, data, method):
     assert staged(site.root) == []
 
 
+def test_a_model_that_came_in_parts_is_the_one_that_comes_as_a_whole(site, target, data):
+    part(site, where(target, data), data[:MIB], 0, Upload_Complete="?0")
+    answer = part(site, where(target, data), data[MIB:], MIB)
+    assert (answer.status, answer.json["filename"]) == (201, None)
+    answer = site.send("PUT", target, data)
+    assert (answer.status, answer.json.get("unchanged")) == (200, True)
+
+
 @pytest.mark.parametrize("back", [1, 4096, 70_000, MIB])
 def test_what_is_here_already_is_skipped(site, target, data, back):
     url = where(target, data)

@@ -219,6 +219,26 @@ def test_another_method_is_answered_with_those_of_the_path(app, method, path, al
     assert app.request(path, method=method, status=405).headers["Allow"] == allow
 
 
+@pytest.mark.parametrize("many", ["/models/p/a/1/{}//", "/models/p/a/1/{}a/info/", "/p/a/resolve/1/{}info"])
+def test_a_path_of_many_names_takes_hardly_longer_than_one_long_name(app, many):
+    """Routes are looked for in the network thread, where all others wait meanwhile."""
+    def seconds(path):
+        took = []
+        for _ in range(5):
+            start = time.perf_counter()
+            assert app.get(path, expect_errors=True).status_int in (400, 404)
+            took.append(time.perf_counter() - start)
+        return min(took)
+
+    assert seconds(many.format("a/" * 30_000)) < 20 * seconds("/models/p/a/1/" + "a" * 60_000)
+
+
+@pytest.mark.parametrize(("names", "status"), [(8, 201), (9, 400), (64, 400), (1000, 404)])
+def test_a_path_of_too_many_names_is_refused(app, names, status):
+    path = "/models/p/a/1" + "/a" * names
+    assert app.put(path, b"model", expect_errors=True).status_int == status
+
+
 def test_an_encoded_slash_is_no_slash(live_server, http):
     got = http.put(f"{live_server.url}/models/p/a/1/x%2Fy", data=b"x")
     assert (got.status_code, "encoded slash" in got.json()["detail"]) == (400, True)

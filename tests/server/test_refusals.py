@@ -296,6 +296,19 @@ def test_what_is_a_request_is_answered_whole_and_in_drops(live_server, request_)
             assert wire.response()[0] == 200
 
 
+@pytest.mark.parametrize(("connection", "version", "goes_on"), [
+    ("close", "1.1", False), ("TE, Close", "1.1", False), ("keep-alive,close", "1.1", False),
+    ("keep-alive\r\nConnection: close", "1.1", False), ("TE", "1.1", True), ("closed, x-close", "1.1", True),
+    ("Keep-Alive, TE", "1.0", True), ("TE", "1.0", False),
+])
+def test_a_wish_for_the_connection_may_be_one_of_several(live_server, connection, version, goes_on):
+    """RFC 9112 9.6: behind a request that wants to close, no other one may be answered."""
+    with live_server.connect() as wire:
+        wire.send(head("GET /health", f"Connection: {connection}", version=version), SMUGGLED)
+        assert wire.response()[0] == 200
+        assert (wire.response()[0] == 200) if goes_on else wire.at_end()
+
+
 def test_requests_in_a_row_are_answered_in_their_order(live_server, project):
     model = f"/models/{project}/a/1/m"
     put, chunked, got = head(f"PUT {model}", "Content-Length: 3"), head(f"PUT {model}", CHUNKED), head(f"GET {model}")
@@ -373,7 +386,8 @@ def test_head_has_the_headers_of_get_and_no_body(strict, path, status):
             assert wire.response()[2] == b"x"
 
 
-@pytest.mark.parametrize("target", ["//health", "///health", "//models/list?q=x", "http://localhost//health"])
+@pytest.mark.parametrize("target", ["//health", "///health", "//models/list?q=x", "http://localhost//health",
+                                    "/%2Fapi/models/acme/tiny", "http://localhost/%2fapi/models/acme/tiny"])
 def test_slashes_before_a_path_are_not_taken_for_one(live_server, target):
     """As no slashes in it are: a rule of a proxy for /health would not be one for //health."""
     with live_server.connect() as wire:
