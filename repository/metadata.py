@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from repository import filesystem
 from repository.errors import InvalidMetadata
@@ -215,8 +215,11 @@ def decoded(text: bytes) -> dict[str, Any]:
 def read(directory: int, key: ModelKey) -> dict[str, Any] | None:
     """The metadata.json in the directory of a model; {} if there is none, None if it is broken. Raises OSError."""
     try:
-        with filesystem.open_regular(filesystem.METADATA, directory) as file:
-            return decoded(unindented(file))
+        descriptor, status = filesystem.descriptor_of(filesystem.METADATA, directory)
+        try:
+            return decoded(unindented(descriptor, status.st_size))
+        finally:
+            os.close(descriptor)
     except (filesystem.NotRegular, ValueError) as error:
         log.warning("%s/%s is broken: %s", key, filesystem.METADATA, error)
         return None
@@ -224,10 +227,12 @@ def read(directory: int, key: ModelKey) -> dict[str, Any] | None:
         return {}
 
 
-def unindented(file: BinaryIO) -> bytes:
-    """The text of a file, without the indentation of its lines if it is long; raises ValueError if it is too long."""
-    size = os.fstat(file.fileno()).st_size
-    block = file.read(min(size + 1, READ_BLOCK))    # one byte more would show that it has grown
+def unindented(descriptor: int, size: int) -> bytes:
+    """The text of an open file that had this size, of a long one without the indentation of its lines.
+
+    Raises ValueError if it is too long, and OSError.
+    """
+    block = os.read(descriptor, min(size + 1, READ_BLOCK))  # one byte more would show that it has grown
     if len(block) == size:
         return block
     blocks, length, indented = list[bytes](), 0, 0
@@ -237,7 +242,7 @@ def unindented(file: BinaryIO) -> bytes:
         length += len(blocks[-1])
         if length > MAX_METADATA or indented > MAX_INDENTED:
             raise ValueError(f"it is longer than {MAX_METADATA} bytes")
-        block = file.read(READ_BLOCK)
+        block = os.read(descriptor, READ_BLOCK)
     return b"".join(blocks)
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -13,6 +14,7 @@ from support.common import TestApp, eventually, sha256
 from support.shelf import MODELS, names_of
 
 from model_server import create_app
+from repository.model import Stamp
 from repository.tree_index import BATCH_MODELS, Index, Signature, State, size_of
 from server.listing import PAGE_BYTES
 from server.settings import Settings
@@ -143,7 +145,13 @@ def test_a_change_while_a_list_reads_shows_in_the_next_one(tmp_path):
     def changed(names):
         return State(tmp_path.joinpath(*names).stat().st_mtime_ns)
 
-    index = Index(children, changed, lambda names: Signature(hash(said[-1]), 1), find)
+    def sign(_):
+        return Signature(hash(said[-1]), Stamp(1, 1, 1))
+
+    def models_in(place):
+        return nullcontext(SimpleNamespace(sign=sign, read=lambda name: None))
+
+    index = Index(children, changed, sign, find, models_in)
     assert listed() == [b"old"]
     assert listed() == [b"new"]
 
