@@ -23,6 +23,7 @@ WATCHED = 60.0  # seconds after the last list during which the directories are c
 BATCH_MODELS = 100      # models in one batch: a page of a version with thousands need not wait for all of them
 BATCH_BYTES = 128 * 1024    # of the lines in one batch, not counting the last one: 100 ordinary models have less
 HELD_BYTES = 1 << 20    # of lines of a version, held back until it is certain that they are from one state of it
+REMEMBERED = 10_000     # models that take about 0.2 s to count; with fewer, the first page after a start waits for that
 TRIES = 50              # attempts to list a version that is replaced meanwhile
 PATIENCE = 3            # attempts after which single models may change meanwhile
 KEPT_BYTES = 128 << 20  # of all lines in the cache: 100,000 ordinary models take some 85 MiB
@@ -103,7 +104,11 @@ class Index:
         self._kept = 0          # bytes of memory that all lines take
         self._changes = 0       # number of changes; a total computed while it grew is not kept
         self._reads = 0         # number of times that the disk was asked what is in a version
+        self._remembered: int | None = None     # the number of all models, from before the start
         self._closed = threading.Event()
+        # they keep a text beyond the life of this process; it may get lost
+        self.recall: Callable[[], str] = lambda: ""
+        self.keep: Callable[[str], None] = lambda text: None
         # called with the names of a directory, and of models in it that may be new or have changed
         self.seen: Callable[[Names, list[str]], None] = lambda place, models: None
 
@@ -124,6 +129,11 @@ class Index:
             self._refresh()
         return self._total(names) if self.reaches(names) else Total(0, 0)
 
+    def count(self, names: Names) -> int:
+        """total().models, but for all models that which was known before the start while they are first counted."""
+        remembered = self._remembered
+        return self.total(names).models if names or remembered is None else remembered
+
     def below(self, names: Names) -> list[str]:
         """The names of the directories and models right below these names, in order; [] if that is no directory."""
         return self._checked(names).children if self.reaches(names) else []
@@ -139,6 +149,7 @@ class Index:
         """
         with self._lock:
             self._changes += 1
+            self._remembered = None
             if below:
                 self._drop(names)
             for depth in range(len(names) + 1):
@@ -154,8 +165,21 @@ class Index:
 
     def watch(self) -> None:
         """Reads the whole tree, then keeps checking it while lists are requested, until close(). Raises OSError."""
-        self.total()
-        while not self._closed.wait(FRESH):
+        kept = self.recall()
+        models, _, state = kept.partition(" of ")
+        if models.isdigit() and state == str(self._changed(())):    # else projects came or went while nobody looked
+            self._remembered = int(models)
+        try:
+            self.total()
+        finally:
+            self._remembered = None
+        while True:
+            total, top = self._total(()), self._directories.get(())
+            if top and total.models >= REMEMBERED and (now := f"{total.models} of {top.state}") != kept:
+                self.keep(now)
+                kept = now
+            if self._closed.wait(FRESH):
+                return
             if time.monotonic() - self._asked < WATCHED:
                 self._refresh(pause=0.001)
 
