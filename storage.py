@@ -72,7 +72,9 @@ class Storage:
         self._probed = -inf
         # a list reads each model once, and would push popular ones out of the cache
         find = partial(self.find, keep=False)
-        self.index = Index(self._reader.subdirectories, self._reader.changed, self._reader.sign, find)
+        self.index = Index(self._reader.subdirectories, self._reader.changed, self._reader.sign, find,
+                           self._reader.models_in)
+        self.index.recall, self.index.keep = self.staging.recall_count, self.staging.keep_count
         # ask the mount instead of trying to write: missing permissions would be reported first
         if root.is_dir() and self.read_only:
             log.warning("%s is mounted read-only: models are served, but no changes are accepted", root)

@@ -30,8 +30,8 @@ def work(todo: queue.SimpleQueue, do, done) -> threading.Thread:
     return thread
 
 
-def store(connection: socket.socket, size: int, descriptor: int) -> str:
-    """Receives so many bytes into the file; their SHA-256."""
+def store(connection: socket.socket, size: int, descriptor: int) -> str | None:
+    """Receives so many bytes into the file; their SHA-256, None if the connection closed before the last one."""
     buffers = [memoryview(mmap.mmap(-1, BUFFER)) for _ in range(BUFFERS)]
     free, to_hash, to_write = queue.SimpleQueue(), queue.SimpleQueue(), queue.SimpleQueue()
     filled, pending, lock, digest = [0] * BUFFERS, [0] * BUFFERS, threading.Lock(), hashlib.sha256()
@@ -52,17 +52,23 @@ def store(connection: socket.socket, size: int, descriptor: int) -> str:
 
     threads = [work(to_hash, lambda number: digest.update(buffers[number][:filled[number]]), done),
                work(to_write, write, done)]
-    while size:
-        number = free.get()
-        filled[number], pending[number] = min(size, BUFFER), 2
-        connection.recv_into(buffers[number][:filled[number]], filled[number], socket.MSG_WAITALL)
-        size -= filled[number]
-        to_hash.put(number)
-        to_write.put(number)
-    for todo in (to_hash, to_write):
-        todo.put(None)
-    for thread in threads:
-        thread.join()
+    try:
+        while size:
+            number = free.get()
+            expected = min(size, BUFFER)
+            filled[number], pending[number] = connection.recv_into(buffers[number], expected, socket.MSG_WAITALL), 2
+            if filled[number] < expected:
+                break
+            size -= expected
+            to_hash.put(number)
+            to_write.put(number)
+    finally:
+        for todo in (to_hash, to_write):
+            todo.put(None)
+        for thread in threads:
+            thread.join()
+    if size:
+        return None
     os.fsync(descriptor)
     return digest.hexdigest()
 
@@ -71,12 +77,17 @@ def serve(connection: socket.socket, root: Path) -> None:
     with connection:
         head = b""
         while b"\r\n\r\n" not in head:
-            head += connection.recv(1)
+            if not (byte := connection.recv(1)):
+                return      # closed before its head: a client that only looked whether somebody listens
+            head += byte
         answer = "ready"
         if found := re.match(rb"PUT /(\w+) .*content-length: (\d+)\r\n", head, re.DOTALL | re.IGNORECASE):
             descriptor = os.open(root / found[1].decode(), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_DIRECT)
             answer = store(connection, int(found[2]), descriptor)
             os.close(descriptor)
+        if answer is None:
+            (root / found[1].decode()).unlink()
+            return
         connection.sendall(f"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {len(answer)}\r\n\r\n".encode())
         connection.sendall(answer.encode())
 

@@ -163,6 +163,11 @@ class NotRegular(FileNotFoundError):
 
 def open_regular(name: str, directory: int) -> BinaryIO:
     """Opens a regular file in a directory without following links; raises FileNotFoundError, NotRegular included."""
+    return os.fdopen(descriptor_of(name, directory)[0], "rb", buffering=0)
+
+
+def descriptor_of(name: str, directory: int) -> tuple[int, os.stat_result]:
+    """A descriptor of what open_regular() opens, to be closed, and the status of the file."""
     try:
         # NONBLOCK: opening a planted fifo must not block
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
@@ -172,10 +177,10 @@ def open_regular(name: str, directory: int) -> BinaryIO:
         if error.errno in GONE:
             raise FileNotFoundError(errno.ENOENT, f"{name} is gone") from error
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    if not stat.S_ISREG((status := os.fstat(descriptor)).st_mode):
         os.close(descriptor)
         raise NotRegular(errno.EISDIR, f"{name} is not a regular file")
-    return os.fdopen(descriptor, "rb", buffering=0)
+    return descriptor, status
 
 
 def stamp(name: str, directory: int) -> Stamp | None:

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import math
+import os
 import re
 import threading
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from repository import filesystem
 from repository.errors import InvalidMetadata
@@ -123,17 +125,29 @@ def patched(details: Details, patch: Any) -> Details:
     return result
 
 
+def finite(text: str) -> float:
+    """A number of JSON; raises ValueError for NaN, for infinities and for what is as large: JSON has none of them."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:50]} is not a number that JSON can represent")
+    return number
+
+
+STRICT = json.JSONDecoder(parse_float=finite, parse_constant=finite)
+
+
 def parse_json(text: bytes) -> Any:
     """Parses a JSON document; raises ValueError if it is nested too deeply, or could not be written again.
 
     json.loads accepts NaN, 1e999 and lone surrogates, and deeper nesting than json.dumps can write.
     """
     try:
-        document = json.loads(text)
+        characters = text.decode(json.detect_encoding(text))    # which refuses surrogates that are not escaped
+        document = STRICT.decode(characters)
         levels = text.count(b"{") + text.count(b"[")    # an upper bound; counting exactly slowed lists by a quarter
         if levels > MAX_DEPTH and not is_shallow(document, MAX_DEPTH):
             raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
-        as_text(document).encode()
+        if "\\u" in characters:
+            as_text(document).encode()  # raises ValueError for a lone surrogate; the text of most has no escapes
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return document
@@ -201,8 +215,11 @@ def decoded(text: bytes) -> dict[str, Any]:
 def read(directory: int, key: ModelKey) -> dict[str, Any] | None:
     """The metadata.json in the directory of a model; {} if there is none, None if it is broken. Raises OSError."""
     try:
-        with filesystem.open_regular(filesystem.METADATA, directory) as file:
-            return decoded(unindented(file))
+        descriptor, status = filesystem.descriptor_of(filesystem.METADATA, directory)
+        try:
+            return decoded(unindented(descriptor, status.st_size))
+        finally:
+            os.close(descriptor)
     except (filesystem.NotRegular, ValueError) as error:
         log.warning("%s/%s is broken: %s", key, filesystem.METADATA, error)
         return None
@@ -210,15 +227,22 @@ def read(directory: int, key: ModelKey) -> dict[str, Any] | None:
         return {}
 
 
-def unindented(file: BinaryIO) -> bytes:
-    """The text of a file without the indentation of its lines; raises ValueError if it is too long."""
+def unindented(descriptor: int, size: int) -> bytes:
+    """The text of an open file that had this size, of a long one without the indentation of its lines.
+
+    Raises ValueError if it is too long, and OSError.
+    """
+    block = os.read(descriptor, min(size + 1, READ_BLOCK))  # one byte more would show that it has grown
+    if len(block) == size:
+        return block
     blocks, length, indented = list[bytes](), 0, 0
-    while block := file.read(READ_BLOCK):
+    while block:
         indented += len(block)
         blocks.append(INDENT.sub(b"\n", block))    # a JSON string contains no unescaped line feed
         length += len(blocks[-1])
         if length > MAX_METADATA or indented > MAX_INDENTED:
             raise ValueError(f"it is longer than {MAX_METADATA} bytes")
+        block = os.read(descriptor, READ_BLOCK)
     return b"".join(blocks)
 
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 
 from repository import filesystem, metadata
-from repository.directories import Directory, Tree
+from repository.directories import REACHED, Directory, Tree
 from repository.errors import ModelUnreadable, absent
-from repository.model import RESERVED_ENDINGS, RESERVED_PROJECTS, VERSION_DEPTH, Model, ModelKey, Names
+from repository.model import RESERVED_ENDINGS, RESERVED_PROJECTS, VERSION_DEPTH, Model, ModelKey, Names, Stamp
 from repository.staging import REPLACED, REPLACED_VERSIONS, STAGING, Staging
 from repository.tree_index import Signature, State
 
@@ -160,24 +160,26 @@ class ModelReader:
             return cached[1]
         if self.model_above(key.names):
             raise FileNotFoundError(errno.ENOENT, "it is in another model, where somebody has put it")
+        model = self.described(directory.descriptor, key, stamp)
+        if model and keep and key.names not in self._unreadable:
+            self._recent.keep(key, state, model, written.size if written else 0)
+        return model
+
+    def described(self, directory: int, key: ModelKey, stamp: Stamp) -> Model | None:
+        """The model in a directory, None if its file is not in the state of this stamp any more. Raises OSError."""
         document = self._read_metadata(directory, key)
-        if filesystem.stamp(filesystem.MODEL, directory.descriptor) != stamp:
+        if filesystem.stamp(filesystem.MODEL, directory) != stamp:
             return None
         model = metadata.described(key, document or {}, stamp, self._verdicts.get(key.names))
         if document is None:    # it could have said that the model is corrupt, so the mark decides
             model = replace(model, readable=False, corrupt=model.corrupt or self._staging.is_marked(key))
-        if keep and key.names not in self._unreadable:
-            self._recent.keep(key, state, model, written.size if written else 0)
         return model
 
     def sign(self, names: Names) -> Signature | None:
         """The signature of a model, which changes with either file; None if there is no model or it is unreadable."""
-        if len(names) > VERSION_DEPTH + 1 and names[-1] in RESERVED_ENDINGS:
-            return None     # put there by hand, under a path that is a route
         try:
             with self._reach(names) as directory:
-                stamp = filesystem.stamp(filesystem.MODEL, directory.descriptor)
-                written = filesystem.stamp(filesystem.METADATA, directory.descriptor)
+                return self.signature(directory.descriptor, names)
         except PermissionError as error:
             self._cannot_read(self._closed, names[:-1], error)
             return None
@@ -185,8 +187,23 @@ class ModelReader:
             if error.errno in filesystem.ABSENT:
                 return None
             raise
+
+    def signature(self, directory: int, names: Names) -> Signature | None:
+        """The signature of the model in a directory, None if there is no model. Raises OSError."""
+        stamp = filesystem.stamp(filesystem.MODEL, directory)
+        if stamp is None or (len(names) > VERSION_DEPTH + 1 and names[-1] in RESERVED_ENDINGS):
+            return None     # the latter was put there by hand, under a path that is a route
+        written = filesystem.stamp(filesystem.METADATA, directory)
         again = time.monotonic() if names in self._unreadable else 0    # never equal, so that it is read again
-        return Signature(hash((stamp, written, self._verdicts.get(names), again)), stamp.size) if stamp else None
+        return Signature(hash((stamp, written, self._verdicts.get(names), again)), stamp)
+
+    def models_in(self, place: Names) -> "ModelsIn":
+        """The models right below these names; close it."""
+        directory = None
+        with suppress(OSError):     # which is raised again for each of them
+            if not self.model_above((*place, "")):
+                directory = self._reach(place)
+        return ModelsIn(self, place, directory)
 
     def _cannot_read(self, places: set[Names], names: Names, error: OSError) -> None:
         """Remembers that this model or directory has to be read again, and logs the error once."""
@@ -226,13 +243,58 @@ class ModelReader:
             children = sorted({*children, *self._tree.subdirectories(STAGING, REPLACED_VERSIONS, *names)})
         return children if names else [name for name in children if name not in RESERVED_PROJECTS]
 
-    def _read_metadata(self, directory: Directory, key: ModelKey) -> dict[str, Any] | None:
+    def _read_metadata(self, directory: int, key: ModelKey) -> dict[str, Any] | None:
         """The document; {} if there is none, None if it cannot be read."""
         self._unreadable.discard(key.names)
         try:
-            return metadata.read(directory.descriptor, key)
+            return metadata.read(directory, key)
         except OSError as error:
             if error.errno not in filesystem.OF_ONE:
                 raise
             self._cannot_read(self._unreadable, key.names, error)
             return None
+
+
+class ModelsIn:
+    """The models in one directory, which is opened once for all of them: finding each from the top took most of a list.
+
+    `directory` is None if it could not be opened.
+    """
+
+    def __init__(self, reader: ModelReader, place: Names, directory: Directory | None) -> None:
+        self._reader, self._place, self._directory = reader, place, directory
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._directory:
+            self._directory.close()
+
+    def sign(self, name: str) -> Signature | None:
+        """ModelReader.sign() of the model of this name."""
+        return self._look(name, self._reader.signature) or self._reader.sign((*self._place, name))
+
+    def read(self, name: str) -> tuple[Signature, Model] | None:
+        """The model of this name and its signature; None if it has to be looked for from the top, as when it moves."""
+        return self._look(name, self._read_in)
+
+    def _read_in(self, directory: int, names: Names) -> tuple[Signature, Model] | None:
+        signature = self._reader.signature(directory, names)
+        model = signature and self._reader.described(directory, ModelKey.at(names), signature.stamp)
+        return (signature, model) if signature and model else None
+
+    def _look(self, name: str, look: Callable[[int, Names], T | None]) -> T | None:
+        """Calls `look` with the directory of a model, open, and its names; None if that raises OSError."""
+        if self._directory is None:
+            return None
+        try:
+            descriptor = os.open(name, REACHED, dir_fd=self._directory.descriptor)
+        except OSError:
+            return None
+        try:
+            return look(descriptor, (*self._place, name))
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)

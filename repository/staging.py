@@ -2,6 +2,7 @@
 
     .staging/{session}/, {session}.lock     the drafts of one process, and a lock that it holds while it lives
     .staging/uploads/, uploads.lock         unfinished uploads that outlive a process: see resumption/shelf.py
+    .staging/count                          how many models there were; it may be missing or wrong
     .staging/start.lock, locks/             allow one start, one change of a model, one of an alias, at a time
     .staging/replaced/{p}/{a}/{v}/{m…}/     old models, while they are replaced without an atomic exchange
     .staging/replaced-versions/{p}/{a}/{v}/ the same for whole versions
@@ -33,6 +34,8 @@ LOCKED, REPLACED, REPLACED_VERSIONS, CORRUPT = "locks", "replaced", "replaced-ve
 START = "start.lock"
 SESSION = re.compile("[0-9a-f]{16}")
 ALIASES = "aliases"     # their lock
+COUNT = "count"
+MAX_COUNT = 200         # bytes of it that are read: three numbers and their names
 LOCKS = 64              # files that all models share: more than there are threads, few enough to be created at startup
 VERSION_LOCKS = 16      # files that all versions share: they exclude one another only where a whole one is replaced
 LOCK_NAMES = [f"{stripe:02}" for stripe in range(LOCKS)]
@@ -173,6 +176,26 @@ class Staging:
             yield
         finally:
             os.close(lock)
+
+    # ---- what the index knew
+
+    def recall_count(self) -> str:
+        """What keep_count() was given last, by whichever process; "" if that cannot be read."""
+        with suppress(OSError, Obstructed, ValueError), self.at() as staging, \
+                filesystem.open_regular(COUNT, staging.descriptor) as file:
+            return file.read(MAX_COUNT).decode("ascii")
+        return ""
+
+    def keep_count(self, text: str) -> None:
+        """Replaces it; logs what is in the way. It is not synced, because it can always be counted again."""
+        try:
+            # not session(), which would create one, after which Storage has repairs to do
+            with self.at(self._session) as session, self.at() as staging:
+                with open(session.create(name := self.new_name()), "w", encoding="ascii") as file:
+                    file.write(text)
+                session.rename(name, staging, COUNT)
+        except (OSError, Obstructed) as error:
+            log.info("the number of models is not kept for the next start: %s", error)
 
     # ---- marks of corrupt models
 

@@ -7,13 +7,14 @@ What this process changes itself is forgotten at once. The cache is never writte
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self
 
 from repository.errors import StorageFailed
-from repository.model import MAX_DEPTH, VERSION_DEPTH, Model, ModelKey, Names
+from repository.model import MAX_DEPTH, VERSION_DEPTH, Model, ModelKey, Names, Stamp
 
 FRESH = 0.9     # seconds; twice that, plus a pass over 100,000 models, is less than the promised two seconds
 FRESH_LINES = 1.8       # seconds, for the files of models: there are many more, and no background pass checks them
@@ -22,6 +23,7 @@ WATCHED = 60.0  # seconds after the last list during which the directories are c
 BATCH_MODELS = 100      # models in one batch: a page of a version with thousands need not wait for all of them
 BATCH_BYTES = 128 * 1024    # of the lines in one batch, not counting the last one: 100 ordinary models have less
 HELD_BYTES = 1 << 20    # of lines of a version, held back until it is certain that they are from one state of it
+REMEMBERED = 10_000     # models that take about 0.2 s to count; with fewer, the first page after a start waits for that
 TRIES = 50              # attempts to list a version that is replaced meanwhile
 PATIENCE = 3            # attempts after which single models may change meanwhile
 KEPT_BYTES = 128 << 20  # of all lines in the cache: 100,000 ordinary models take some 85 MiB
@@ -37,10 +39,19 @@ class Batch(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """Identifies the state of a model's two files; `size` is that of the model in bytes."""
+    """Identifies the state of a model's two files; `stamp` is that of the model."""
 
     state: int
-    size: int
+    stamp: Stamp
+
+
+class ModelsIn(Protocol):
+    """The models in one directory, by name. What read() has no answer to is asked for by `sign` and `find`."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+    def sign(self, name: str) -> Signature | None: ...
+    def read(self, name: str) -> tuple[Signature, Model] | None: ...
 
 
 class State(NamedTuple):
@@ -76,22 +87,28 @@ class Directory:
 
 
 class Index:
-    """The cache, kept up to date from four functions of the store.
+    """The cache, kept up to date from five functions of the store.
 
-    `children` lists the names in a directory; `changed` returns its state; `sign` returns the
-    signature of a model, and `find` the model, each None if there is none.
+    `children` lists the names in a directory; `changed` returns its state; `sign` returns the signature of a model, and
+    `find` the model, each None if there is none; `models_in` opens a directory for both.
     """
 
     def __init__(self, children: Callable[..., list[str]], changed: Callable[[Names], State],
-                 sign: Callable[[Names], Signature | None], find: Callable[[ModelKey], Model | None]) -> None:
+                 sign: Callable[[Names], Signature | None], find: Callable[[ModelKey], Model | None],
+                 models_in: Callable[[Names], ModelsIn]) -> None:
         self._children, self._changed, self._sign, self._find = children, changed, sign, find
+        self._models_in = models_in
         self._lock = threading.RLock()
         self._directories: dict[Names, Directory] = {}
         self._refreshed = self._asked = self._cleared = 0.0
         self._kept = 0          # bytes of memory that all lines take
         self._changes = 0       # number of changes; a total computed while it grew is not kept
         self._reads = 0         # number of times that the disk was asked what is in a version
+        self._remembered: int | None = None     # the number of all models, from before the start
         self._closed = threading.Event()
+        # they keep a text beyond the life of this process; it may get lost
+        self.recall: Callable[[], str] = lambda: ""
+        self.keep: Callable[[str], None] = lambda text: None
         # called with the names of a directory, and of models in it that may be new or have changed
         self.seen: Callable[[Names, list[str]], None] = lambda place, models: None
 
@@ -112,6 +129,11 @@ class Index:
             self._refresh()
         return self._total(names) if self.reaches(names) else Total(0, 0)
 
+    def count(self, names: Names) -> int:
+        """total().models, but for all models that which was known before the start while they are first counted."""
+        remembered = self._remembered
+        return self.total(names).models if names or remembered is None else remembered
+
     def below(self, names: Names) -> list[str]:
         """The names of the directories and models right below these names, in order; [] if that is no directory."""
         return self._checked(names).children if self.reaches(names) else []
@@ -127,6 +149,7 @@ class Index:
         """
         with self._lock:
             self._changes += 1
+            self._remembered = None
             if below:
                 self._drop(names)
             for depth in range(len(names) + 1):
@@ -142,8 +165,21 @@ class Index:
 
     def watch(self) -> None:
         """Reads the whole tree, then keeps checking it while lists are requested, until close(). Raises OSError."""
-        self.total()
-        while not self._closed.wait(FRESH):
+        kept = self.recall()
+        models, _, state = kept.partition(" of ")
+        if models.isdigit() and state == str(self._changed(())):    # else projects came or went while nobody looked
+            self._remembered = int(models)
+        try:
+            self.total()
+        finally:
+            self._remembered = None
+        while True:
+            total, top = self._total(()), self._directories.get(())
+            if top and total.models >= REMEMBERED and (now := f"{total.models} of {top.state}") != kept:
+                self.keep(now)
+                kept = now
+            if self._closed.wait(FRESH):
+                return
             if time.monotonic() - self._asked < WATCHED:
                 self._refresh(pause=0.001)
 
@@ -280,8 +316,8 @@ class Index:
         children = self._children(*names) if mtime >= 0 else []
         models = {}
         if len(names) >= VERSION_DEPTH:
-            signatures = {name: self._sign((*names, name)) for name in children}
-            models = {name: signature.size for name, signature in signatures.items() if signature}
+            signatures = self._signatures(names, children)
+            models = {name: signature.stamp.size for name, signature in signatures.items() if signature}
             directory.fingerprint = hash(tuple((name, signatures[name]) for name in models)) if models else 0
             directory.compared = 0.0
             if len(names) == MAX_DEPTH - 1:
@@ -315,34 +351,43 @@ class Index:
         with self._lock:
             moment = time.monotonic()
             self._reads += 1
-            signatures = {name: self._sign((*place, name)) for name in directory.lines}
+            signatures = self._signatures(place, directory.lines)
             same = {name for name, signature in signatures.items()
                     if signature and signature.state == directory.states[name]}
             if len(same) < len(signatures):
                 self._replace(directory, {name: line for name, line in directory.lines.items() if name in same})
             directory.compared = moment
 
+    def _signatures(self, place: Names, names: Iterable[str]) -> dict[str, Signature | None]:
+        with self._models_in(place) as models:
+            return {name: models.sign(name) for name in names}
+
     def _read_models(self, place: Names, directory: Directory, names: list[str]) -> Iterator[Batch]:
         """The lines of these models, from the cache or from their files; those read are cached if there is room."""
-        compared, lines, size = directory.compared, dict[str, bytes](), 0
-        states = dict[str, int]()   # of the models that were read
-        for name in names:
-            line = directory.lines.get(name)
-            if line is None:
-                self._reads += 1
-                signature = self._sign((*place, name))
-                line = self.line((*place, name))    # if it changes in between, the next comparison shows it
-                if not signature or line is None:   # it has just been deleted
-                    continue
-                states[name] = signature.state
-            lines[name] = line
-            size += len(line)
-            if size > BATCH_BYTES:
-                self._keep(place, directory, compared, lines, states)
-                yield Batch(place, lines)
-                lines, states, size = {}, {}, 0
-        self._keep(place, directory, compared, lines, states)
-        yield Batch(place, lines)
+        todo = deque(names)
+        while todo:
+            compared, lines, size = directory.compared, dict[str, bytes](), 0
+            states = dict[str, int]()   # of the models that were read
+            with self._models_in(place) as models:
+                while todo and size <= BATCH_BYTES:
+                    name = todo.popleft()
+                    line = directory.lines.get(name)
+                    if line is None:
+                        self._reads += 1
+                        if (found := self._read_line(models, (*place, name))) is None:
+                            continue    # it has just been deleted
+                        states[name], line = found
+                    lines[name] = line
+                    size += len(line)
+            self._keep(place, directory, compared, lines, states)
+            yield Batch(place, lines)
+
+    def _read_line(self, models: ModelsIn, names: Names) -> tuple[int, bytes] | None:
+        """The state of a model and its line, which is read later: if it changes in between, a comparison shows it."""
+        if found := models.read(names[-1]):
+            return found[0].state, found[1].line
+        signature, line = self._sign(names), self.line(names)
+        return (signature.state, line) if signature and line is not None else None
 
     # ---- the memory for lines
 

@@ -82,7 +82,7 @@ def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Nam
     if query.limit is not None:
         page, goes_on = page_of(batches, query.limit)
         more["total_models"] = (sum(len(batch.lines) for batch in selected(store, places, query, ()))
-                                if query.is_filtered else sum(store.index.total(place).models for place in places))
+                                if query.is_filtered else sum(map(store.index.count, places)))
         if goes_on:
             more["next"] = "/".join((*page[-1].place, page[-1].name))
             link = f"{base_url}/models/{'/'.join(below) or 'list'}?{urlencode({**parameters, 'after': more['next']})}"

@@ -2,8 +2,11 @@
 
 import json
 import re
+import shutil
 import subprocess
+import threading
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -13,6 +16,8 @@ from support.common import TestApp, eventually, sha256
 from support.shelf import MODELS, names_of
 
 from model_server import create_app
+from repository import tree_index
+from repository.model import Stamp
 from repository.tree_index import BATCH_MODELS, Index, Signature, State, size_of
 from server.listing import PAGE_BYTES
 from server.settings import Settings
@@ -143,9 +148,74 @@ def test_a_change_while_a_list_reads_shows_in_the_next_one(tmp_path):
     def changed(names):
         return State(tmp_path.joinpath(*names).stat().st_mtime_ns)
 
-    index = Index(children, changed, lambda names: Signature(hash(said[-1]), 1), find)
+    def sign(_):
+        return Signature(hash(said[-1]), Stamp(1, 1, 1))
+
+    def models_in(place):
+        return nullcontext(SimpleNamespace(sign=sign, read=lambda name: None))
+
+    index = Index(children, changed, sign, find, models_in)
     assert listed() == [b"old"]
     assert listed() == [b"new"]
+
+
+def test_a_count_is_remembered_until_the_next_one_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(tree_index, "REMEMBERED", 2)
+
+    def following(store):
+        thread = threading.Thread(target=store.index.watch, daemon=True)
+        thread.start()
+        return thread
+
+    with Storage(tmp_path) as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+        for name in "abc":
+            app.put(f"/models/p/a/1/{name}", name.encode(), status=201)
+        thread = following(store)
+        eventually(lambda: store.staging.recall_count().startswith("3 of "))
+        app.delete("/models/p/a/1/c")
+        eventually(lambda: store.staging.recall_count().startswith("2 of "))    # though nobody asks for a list
+        for name in "xyz":
+            app.put(f"/models/p/a/1/{name}", name.encode(), status=201)
+        eventually(lambda: store.staging.recall_count().startswith("5 of "))
+    thread.join(10)
+    shutil.rmtree(tmp_path / "p/a/1/x")     # while no server runs
+
+    with Storage(tmp_path) as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+        with store.index._lock:             # so that the count cannot begin
+            thread = following(store)
+            eventually(lambda: store.index._remembered == 5)
+            page = app.get("/models/list?limit=1").json
+            assert page["total_models"] == 5 and page["next"] == "p/a/1/a"
+            assert app.get("/models/p?limit=1").json["total_models"] == 4
+        eventually(lambda: app.get("/models/list?limit=1").json["total_models"] == 4)
+    thread.join(10)
+
+    (tmp_path / "q").mkdir()                # a project that came while no server ran: nothing is taken from before
+    with Storage(tmp_path) as store:
+        with store.index._lock:
+            thread = following(store)
+            assert store.index.count(()) == 4
+        eventually(lambda: store.index.count(()) == 4)
+    thread.join(10)
+
+
+@pytest.mark.parametrize("text", ["", "many", "7 of State(mtime_ns=1, inode=1)", "\xff" * 1000])
+def test_what_is_remembered_is_not_believed_if_it_is_not_of_this_storage(tmp_path, text):
+    with Storage(tmp_path) as store:
+        (tmp_path / ".staging/count").write_text(text, encoding="utf-8")
+        store.index.close()
+        store.index.watch()
+        assert store.index.count(()) == 0
+
+
+def test_a_change_makes_the_next_page_count(tmp_path):
+    with Storage(tmp_path) as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+        store.index._remembered = 5
+        app.put("/models/p/a/1/m", b"m", status=201)
+        assert app.get("/models/list?limit=1").json["total_models"] == 1
 
 
 def test_what_the_index_has_no_room_for_is_read_again(tmp_path, monkeypatch):
