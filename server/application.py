@@ -105,7 +105,7 @@ class Route:
     @property
     def pattern(self) -> str:
         """A regular expression for the path, with a group for each of the fields."""
-        kinds = {"model_name": SEVERAL, "version": ONE if self.method == "GET" else NO_ALIAS}
+        kinds = {"model_name": SEVERAL, "version": ONE if self.method == "GET" and self.verb != "create" else NO_ALIAS}
         return re.sub(r"\\\{(\w+)\\\}", lambda field: kinds.get(field[1], ONE), re.escape(self.path))
 
 

@@ -127,10 +127,12 @@ def test_each_route_that_tells_of_aliases_takes_them(versions):
     for path, operations in versions.get("/openapi.json").json["paths"].items():
         for method, operation in operations.items():
             fields = {each["name"]: each["schema"] for each in operation.get("parameters", ()) if each["in"] == "path"}
-            if "@" in fields.get("version", {}).get("pattern", "") and "revision/{version}/" not in path:   # of Git
+            if "@" in fields.get("version", {}).get("pattern", "") and path.startswith(("/models/", "/verify/")):
                 tried += 1
                 versions.request(path.format(**names), method=method.upper(), status=200)
     assert tried > 4
+    told = versions.get(f"{ALIAS}/m/upload?sha256={sha256(ONE)}", status=404)     # which is not for reading
+    assert "there is nothing at" in told.json["detail"]
 
 
 def test_aliases_are_looked_for_once_in_an_application_and_not_for_each_version(versions, store, monkeypatch):
