@@ -15,7 +15,7 @@ from resumption.shelf import IDENT, KeptDraft, Record, Shelf, ident_of
 from server import threads
 from server.application import Room, Route
 from server.digests import SHA256_HEX, check_claims, claims_of
-from server.envelopes import check_envelope
+from server.envelopes import check_envelope, check_no_range
 from server.errors import BadRequest, HttpError, QueueFull, status_of
 from server.multipart import clean_filename
 from server.publishing import check_upload, publish
@@ -194,6 +194,7 @@ def check(request: Request, key: ModelKey, fields: Mapping[str, str], size: int,
     with in_words_of(request):
         claims = check_upload(request, keeper_of(request).store, described_by, size, size - here)
     check_envelope(request.header, is_form=False)
+    check_no_range(request.header, "say with Upload-Offset where it begins")
     if claims:
         raise BadRequest("digests of a part are not checked: give that of the whole as ?sha256=, or when you begin")
 

@@ -15,11 +15,16 @@ CHUNKS = (("dzchunkindex", "dztotalchunkcount"), ("resumableChunkNumber", "resum
 AS_IT_IS = ("binary", "8bit", "7bit")   # RFC 2045 6.2: the encodings that change nothing
 
 
-def check_whole(header: Header) -> None:
-    """Raises BadRequest for a part of a model: stored as the whole it would be the worst of all."""
+def check_no_range(header: Header, instead: str) -> None:
+    """Raises BadRequest where the body begins elsewhere than this server would take for granted."""
     for name in PARTS:
         if header(name) is not None:
-            raise BadRequest(f"a part of a model cannot be uploaded ({name}): send the whole")
+            raise BadRequest(f"a part of a model cannot be uploaded ({name}): {instead}")
+
+
+def check_whole(header: Header) -> None:
+    """Raises BadRequest for a part of a model: stored as the whole it would be the worst of all."""
+    check_no_range(header, "send the whole")
     # draft-ietf-httpbis-resumable-upload: a body that does not begin at 0, or that more is to follow
     if (header("Upload-Offset") or "0").strip() != "0" or (header("Upload-Complete") or "?1").strip() != "?1":
         raise BadRequest("a part of a model cannot be uploaded here (Upload-Offset, Upload-Complete): send the whole")
