@@ -38,6 +38,10 @@ def file(name: str, summary: str) -> About:
                  with_errors=(*WITH_ERRORS, COMMIT))
 
 
+def alone(name: str, summary: str) -> About:
+    return replace(told(name, summary, REPOSITORY), names=())   # whatever their form, there is nothing of these names
+
+
 REPO = "/api/models/{project_id}/{app_name}"
 ABOUT = {
     "GET /api/whoami-v2": told("hub_whoami", "the name of the token", {"type": "object"}),
@@ -59,8 +63,8 @@ ABOUT = {
     "GET /{project_id}/{app_name}/resolve/{version}/{model_name}": file(
         "hub_resolve", "a file, with ranges and `ETag` like a download, and its commit in `X-Repo-Commit`"),
     "GET /{project_id}/{app_name}/raw/{version}/{model_name}": file("hub_raw", "the same"),
-    "GET /api/models/{project_id}": told(
-        "hub_alone", "404: no repository here has a name without a slash, like `gpt2`", REPOSITORY),
-    "GET /api/models/{project_id}/revision/{version}": told("hub_alone_revision", "the same", REPOSITORY),
-    "GET /{project_id}/resolve/{version}/{model_name}": told("hub_alone_resolve", "the same", REPOSITORY),
+    "GET /api/models/{project_id}": alone(
+        "hub_alone", "404: no repository here has a name without a slash, like `gpt2`"),
+    "GET /api/models/{project_id}/revision/{version}": alone("hub_alone_revision", "the same"),
+    "GET /{project_id}/resolve/{version}/{model_name}": alone("hub_alone_resolve", "the same"),
 }

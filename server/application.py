@@ -94,6 +94,7 @@ class Route:
     admit: Callable[..., Body] | None = None    # what becomes of a body, decided by the request's head
     at_once: Callable[..., bool] = lambda request, store, **names: False    # whether no disk and no time is needed
     partly: bool = False
+    through_aliases: bool = False       # whether an alias may stand for the version, as where GET reads
     encoded_slashes: bool = False       # whether %2F in the path is a slash; elsewhere it would make a name another one
     explain: Callable[[Request, Exception, Response], None] | None = None
     about: About | None = None
@@ -105,7 +106,8 @@ class Route:
     @property
     def pattern(self) -> str:
         """A regular expression for the path, with a group for each of the fields."""
-        kinds = {"model_name": SEVERAL, "version": ONE if self.method == "GET" and self.verb != "create" else NO_ALIAS}
+        reads = self.through_aliases or (self.method == "GET" and self.verb != "create")
+        kinds = {"model_name": SEVERAL, "version": ONE if reads else NO_ALIAS}
         return re.sub(r"\\\{(\w+)\\\}", lambda field: kinds.get(field[1], ONE), re.escape(self.path))
 
 

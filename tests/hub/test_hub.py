@@ -196,6 +196,14 @@ def test_an_alias_is_a_revision(own):
 # ---- commits
 
 
+def test_paths_are_told_of_by_an_alias(own):
+    own.put("/models/acme/tiny/@live?version=1.0.0")
+    for alias in ("@live", "%40live"):
+        (shown,) = own.post(f"{REPO}/paths-info/{alias}", {"paths": "config.json"}).json
+        assert shown["lfs"]["oid"] == sha256(FILES["config.json"])
+    assert own.post(f"{REPO}/paths-info/@none", status=404).headers["X-Error-Code"] == "RevisionNotFound"
+
+
 def test_a_commit_depends_on_names_and_digests_alone(own, make_app):
     first = sha_of(own)
     assert COMMIT.fullmatch(first) and sha_of(make_app()) == first     # as after a restart
