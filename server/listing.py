@@ -102,11 +102,15 @@ def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Nam
 
 def streamed(status: int, kind: str, blocks: Iterator[bytes], *headers: tuple[str, str]) -> Response:
     """An answer that is made while it is sent, of this Content-Type."""
-    blocks = in_pieces(blocks)
-    first, second = next(blocks, b""), next(blocks, None)
-    # a short one is sent as a whole: waitress closes the connection after an answer without Content-Length
-    whole = first if second is None else chain((first, second), blocks)
-    return Response(status, [("Content-Type", kind), ("Cache-Control", "no-cache"), *headers], whole)
+    answer = Response(status, [("Content-Type", kind), ("Cache-Control", "no-cache"), *headers])
+    blocks, begun = in_pieces(blocks), bytearray()
+    for piece in blocks:
+        begun += piece
+        if len(begun) > MIN_BLOCK:
+            answer.body = chain((bytes(begun),), blocks)
+            return answer
+    answer.body = bytes(begun)  # as a whole: waitress closes the connection after an answer without Content-Length
+    return answer
 
 
 def limit_in(parameters: Mapping[str, str]) -> int | None:

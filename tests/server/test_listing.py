@@ -332,6 +332,15 @@ def test_head_of_a_list_has_the_headers_of_its_get(shelf, form):
     assert shelf.get(path).headers["Cache-Control"] == "no-cache"
 
 
+@pytest.mark.parametrize("query", [
+    "", "?limit=2", "?format=ndjson", "?format=txt", "?format=urls", "?format=sha256sums"])
+def test_a_connection_goes_on_after_a_short_list(live_server, http, project, query):
+    for name in "abc":
+        http.put(f"{live_server.url}/models/{project}/a/1/{name}", data=b"x")
+    got = http.get(f"{live_server.url}/models/{project}{query}")
+    assert (got.headers["Content-Length"], got.headers.get("Connection")) == (str(len(got.content)), None)
+
+
 def test_wget_and_sha256sum_take_a_version_home(live_server, http, project, tmp_path):
     base = f"{live_server.url}/models/{project}"
     files = {f"model-{i}+x.bin": f"bytes {i}".encode() * 1000 for i in range(3)}
