@@ -496,7 +496,7 @@ PIECES = st.one_of(st.sampled_from([
     st.binary(min_size=1, max_size=3).filter(lambda data: b"\x96" not in data))    # of which C's unpickler complains
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(PIECES, max_size=25).map(b"".join))
 def test_no_unpickler_imports_what_was_not_found(data):
     details = inspect(data).details

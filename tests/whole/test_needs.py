@@ -10,6 +10,14 @@ from support.common import ROOT
 from support.needs import APT, HOW_TO_GET, REASON, how_to_get
 
 ELSEWHERE = {"lftp", "node"}    # tools of tests/clients, which .ci/run runs
+OTHERS = re.findall(r"--ignore=(tests/\w+)", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def files_that_need():
+    """The files with tests that declare a tool: to collect all others takes longer than to run these."""
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        if "needs(" in file.read_text(encoding="utf-8") and not any(ROOT / other in file.parents for other in OTHERS):
+            yield str(file.relative_to(ROOT))
 
 
 @pytest.fixture
@@ -18,7 +26,7 @@ def run(tmp_path):
     def runner(**env):
         inherited = {name: value for name, value in os.environ.items() if name != "CI"}
         command = [sys.executable, "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider",
-                   "-m", "needs and not container and not scaling", "-k", "not real_model"]
+                   "-m", "needs and not container and not scaling", "-k", "not real_model", *files_that_need()]
         return subprocess.run(command, cwd=ROOT, env={**inherited, "PATH": str(tmp_path), **env}, capture_output=True,
                               text=True, timeout=120)
     return runner
