@@ -24,8 +24,8 @@ OPERATIONS = {  # name: the version before, the request, the version after
 }
 ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EMFILE", "EACCES")
 FULL = ("ENOSPC", "EDQUOT")
-# the call that failed is one that removes something, or opens what is on the way to it
-CLEANING = re.compile(r"unlink|rmdir|openat\(.*(\.staging|[0-9a-f]{16}|/models|>, \"\d+)\", O_RDONLY")
+# the call that failed is one that removes something, opens what is on the way to it, or tells what is mounted in it
+CLEANING = re.compile(r"unlink|rmdir|openat\(.*(\.staging|[0-9a-f]{16}|/models|>, \"\d+|/mountinfo)\", O_RDONLY")
 
 
 def reset(server, version):
