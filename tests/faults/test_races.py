@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.common import sha256
-from support.live import running
+from support.live import running, several
 from support.tracing import WITHOUT_EXCHANGE
 from support.witness import Version, assert_whole, attempt, delete, listed, patch, perform, post, put, see, send
 
@@ -22,12 +22,8 @@ KINDS = {"one process": (1, ()), "two processes": (2, ()), "one process without 
 def servers(request, tmp_path):
     """Servers on one storage directory."""
     number, prefix = KINDS[request.param]
-    with running(tmp_path / "models", *prefix) as first:
-        if number == 1:
-            yield [first]
-        else:
-            with running(tmp_path / "models", *prefix) as second:
-                yield [first, second]
+    with several(number, tmp_path / "models", *prefix) as started:
+        yield started
 
 
 def everywhere(number, act):

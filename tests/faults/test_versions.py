@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.common import eventually, staged
-from support.live import running
+from support.live import running, several
 from support.tars import tar_with
 from support.tracing import CALLS, NO_EXCHANGE, WITHOUT_EXCHANGE, count_calls, points, strace, threads_of
 from support.versions import digests, generation, in_tar, listed, number_of, put_version, stored
@@ -24,12 +24,8 @@ KINDS = {"one server": (1, ()), "two servers": (2, ()), "two servers without exc
 @pytest.fixture(params=KINDS)
 def servers(request, tmp_path):
     number, prefix = KINDS[request.param]
-    with running(tmp_path / "models", *prefix) as first:
-        if number == 1:
-            yield [first]
-        else:
-            with running(tmp_path / "models", *prefix) as second:
-                yield [first, second]
+    with several(number, tmp_path / "models", *prefix) as started:
+        yield started
 
 
 def half_versions(root):

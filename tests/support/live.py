@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -121,3 +121,10 @@ def running(storage, *prefix, **env):
     finally:
         if server.process.poll() is None:
             server.stop(signal.SIGKILL)
+
+
+@contextmanager
+def several(number, storage, *prefix):
+    """So many servers on one storage directory."""
+    with ExitStack() as started:
+        yield [started.enter_context(running(storage, *prefix)) for _ in range(number)]
