@@ -5,7 +5,6 @@ client takes a mixture for the whole.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 from folders.layout import Layout, Member, Part
 from repository.errors import ModelCorrupt, StoreError, absent
-from repository.model import Model, ModelKey, Names, counted, names_in
+from repository.model import Model, ModelKey, Names, counted, names_in, told_by
 from repository.tree_index import Batch
 from server.conditional import etag_of
 from server.errors import BadRequest
@@ -24,7 +23,6 @@ from storage import Storage
 
 SMALL = 64 << 10    # bytes of a file that is read at once: handing over a descriptor costs more
 BLOCK = 128 << 10   # bytes gathered before they are sent: each block costs the server a lock and a system call
-DECODER = json.JSONDecoder(strict=False)    # the placeholder of the URL in a line is a control character
 MAX_NAMED = 20      # corrupt models in a message
 
 
@@ -66,7 +64,7 @@ def entries_of(store: Storage, batches: Iterator[Batch], corrupt_too: bool) -> I
     corrupt = []
     for place, lines in batches:
         for name, line in lines.items():
-            known = DECODER.decode(line.decode())
+            known = told_by(line)
             if known["corrupt"] and not corrupt_too:
                 corrupt.append("/".join((*place, name)))
             moment = seconds_of(known["uploaded_at"])

@@ -5,14 +5,13 @@ same again after a restart and on every server of a storage, although it is stor
 """
 
 import hashlib
-import json
 import re
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from repository.model import Model, ModelKey, Names, with_url
+from repository.model import Model, ModelKey, Names, told_by
 from repository.versions import precedence
 from server.conditional import etag_of
 from server.errors import NotFound
@@ -64,7 +63,7 @@ def take(store: Storage, version: Names, fingerprint: int) -> Snapshot:
     files, modified = dict[str, File](), ""
     for batch in store.lines(version):
         for line in batch.lines.values():
-            said = json.loads(with_url(line, ""))
+            said = told_by(line)
             path, identity = said["model_name"], said["sha256"]
             if not identity and (model := store.find(ModelKey(*(*version, path)), keep=False)):
                 identity = identity_of(model)

@@ -19,6 +19,7 @@ RESERVED_ENDINGS = frozenset({"info", "upload"})    # behind the path of a model
 MAX_PARTS = 8       # names in the path of a model: TensorFlow and Triton need four, and each costs readers a directory
 MAX_PATH = 512      # characters in all: with the other names and the root well below PATH_MAX, as tar and rsync need it
 URL_PLACEHOLDER = "\0"  # JSON escapes this character, so it cannot occur in a line otherwise
+OF_LINES = json.JSONDecoder(strict=False)   # which takes that character; json.loads would make it anew for each line
 
 
 class Stamp(NamedTuple):
@@ -182,6 +183,12 @@ class Model:
     def fingerprint(self) -> str:
         """A digest of the info: 32 hex digits that change when the info does."""
         return hashlib.sha256(self.line).hexdigest()[:32]
+
+
+def told_by(line: bytes) -> dict[str, Any]:
+    """What the line of a model says; only its `url` is still without the base URL."""
+    told: dict[str, Any] = OF_LINES.decode(line.decode())
+    return told
 
 
 def with_url(lines: bytes, base_url: str) -> bytes:

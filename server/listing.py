@@ -8,7 +8,16 @@ from itertools import chain
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
-from repository.model import NAME_FIELDS, URL_PLACEHOLDER, VERSION_DEPTH, ModelKey, Names, names_in, with_url
+from repository.model import (
+    NAME_FIELDS,
+    URL_PLACEHOLDER,
+    VERSION_DEPTH,
+    ModelKey,
+    Names,
+    names_in,
+    told_by,
+    with_url,
+)
 from repository.tree_index import Batch
 from server.errors import BadRequest
 from server.request import flag_in
@@ -136,8 +145,7 @@ def selected(store: Storage, places: Sequence[Names], query: ListQuery, after: N
     batches = chain.from_iterable(store.lines(place, after) for place in places if place >= after[: len(place)])
     if not query.is_filtered:
         return batches
-    return (Batch(batch.place, {name: line for name, line in batch.lines.items()
-                                  if query.selects(json.loads(with_url(line, "")))})
+    return (Batch(batch.place, {name: line for name, line in batch.lines.items() if query.selects(told_by(line))})
             for batch in batches)
 
 
@@ -200,7 +208,7 @@ def in_pieces(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 def sum_lines(batch: Batch, depth: int) -> list[bytes]:
     """Lines for `sha256sum -c`; names are relative to what is listed, where wget -i or wget -x save the models."""
-    sums = {name: json.loads(with_url(line, ""))["sha256"] for name, line in batch.lines.items()}
+    sums = {name: told_by(line)["sha256"] for name, line in batch.lines.items()}
     return [f"{sha256}  {'/'.join((*batch.place, name)[depth:])}\n".encode()
             for name, sha256 in sums.items() if sha256]
 
