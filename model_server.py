@@ -19,11 +19,10 @@ from openapi.room import OPENAPI
 from page.room import PAGE
 from repository import metadata
 from repository.errors import (
-    ModelCorrupt,
     ModelNotFound,
     NotEmpty,
     StoreError,
-    absent,
+    corrupted,
 )
 from repository.model import (
     NAME_FIELDS,
@@ -40,7 +39,7 @@ from resumption.room import RESUMPTION
 from server import threads
 from server.application import Application, Room, Route
 from server.command_line import command
-from server.conditional import but_if_match, check_write, etag_of, etag_of_info, read_status
+from server.conditional import but_if_match, check_write, etag_of, etag_of_info
 from server.descriptions import described
 from server.digests import check_claims, claims_of, digest_in
 from server.envelopes import check_chunks, check_envelope, check_whole
@@ -60,7 +59,7 @@ from server.places import (
 from server.process import open_storage, raise_descriptor_limit, tune
 from server.publishing import check_upload, publish
 from server.request import Request, Tell, merged, say
-from server.responses import Response, file_response, json_response
+from server.responses import Response, file_response, json_response, tagged_response
 from server.settings import VERSION, Settings
 from server.uploads import Body, Upload
 from server.waitress_adapter.server import Server
@@ -170,8 +169,7 @@ def download(request: Request, store: Storage, **names: str) -> Response:
         return list_below(request, store, opened, headers)
     if opened.model.corrupt and not anyway:
         opened.file.close()
-        raise ModelCorrupt(f"{opened.model.key} is corrupt: its bytes are not those that were uploaded. "
-                                  "Upload it again, or add ?allow_corrupt=true to have them as they are")
+        raise corrupted(opened.model.key, ", or add ?allow_corrupt=true to have them as they are")
     if pinned is not None and pinned != opened.model.sha256:
         opened.file.close()
         raise PreconditionFailed(f"the model is not {pinned} but {opened.model.sha256}")
@@ -205,13 +203,8 @@ def is_known_head(request: Request, store: Storage, **names: str) -> bool:
 
 def info(request: Request, store: Storage, **names: str) -> Response:
     model, headers = newest(request, store, partial(info_of, store), names, "/info")
-    etag = etag_of_info(model)
-    status = read_status(request.header, etag, None)
-    if status == 412:
-        raise PreconditionFailed(f"the metadata of the model is {etag}")
-    if status == 304:
-        return Response(304, [("ETag", etag), ("Cache-Control", "no-cache"), *headers])
-    return json_response(200, with_url(model.line, request.base_url), ("ETag", etag), *headers)
+    return tagged_response(request.header, with_url(model.line, request.base_url), etag_of_info(model),
+                           "the metadata of the model", *headers)
 
 
 def amend(request: Request, store: Storage, **names: str) -> Response:
@@ -290,10 +283,9 @@ def list_below(request: Request, store: Storage, names: dict[str, str], headers:
 
 
 def verify(request: Request, store: Storage, **names: str) -> Response:
-    place = names_in(names)
-    if place and next(store.keys(*place), None) is None:
-        raise absent(place)
-    progress = request.services.verifier.ask(request.caller.name, *place)
+    if names:
+        place_in(store, **names)
+    progress = request.services.verifier.ask(request.caller.name, *names_in(names))
     return json_response(202, visible(request, progress), ("Location", f"{request.prefix}/verify"))
 
 

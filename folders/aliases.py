@@ -7,6 +7,7 @@ from repository.errors import ModelNotFound, absent
 from repository.model import NAME_FIELDS, check_name
 from server.conditional import check_write
 from server.errors import BadRequest
+from server.places import place_in
 from server.request import Request
 from server.responses import Response, json_response
 from storage import Storage
@@ -42,8 +43,7 @@ def point(request: Request, store: Storage, project_id: str, app_name: str, alia
     def check(current: str | None) -> None:
         known.append(current)
         check_write(request.header, *([etag(current)] if current else []))
-        if next(store.keys(project_id, app_name, version), None) is None:
-            raise absent((project_id, app_name, version))
+        place_in(store, project_id=project_id, app_name=app_name, version=version)
 
     store.check_writable(project_id, app_name)
     store.aliases.point(project_id, app_name, MARK + alias, version, check)

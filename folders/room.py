@@ -9,7 +9,6 @@ from folders.download import entry_of, etag_of_all, tar_response
 from folders.tar_upload import TarUpload
 from folders.version_tags import version_tag
 from repository import metadata
-from repository.errors import ModelExists, StorageFull
 from repository.model import VERSION_DEPTH, Model, ModelKey, Names
 from repository.tree_index import Batch
 from server.application import Room, Route
@@ -19,6 +18,7 @@ from server.envelopes import check_chunks, check_envelope, check_whole
 from server.errors import BadRequest
 from server.listing import json_list, streamed
 from server.places import ALIAS
+from server.publishing import check_overwrite, check_space
 from server.request import Request
 from server.responses import Response
 from server.uploads import Body
@@ -57,7 +57,6 @@ def may_replace(request: Request, store: Storage, version: Names, stored: set[Mo
                 ) -> Callable[[list[ModelKey]], None]:
     """Raises what forbids to make these models the whole version, given those that it has; None: not yet known."""
     def check(current: list[ModelKey]) -> None:
-        where = "/".join(version)
         if current:
             request.caller.check("update", version)
         if stored is not None and set(current) - stored:
@@ -65,8 +64,8 @@ def may_replace(request: Request, store: Storage, version: Names, stored: set[Mo
         if request.header("If-Match") or request.header("If-None-Match"):
             models = [store.info(key, keep=False) for key in current]
             check_write(request.header, *([etag_of_version(models)] if models else []))
-        if current and not request.settings.overwrite:
-            raise ModelExists(f"{where} exists and this server keeps what it has: choose another version")
+        if current:
+            check_overwrite(request, "/".join(version))
 
     return check
 
@@ -82,8 +81,7 @@ def admit_version(request: Request, store: Storage, **names: str) -> Body:
     store.check_replaceable(version)
     details = metadata.details_of(fields, None)
     claims = claims_of(request.header, fields)
-    if request.length > (free := store.free_bytes()):
-        raise StorageFull(f"{request.length} bytes do not fit into the {free} free ones: delete models first")
+    check_space(store, request.length)
     current = store.keys(*version)  # whether there is one is enough, but for the ETag
     may_replace(request, store, version)([*(current if request.header("If-Match") else islice(current, 1))])
     check_whole(request.header)

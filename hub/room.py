@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from hub.about import ABOUT
 from hub.snapshots import MAIN, File, Missing, Snapshot, Snapshots, digits, identity_of, versions
-from repository.errors import InvalidName, ModelCorrupt, ModelNotFound
+from repository.errors import InvalidName, ModelCorrupt, ModelNotFound, corrupted
 from repository.model import NAME, ModelKey
 from server.access import Unauthorized
 from server.application import Room, Route
@@ -51,7 +51,7 @@ def resolve(request: Request, store: Storage, model_name: str, **names: str) -> 
                 return response
             content.close()
             if model.corrupt:
-                raise ModelCorrupt(f"{key} is corrupt: its bytes are not those that were uploaded. Upload it again")
+                raise corrupted(key)
         store.index.forget(snapshot.version, below=True)    # it was replaced since the index looked
     raise Missing("RevisionNotFound", f"{key} has been replaced since this revision was asked for: load it again")
 
@@ -89,7 +89,7 @@ def tree(request: Request, store: Storage, model_name: str = "", **names: str) -
     if len(rest) > MAX_PAGE:
         more = urlencode({**query, "cursor": page[-1]["path"]})
         headers.append(("Link", f'<{request.base_url}{quote(request.path)}?{more}>; rel="next"'))
-    return json_response(200, json.dumps(page).encode(), *headers)
+    return json_response(200, page, *headers)
 
 
 def info(request: Request, store: Storage, **names: str) -> Response:
@@ -121,7 +121,7 @@ def paths_info(request: Request, store: Storage, **names: str) -> Response:
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise BadRequest('send form fields called paths, or JSON like {"paths": ["config.json"]}') from error
     found = [shown for path, shown in entries(snapshot).items() if path in wanted]
-    return json_response(200, json.dumps(found).encode())
+    return json_response(200, found)
 
 
 def refs(request: Request, store: Storage, **names: str) -> Response:
@@ -145,7 +145,7 @@ def models(request: Request, store: Storage) -> Response:
     limit = None
     with suppress(ValueError):      # no limit, or none that is a number
         limit = min(max(0, int(query.get("limit", ""))), sys.maxsize)
-    return json_response(200, json.dumps([*islice(found, limit)]).encode())
+    return json_response(200, [*islice(found, limit)])
 
 
 def alone(request: Request, store: Storage, project_id: str, **names: str) -> Response:

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from openapi.document import Document
 from server.about import CACHE, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, About, Answer
 from server.application import Room, Route
-from server.conditional import read_status
-from server.errors import PreconditionFailed
 from server.request import Request
-from server.responses import Response, json_response
+from server.responses import Response, tagged_response
 from server.settings import Settings
 from storage import Storage
 
@@ -30,11 +28,7 @@ def overview(routes: Sequence[Route], settings: Settings) -> tuple[Route, ...]:
     def describe(request: Request, store: Storage) -> Response:
         text = made()
         etag = f'"{hashlib.sha256(text).hexdigest()[:32]}"'
-        if (status := read_status(request.header, etag, None)) == 412:
-            raise PreconditionFailed(f"the document is {etag}")
-        if status == 304:
-            return Response(304, [("ETag", etag), ("Cache-Control", "no-cache")])
-        return json_response(200, text, ("ETag", etag))
+        return tagged_response(request.header, text, etag, "the document")
 
     # without a token: it tells nothing of what is stored, and whoever makes a client of it may not have one
     own = Route("GET", "/openapi.json", None, describe, about=ABOUT)

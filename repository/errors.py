@@ -48,6 +48,11 @@ class ModelCorrupt(StoreError):
     """The bytes of a model are known to differ from those that were uploaded."""
 
 
+def corrupted(model: object, otherwise: str = "") -> ModelCorrupt:
+    """The error for a model that is asked for and is known to be corrupt; `otherwise` is what else would help."""
+    return ModelCorrupt(f"{model} is corrupt: its bytes are not those that were uploaded. Upload it again{otherwise}")
+
+
 class StorageFailed(StoreError):
     """The file system failed; `__cause__` is the OSError."""
 

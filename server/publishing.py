@@ -35,12 +35,23 @@ def check_upload(request: Request, store: Storage, fields: Mapping[str, str], si
     limit = request.settings.max_size
     if limit is not None and size > limit + overhead:
         raise TooLarge(f"{size} bytes are more than the {limit} that this server takes (MODEL_MAX_SIZE)")
-    if missing > (free := store.free_bytes()):
-        raise StorageFull(f"{missing} bytes do not fit into the {free} free ones: delete models first")
+    check_space(store, missing)
     if all(name in fields for name in NAME_FIELDS):
         key = ModelKey(*(fields[name] for name in NAME_FIELDS))
         may_write(request, store, key)(store.find(key))
     return claims
+
+
+def check_space(store: Storage, size: int) -> None:
+    """Raises StorageFull unless so many bytes fit on the disk."""
+    if size > (free := store.free_bytes()):
+        raise StorageFull(f"{size} bytes do not fit into the {free} free ones: delete models first")
+
+
+def check_overwrite(request: Request, what: object) -> None:
+    """Raises ModelExists unless this server replaces what it has."""
+    if not request.settings.overwrite:
+        raise ModelExists(f"{what} exists and this server keeps what it has: choose another version")
 
 
 def publish(request: Request, store: Storage, draft: Draft, fields: Mapping[str, str], filename: str | None,
@@ -75,7 +86,7 @@ def may_write(request: Request, store: Storage, key: ModelKey) -> Check:
                 raise ModelExists(f"{key} cannot be stored beside what is there: choose another name") from error
             check_shadows(request.caller, store, key)
         check_write(request.header, *([etag_of(current)] if current else []))
-        if current and not request.settings.overwrite:
-            raise ModelExists(f"{current.key} exists and this server keeps what it has: choose another version")
+        if current:
+            check_overwrite(request, current.key)
 
     return check

@@ -84,10 +84,20 @@ class Response:
     body: bytes | FileSlice | Iterable[Piece] = b""
 
 
-def json_response(status: int, document: dict[str, Any] | bytes, *headers: tuple[str, str]) -> Response:
+def json_response(status: int, document: dict[str, Any] | list[Any] | bytes, *headers: tuple[str, str]) -> Response:
     body = (document if isinstance(document, bytes) else json.dumps(document).encode()) + b"\n"
     kind = ("Content-Type", "application/json")
     return Response(status, [kind, ("Cache-Control", "no-cache"), *headers], body)   # or proxies cache it
+
+
+def tagged_response(header: Header, document: bytes, etag: str, what: str, *headers: tuple[str, str]) -> Response:
+    """A JSON document, or 304 where the client has it already; raises PreconditionFailed, which says `what` it is."""
+    status = read_status(header, etag, None)
+    if status == 412:
+        raise PreconditionFailed(f"{what} is {etag}")
+    if status == 304:
+        return Response(304, [("ETag", etag), ("Cache-Control", "no-cache"), *headers])
+    return json_response(200, document, ("ETag", etag), *headers)
 
 
 # ---- the answer
