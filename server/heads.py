@@ -56,6 +56,12 @@ def parse(head: bytes) -> Head:
     return Head(line[1].decode("latin-1"), line[2].decode("latin-1"), line[3].decode("latin-1"), fields)
 
 
+def begins_with_request(head: bytes) -> bool:
+    """Whether the first line is there, and is that of a request."""
+    line, end, _ = head.partition(b"\r\n")
+    return bool(end) and REQUEST_LINE.fullmatch(line) is not None
+
+
 def looks_like(head: bytes) -> str | None:
     """What the first bytes of a connection are if they are no HTTP; None where they are, or may become that.
 

@@ -10,7 +10,7 @@ from waitress.utilities import BadRequest, RequestEntityTooLarge, RequestHeaderF
 
 from server import heads
 from server.chunked import BadChunk, ChunkedDecoder
-from server.heads import LONGEST_BEGINNING, TLS, looks_like
+from server.heads import LONGEST_BEGINNING, TLS, begins_with_request, looks_like
 from server.turns import FIELD
 from server.uploads import CHUNKED_STEP, REQUEST, Body
 
@@ -83,7 +83,7 @@ class StreamingParser(HTTPRequestParser):
         if end < 0 and not self._is_http and (before < LONGEST_BEGINNING or b"\n" in data):
             if what := looks_like(bytes(self._head)):
                 return self._not_http(what, data)
-            self._is_http = b"\n" in data
+            self._is_http = begins_with_request(bytes(self._head))
         if (len(self._head) if end < 0 else end) >= MAX_HEADERS:
             return self._too_large(f"the head of the request is longer than {MAX_HEADERS} bytes", data)
         if end < 0:

@@ -3,10 +3,14 @@
 import json
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
 from support.live import Wire
+from waitress.adjustments import Adjustments
+
+from server.waitress_adapter.parser import StreamingParser
 
 SOON = 10   # seconds; a silent connection is kept for 120
 FOREIGN = {     # what is sent, and what the log calls it; the client then waits
@@ -44,6 +48,17 @@ def test_what_is_not_http_is_answered_at_once_and_logged(start, case, drops):
         assert (status, headers["connection"]) == (400, "close")
         assert headers["x-request-id"] and json.loads(body)["detail"]
     server.wait_for_log(f" 127.0.0.1 sent {called}, not HTTP\n" if not drops else ", not HTTP\n")
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_what_is_not_http_is_known_wherever_the_network_cuts_it(case):
+    data = FOREIGN[case][0].lstrip(b"\r\n")     # RFC 9112 2.2: these are ignored before a request
+    for cut in range(1, len(data) + 1):
+        parser = StreamingParser(Adjustments(max_request_body_size=sys.maxsize))
+        for piece in (*(data[number : number + 1] for number in range(cut)), data[cut:]):
+            if not parser.completed:
+                parser.received(piece)
+        assert parser.completed and parser.error, f"nothing is said after {cut} single bytes and the rest"
 
 
 def test_a_tls_handshake_ends_at_once_and_is_logged(start):
