@@ -1,7 +1,5 @@
 """What there is to tell of folders: of lists as a tar, versions that are uploaded as one, and aliases."""
 
-from repository.aliases import MARK
-from repository.model import NAME
 from server.about import (
     BINARY,
     BYTES,
@@ -12,6 +10,7 @@ from server.about import (
     NAMES,
     ONE_NAME,
     STRING,
+    VERSION_OR_ALIAS,
     About,
     Answer,
     Field,
@@ -47,7 +46,7 @@ PUT_VERSION = About(
     text="All fields are for every file. What an existing version has and the tar has not is gone.")
 OR_ALIAS = About("", "", {}, names=(Field(
     "version", "The version, `latest` for the highest one that has it, or `@` and an alias.",
-    {"type": "string", "pattern": f"^{MARK}?{NAME.pattern}$"}),), errors=(404,))
+    VERSION_OR_ALIAS),), errors=(404,))
 OF_A_VERSION = About("", "", {status: Answer("", {}, (
     Field("X-Version-ETag", "The ETag of the whole version's tar, which If-Match may name.", STRING),))
     for status in (200, 206, 304)})

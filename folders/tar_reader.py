@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from folders.layout import padding
 from repository.model import MAX_PARTS, MAX_PATH, NAME, NAME_RULE
 from server.errors import BadRequest, UnsupportedMediaType
 
@@ -123,7 +124,7 @@ class TarCutter:
         if not 0 < info.size <= MAX_EXTENDED:
             raise BadRequest(f"an extended header of the tar has {info.size} bytes, of which this server takes 1 to "
                              f"{MAX_EXTENDED}: leave out --xattrs")
-        self._extending, self._wanted = info.type + b"%d" % info.size, -(-info.size // BLOCK) * BLOCK
+        self._extending, self._wanted = info.type + b"%d" % info.size, info.size + padding(info.size)
 
     def _extended(self, text: bytes) -> Iterator[Event]:
         kind, size, self._extending = self._extending[:1], int(self._extending[1:]), b""
@@ -156,7 +157,7 @@ class TarCutter:
             return
         if size < 0:
             raise BadRequest(f"{shown} in the tar has {size} bytes")
-        self._left, self._padding = size, -size % BLOCK
+        self._left, self._padding = size, padding(size)
         yield Member(below, size)
         if not size:
             yield MemberEnd()

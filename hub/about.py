@@ -2,9 +2,7 @@
 
 from dataclasses import replace
 
-from repository.aliases import MARK
-from repository.model import NAME
-from server.about import ACTUAL, CACHE, JSON, NAMES, STRING, About, Answer, Field, Json, Schema
+from server.about import ACTUAL, CACHE, JSON, NAMES, STRING, VERSION_OR_ALIAS, About, Answer, Field, Json, Schema
 from server.descriptions import LINK, PART_CONDITIONS, SENT
 
 ENTRIES: Json = {"type": "array", "items": Schema("HubEntry", {
@@ -20,7 +18,7 @@ WITH_ERRORS = (Field("X-Error-Code", "What clients go by: `RevisionNotFound` and
                Field("X-Error-Message", "What clients show.", STRING))
 COMMIT = Field("X-Repo-Commit", "The commit of the revision.", STRING)
 NAMED = (Field("version", "A version, the commit of one, an alias with its `@`, or `main`: the version of that name, "
-               "else the highest one.", {"type": "string", "pattern": f"^{MARK}?{NAME.pattern}$"}),
+               "else the highest one.", VERSION_OR_ALIAS),
          NAMES["model_name"]._replace(text="The path of a file or folder; its slashes may be sent as %2F."))
 BLOBS = Field("blobs", "`true`: with sizes and digests.", STRING)
 TREE_QUERY = (Field("recursive", "`true`: also what is in folders.", STRING),

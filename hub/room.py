@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
-from hub.about import ABOUT
+from hub.about import ABOUT, REPO
 from hub.snapshots import MAIN, File, Missing, Snapshot, Snapshots, digits, identity_of, versions
 from repository.errors import InvalidName, ModelCorrupt, ModelNotFound, corrupted
 from repository.model import NAME, ModelKey
@@ -175,23 +175,22 @@ def explain(request: Request, error: Exception, response: Response) -> None:
     response.headers += [("X-Error-Message", message), *([("X-Error-Code", code)] if code else [])]
 
 
-REPO = "/api/models/{project_id}/{app_name}"
 route = partial(Route, encoded_slashes=True, explain=explain)
 ROUTES = (
     route("GET",  "/api/whoami-v2",                                            "read", whoami, partly=True),
     route("GET",  "/api/models",                                               "read", models, partly=True),
     route("GET",  REPO,                                                        "read", info),
-    route("GET",  REPO + "/revision/{version}",                               "read", info),
-    route("GET",  REPO + "/revision/{version}/{model_name}",                  "read", info),
-    route("GET",  REPO + "/tree/{version}",                                   "read", tree),
-    route("GET",  REPO + "/tree/{version}/{model_name}",                      "read", tree),
+    route("GET",  REPO + "/revision/{version}",                                "read", info),
+    route("GET",  REPO + "/revision/{version}/{model_name}",                   "read", info),
+    route("GET",  REPO + "/tree/{version}",                                    "read", tree),
+    route("GET",  REPO + "/tree/{version}/{model_name}",                       "read", tree),
     route("POST", REPO + "/paths-info/{version}", "read", paths_info, lambda *_, **names: Body(limit=MAX_PATHS),
           through_aliases=True),
     route("GET",  REPO + "/refs",                                              "read", refs),
-    route("GET",  "/{project_id}/{app_name}/resolve/{version}/{model_name}",  "read", resolve),
-    route("GET",  "/{project_id}/{app_name}/raw/{version}/{model_name}",      "read", resolve),
-    route("GET",  "/api/models/{project_id}",                                 None,   alone),
-    route("GET",  "/api/models/{project_id}/revision/{version}",              None,   alone),
-    route("GET",  "/{project_id}/resolve/{version}/{model_name}",             None,   alone),
+    route("GET",  "/{project_id}/{app_name}/resolve/{version}/{model_name}",   "read", resolve),
+    route("GET",  "/{project_id}/{app_name}/raw/{version}/{model_name}",       "read", resolve),
+    route("GET",  "/api/models/{project_id}",                                  None,   alone),
+    route("GET",  "/api/models/{project_id}/revision/{version}",               None,   alone),
+    route("GET",  "/{project_id}/resolve/{version}/{model_name}",              None,   alone),
 )
 HUB = Room(described(ROUTES, ABOUT))

@@ -7,8 +7,9 @@ HEADERS = (CACHE, ETAG, VARY, Field("Content-Security-Policy", "What the page ma
 CHANGELESS = UNCHANGED._replace(headers=HEADERS)
 FOR_BROWSERS = About("", "", {200: Answer("", {"text/html": STRING}, HEADERS), 304: CHANGELESS}, with_errors=(VARY,),
                      text="With `Accept: text/html` it is a page for people.")
-ADDS = {f"GET /models/{path}": FOR_BROWSERS for path in (
-    "list", "{project_id}", "{project_id}/{app_name}", "{project_id}/{app_name}/{version}")}
+LISTS = ("/models/list", "/models/{project_id}", "/models/{project_id}/{app_name}",
+         "/models/{project_id}/{app_name}/{version}")
+ADDS = {f"GET {path}": FOR_BROWSERS for path in LISTS}
 START = About("get_page", "a page for browsers", {
     200: Answer("The page, for `Accept: text/html` alone.", {"text/html": STRING}, HEADERS), 304: CHANGELESS,
 }, (404,), with_errors=(VARY,))

@@ -4,10 +4,10 @@ import hashlib
 import html
 from pathlib import Path
 
-from page.about import ADDS, FILE, START
+from page.about import ADDS, FILE, LISTS, START
 from server.application import Room, Route
 from server.conditional import asks_for, read_status
-from server.errors import NotFound
+from server.errors import nothing_at
 from server.request import Request
 from server.responses import Response
 from storage import Storage
@@ -19,15 +19,14 @@ POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 
 
 
 def nothing(request: Request, store: Storage, **names: str) -> Response:
-    raise NotFound(f"there is nothing at {request.path[:200]}: see the README for the routes")
+    raise nothing_at(request.path)
 
 
 ROUTES = (
     Route("GET", "/", None, nothing, about=START),              # for all but browsers
     Route("GET", "/page/{name}", None, nothing, about=FILE),    # where Page has no file of this name
 )
-PATHS = ("/", "/models/list", "/models/{project_id}", "/models/{project_id}/{app_name}",
-         "/models/{project_id}/{app_name}/{version}")
+PATHS = ("/", *LISTS)
 
 
 class Page:

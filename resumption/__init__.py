@@ -1,0 +1,1 @@
+"""Uploads that are continued, or need no bytes. Optional; model_server.py puts it in."""

@@ -100,9 +100,6 @@ class Asked:
         self.sha256 = sha256 or self.record.sha256
         self.fields = {**self.record.fields, **request.fields}
 
-    def headers(self, offset: int, complete: bool, length: int | None) -> list[tuple[str, str]]:
-        return state_headers(self.request, offset, complete, length)
-
     def stored(self) -> Model | None:
         """The model, if it has these bytes already."""
         model = self.keeper.store.find(self.key) if self.request.caller.may("read", self.key.names) else None
@@ -151,7 +148,7 @@ def state(request: Request, store: Storage, **names: str) -> Response:
         found[0].discard()      # it was only to see whether that is possible
         offset = length = found[0].size
     kind = ("Content-Type", "text/plain; charset=utf-8")
-    return Response(200, [kind, *asked.headers(offset, complete, length)], f"{offset}\n".encode())
+    return Response(200, [kind, *state_headers(request, offset, complete, length)], f"{offset}\n".encode())
 
 
 def admit_part(request: Request, store: Storage, **names: str) -> Body:
@@ -163,7 +160,7 @@ def admit_part(request: Request, store: Storage, **names: str) -> Body:
     if None not in (length, known) and length != known:
         raise BadRequest(f"Upload-Length is {length}, and was {known} before: begin another upload")
     length = known if length is None else length
-    check(asked.request, asked.key, asked.fields, max(length or 0, offset + request.length), asked.size)
+    check(request, asked.key, asked.fields, max(length or 0, offset + request.length), asked.size)
     if asked.record.done:
         return Body()
     if offset <= asked.size and (draft := asked.keeper.shelf.claim(asked.ident, by_digest(request, asked.record))):
@@ -213,7 +210,7 @@ def in_words_of(request: Request) -> Iterator[None]:
 def take_part(request: Request, store: Storage, **names: str) -> Response:
     asked, body = Asked(request, names), request.body
     if not isinstance(body, Part | Rest):
-        return Response(204, asked.headers(asked.size, True, asked.size))
+        return Response(204, state_headers(request, asked.size, True, asked.size))
     return finish(request, store, body, asked.ident, asked.sha256, asked.fields)
 
 

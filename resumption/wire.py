@@ -8,7 +8,7 @@ import binascii
 import re
 from collections.abc import Callable, Mapping
 
-from server.errors import BadRequest, HttpError
+from server.errors import BadRequest, HttpError, NotFound
 
 Header = Callable[[str], str | None]
 NUMBER = re.compile("[0-9]{1,18}")
@@ -21,8 +21,8 @@ class WrongOffset(HttpError):
     status = 409
 
 
-class Gone(HttpError):
-    status = 404
+class Gone(NotFound):
+    """There is no such upload."""
 
 
 class Refusal(HttpError):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from repository.aliases import MARK
 from repository.model import MAX_PARTS, MAX_PATH, NAME, RESERVED_ENDINGS, RESERVED_PROJECTS
 
 Json = Mapping[str, Any]
@@ -95,6 +96,7 @@ BYTES: Json = {"type": "string", "format": "binary"}    # generated clients know
 FLAG: Json = {"type": "string", "enum": ["true", "false"]}
 SHA256: Json = {"type": "string", "pattern": "^[0-9A-Fa-f]{64}$"}
 ONE_NAME: Json = {"type": "string", "pattern": f"^{NAME.pattern}$"}
+VERSION_OR_ALIAS: Json = {"type": "string", "pattern": f"^{MARK}?{NAME.pattern}$"}
 PATH = Schema("Path", {
     "type": "string", "description": f"Up to {MAX_PARTS} names, joined by slashes.", "maxLength": MAX_PATH,
     "pattern": f"^{NAME.pattern}(/{NAME.pattern}){{0,{MAX_PARTS - 1}}}$",

@@ -34,6 +34,7 @@ from server.errors import (
     NotFound,
     OptionsAnswered,
     ProtocolError,
+    nothing_at,
     status_of,
 )
 from server.metrics import Metrics
@@ -76,7 +77,9 @@ def lost(error: StorageFailed) -> StorageLost:
 
 # ---- routes
 
+
 Handler = Callable[..., Response]
+
 
 @dataclass(frozen=True)
 class Route:
@@ -184,7 +187,7 @@ class Router:
             return found
         methods = {method for method in self._methods(path) if self._match(method, path)}
         if not methods:
-            raise NotFound(f"there is nothing at {request.path[:200]}: see the README for the routes")
+            raise nothing_at(request.path)
         allow = ("Allow", ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))))
         if method == "OPTIONS":
             raise OptionsAnswered("", allow)

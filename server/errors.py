@@ -65,9 +65,14 @@ class DigestMismatch(BadRequest):
 
 
 class NotFound(HttpError):
-    """There is no route with this path."""
+    """There is nothing at this path: no route, or not what a room keeps beside the models."""
 
     status = 404
+
+
+def nothing_at(path: str) -> NotFound:
+    """The error for a path that no route has."""
+    return NotFound(f"there is nothing at {path[:200]}: see the README for the routes")
 
 
 class MethodNotAllowed(HttpError):

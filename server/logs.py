@@ -16,6 +16,7 @@ from collections import Counter
 from server import threads
 from server.metrics import Metrics
 
+TIME = "%Y-%m-%dT%H:%M:%S%z"    # ISO 8601
 AUDIT = "audit"         # the logger whose lines must not be lost
 DELAY = 0.05            # seconds for which lines are gathered: a write for each line would slow every thread down
 MAX_WRITE = 64 << 10    # bytes of one write: the capacity of a pipe
@@ -27,13 +28,8 @@ LAST_WAIT = 2.0         # seconds at the end of the process to write what is lef
 
 @functools.lru_cache(maxsize=1)
 def moment(second: int) -> str:
-    """A time as the log has it, made once for all lines of a second: strftime takes a good part of a short request."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(second))
-
-
-class Formatter(logging.Formatter):
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        return moment(int(record.created))
+    """The time of a request's line, made once for all of a second: strftime takes a good part of a short request."""
+    return time.strftime(TIME, time.localtime(second))
 
 
 class Log(logging.Handler):
@@ -155,7 +151,7 @@ class Log(logging.Handler):
 def configure(descriptor: int, metrics: Metrics) -> Log:
     """Sends all logging to `descriptor`, in the form that docs/operating.md describes."""
     handler = Log(descriptor, metrics)
-    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s", TIME))
     logging._srcfile = None     # as the logging HOWTO advises if no line contains its source
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False      # they contain none of these
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -40,6 +40,9 @@ Tell = Callable[[str], None]
 say: Tell = logging.getLogger("access").info    # as it is told where nothing faster is there: see Log.tell
 Examine = Callable[[BinaryIO, int], Inspection]     # of an open file and its size; raises what refuses it
 VersionTag = Callable[..., str | None]  # of a request, the store, and a model; None where that would take too long
+ListFormat = Callable[..., Response]    # of a request, the store, the names that are listed, places that may be read
+
+
 class Keeper(Protocol):
     """Keeps uploads that break off, until they are continued."""
 
@@ -56,9 +59,6 @@ class Keeper(Protocol):
 
     def gauges(self) -> dict[str, tuple[str, float]]:
         """Figures for the metrics, by name, each with its help text."""
-
-
-ListFormat = Callable[..., Response]    # of a request, the store, the names that are listed, places that may be read
 
 
 @dataclass(frozen=True)
