@@ -78,15 +78,16 @@ HEALTH_AGE = 1.0            # seconds for which one look tells that writing work
 
 def health(request: Request, store: Storage) -> Response:
     state: dict[str, Any] = {"version": VERSION, "timestamp": now(), "storage_path": str(store.root)}
-    if store.read_only:
-        state["read_only"] = True
     try:
+        disk = store.disk()
+        if disk.read_only:
+            state["read_only"] = True
         store.probe(at_most=HEALTH_AGE)
         if corrupt := request.services.verifier.corrupt(at_most=HEALTH_AGE):
             state["corrupt_models"] = corrupt
         state |= request.services.metrics.troubles()
         status = "degraded" if corrupt or request.services.metrics.troubled() else "healthy"
-        return json_response(200, {"status": status, **state, "free_bytes": store.free_bytes()})
+        return json_response(200, {"status": status, **state, "free_bytes": disk.free_bytes})
     except StoreError as error:
         return json_response(503, {"status": "unhealthy", "reason": str(error), **state})
 

@@ -46,6 +46,13 @@ T = TypeVar("T")
 Check = Callable[[Model | None], None]  # given the stored model, raises to refuse a change
 
 
+class Disk(NamedTuple):
+    """The file system of a storage: whether it is mounted read-only, and the bytes that can still be written."""
+
+    read_only: bool
+    free_bytes: int
+
+
 class Published(NamedTuple):
     """What became of a draft. `created`: there was no such model; `unchanged`: the same one was stored already."""
 
@@ -99,8 +106,8 @@ class Storage:
     def read_only(self) -> bool:
         """Whether the storage is mounted read-only; this can change at any time."""
         try:
-            return bool(os.statvfs(self.root).f_flag & os.ST_RDONLY)
-        except OSError:
+            return self.disk().read_only
+        except StoreError:
             return False    # the next write will raise the error
 
     def close(self) -> None:
@@ -187,11 +194,15 @@ class Storage:
                 if next(self.keys(project_id, app_name, version, *path), None):
                     yield version
 
+    def disk(self) -> Disk:
+        """What one look at the disk tells of it; raises StorageFailed."""
+        with filesystem.as_store_errors():
+            status = os.statvfs(self.root)
+            return Disk(bool(status.f_flag & os.ST_RDONLY), status.f_bavail * status.f_frsize)
+
     def free_bytes(self) -> int:
         """Bytes that this process can still write; raises StorageFailed."""
-        with filesystem.as_store_errors():
-            disk = os.statvfs(self.root)
-            return disk.f_bavail * disk.f_frsize
+        return self.disk().free_bytes
 
     def probe(self, at_most: float = 0.0) -> None:
         """Raises StorageFull or StorageFailed unless a file can be written, or could at most `at_most` seconds ago.

@@ -1,5 +1,6 @@
 """What a model is: its names, what is known about it, and how info and lists show it. No I/O."""
 
+import functools
 import hashlib
 import json
 import re
@@ -86,6 +87,7 @@ def names_in(given: Mapping[str, str]) -> Names:
     return tuple("/".join(given.values()).split("/")) if given else ()
 
 
+@functools.lru_cache(maxsize=1024)    # a request of a model asks three times for its names, and most ask for the same
 def check_name(field_name: str, value: str) -> None:
     """Raises InvalidName unless `value` follows the grammar of names; that of a model may be a path."""
     parts = value.split("/") if field_name == "model_name" else [value]
