@@ -4,15 +4,12 @@ from server.about import CACHE, ETAG, ONE_NAME, STRING, UNCHANGED, About, Answer
 
 VARY = Field("Vary", "`Accept`: a browser gets a page from here.", STRING)
 HEADERS = (CACHE, ETAG, VARY, Field("Content-Security-Policy", "What the page may load.", STRING))
-CHANGELESS = UNCHANGED._replace(headers=HEADERS)
-FOR_BROWSERS = About("", "", {200: Answer("", {"text/html": STRING}, HEADERS), 304: CHANGELESS}, with_errors=(VARY,),
-                     text="With `Accept: text/html` it is a page for people.")
-LISTS = ("/models/list", "/models/{project_id}", "/models/{project_id}/{app_name}",
-         "/models/{project_id}/{app_name}/{version}")
-ADDS = {f"GET {path}": FOR_BROWSERS for path in LISTS}
-START = About("get_page", "a page for browsers", {
-    200: Answer("The page, for `Accept: text/html` alone.", {"text/html": STRING}, HEADERS), 304: CHANGELESS,
-}, (404,), with_errors=(VARY,))
+PAGE = {200: Answer("The page, for `Accept: text/html` alone.", {"text/html": STRING}, HEADERS),
+        304: UNCHANGED._replace(headers=HEADERS)}
+FOR_BROWSERS = About("", "", PAGE, with_errors=(VARY,), text="With `Accept: text/html` it is a page for people.")
+ADDS = dict.fromkeys(("GET /models/list", "GET /models/{project_id}", "GET /models/{project_id}/{app_name}",
+                      "GET /models/{project_id}/{app_name}/{version}"), FOR_BROWSERS)
+START = About("get_page", "a page for browsers", PAGE, (404,), with_errors=(VARY,))
 FILE = About("get_page_file", "the files that the page needs", {
-    200: Answer("The file.", {"text/css": STRING, "text/javascript": STRING}, HEADERS), 304: CHANGELESS,
+    **PAGE, 200: Answer("The file.", {"text/css": STRING, "text/javascript": STRING}, HEADERS),
 }, (404,), names=(Field("name", "The name of the file.", ONE_NAME),))

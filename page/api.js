@@ -7,29 +7,27 @@ export const number = value => Number.isInteger(value) ? value.toLocaleString("e
 export const counted = (many, what) => `${number(many)} ${what}${many === 1 ? "" : "s"}`;
 export const say = text => { $("status").textContent = text; };     // to a screen reader
 export const token = () => sessionStorage.getItem("token") ?? "";   // of this tab, until it is closed
-export const authorization = () => token() && {Authorization: `Bearer ${token()}`};
 let credentials = "omit";   // for a 401 to a request with credentials the browser asks for a password by itself
 
+/** What could not be done, in words. The status is that of the answer, 0 if the server could not be reached. */
 export class Failure extends Error {
-    constructor(status, text = "") {
-        let told = {detail: status > 0 ? `It answered ${status}.` : text};
-        try {
-            told = JSON.parse(text);
-        } catch {}      // words of ours, or the page of a proxy
-        const unknown = "The server does not know this token: it was mistyped, or has been withdrawn.";
-        super({401: token() ? unknown : "This server wants a token for this.",
-            403: `You are not allowed to do this: ${told.detail}.`}[status] ?? told.detail ?? told.reason);
+    constructor(text, status) {
+        super(text);
         this.status = status;
     }
 }
 
-/** The answer to a request; throws Failure, with status 0 if the server could not be reached. */
+/** The answer to a request. Throws Failure. */
 export async function call(method, path, options = {}) {
-    const headers = {...authorization(), ...options.headers};
+    const headers = {...token() && {Authorization: `Bearer ${token()}`}, ...options.headers};
     const answer = await fetch(new URL(path, base), {...options, method, credentials, headers})
-        .catch(() => { throw new Failure(0, "The server cannot be reached."); });
-    if (!answer.ok) throw new Failure(answer.status, await answer.text().catch(() => ""));
-    return answer;
+        .catch(() => { throw new Failure("The server cannot be reached.", 0); });
+    if (answer.ok) return answer;
+    const told = await answer.json().catch(() => ({}));     // a proxy may answer with something else
+    const text = told.detail ?? told.reason ?? `It answered ${answer.status}.`;
+    const unknown = "The server does not know this token: it was mistyped, or has been withdrawn.";
+    throw new Failure({401: token() ? unknown : "This server wants a token for this.",
+        403: `You are not allowed to do this: ${text}.`}[answer.status] ?? text, answer.status);
 }
 export const read = path => call("GET", path).then(answer => answer.json());
 
@@ -42,32 +40,30 @@ export const health = () => read("health").catch(error => {
 
 /** An element; its children are elements or text, and what others wrote is never anything but text. */
 export function el(name, properties, ...children) {
-    const element = document.createElement(name);
-    for (const [key, value] of Object.entries(properties))
-        if (key in element) element[key] = value;
-        else element.setAttribute(key, value);
+    const element = Object.assign(document.createElement(name), properties);
     element.append(...children.flat(9).filter(Boolean));
     return element;
 }
 export const button = (text, onclick, className = "plain") => el("button", {className, onclick, type: "button"}, text);
-export const field = (label, name, properties = {}, kind = "input") =>
-    el("label", {}, label, " ", el(kind, {name, spellcheck: false, ...properties}));
 
 export function size(bytes) {
     const step = bytes < 1000 ? 0 : Math.min(5, Math.floor(Math.log10(bytes) / 3));
     return `${step ? (bytes / 1000 ** step).toFixed(1) : bytes} ${["B", "kB", "MB", "GB", "TB", "PB"][step]}`;
 }
 
-/** Opens the dialog; `submit` gets its form, and a Failure of it is shown. Otherwise the dialog closes. */
-export function ask(title, verb, fields, submit, className = "") {
+/** Opens the dialog with the template of this id, returns its form. `submit` gets that; if it fails, it is told why. */
+export function ask(id, values, submit) {
+    const form = $("dialog").firstElementChild, {title, verb} = $(id).dataset;
+    $("dialog").className = id;
+    $("dialog-fields").replaceChildren($(id).content.cloneNode(true));
     $("dialog-title").textContent = title;
-    $("dialog-fields").replaceChildren(...fields);
-    Object.assign($("dialog-go"), {textContent: verb, className, disabled: false});
+    Object.assign($("dialog-go"), {textContent: verb, disabled: false});
     $("problem").textContent = "";
-    $("dialog").firstElementChild.onsubmit = async event => {
+    for (const [name, value] of Object.entries(values)) form[name].value = value;
+    form.onsubmit = async event => {
         event.preventDefault();
         try {
-            await submit(event.target);
+            await submit(form);
             $("dialog").close();
         } catch (error) {
             if (!(error instanceof Failure)) throw error;
@@ -75,4 +71,5 @@ export function ask(title, verb, fields, submit, className = "") {
         }
     };
     $("dialog").showModal();
+    return form;
 }

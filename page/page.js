@@ -1,4 +1,4 @@
-import {$, FIELDS, Failure, ask, base, button, call, counted, el, field, health, number, pathOf, read, say, size,
+import {$, FIELDS, Failure, ask, base, button, call, counted, el, health, number, pathOf, read, say, size,
     token} from "./api.js";
 import {choose, prepareUploads} from "./uploads.js";
 
@@ -7,6 +7,8 @@ const GROUPS = 40;              // projects, applications or versions on one
 const LOOK = [200, 20];         // models asked for to find those: at first, all of a small server, and after that
 const LAST = "z".repeat(128);   // no name comes after it
 const IN_MEMORY = 1 << 30;      // bytes of a model that a browser can hold
+const COLUMNS = [...["Project", "Application", "Version"].map(kind => [kind, "Models", "Size", "Last upload"]),
+    ["Name", "Size", "Parameters", "Framework", "Uploaded"]];
 const FILTERS = ["q", "framework", "model_format", "corrupt"];
 let names = [], query = new URLSearchParams();      // of the address: those of a list, a fourth for a file
 let shown = {};                 // the model and the ETag of its info, or how many models there are
@@ -16,10 +18,9 @@ let turn = 0;                   // of what is shown: what comes too late is drop
 const listOf = place => place.length ? `models/${pathOf(...place)}` : "models/list";
 const addressOf = (place, search = "") => new URL((place.length || search ? listOf(place.slice(0, 3)) : "")
     + (search && `?${search}`) + (place[3] ? `#${pathOf(place[3])}` : ""), base);
-const link = (place, text = place.at(-1)) => el("a", {href: addressOf(place), "data-go": ""}, text);
+const link = (place, text = place.at(-1)) => el("a", {href: addressOf(place), className: "go"}, text);
 const namesOf = model => FIELDS.map(name => model[name]);
 const isFiltered = () => [...query.keys()].some(key => FILTERS.includes(key) || key.startsWith("metadata."));
-const guarded = action => event => action(event).catch(complain);
 
 function go(address) { history.pushState(null, "", address); render(true); }
 
@@ -36,16 +37,15 @@ function readAddress() {
 async function render(hasMoved = false) {
     const mine = ++turn;
     readAddress();
-    const crumbs = [[], ...names].map((name, i) => link(names.slice(0, i), i ? name : "All projects"));
-    crumbs.at(-1).setAttribute("aria-current", "page");
-    $("crumbs").replaceChildren(...crumbs.map(crumb => el("li", {}, crumb)));
+    $("crumbs").replaceChildren(link([], "All projects"), ...names.map((_, i) => link(names.slice(0, i + 1))));
+    $("crumbs").lastChild.setAttribute("aria-current", "page");
     $("title").textContent = isFiltered() ? `Search in ${names.join("/") || "all projects"}` : names.at(-1) ?? "Models";
     document.title = `${names.join("/") || "Models"} · Model repository`;
+    $("has-token").hidden = !token();
     showFilters();
     $("view").ariaBusy = "true";
     try {
-        const show = names.length > 3 ? details : isFiltered() || names.length > 2 ? models : groups;
-        const [summary, view] = await show(names);
+        const [summary, view] = await (names.length > 3 ? details : list)(names);
         if (mine !== turn) return;
         $("delete").hidden = !names.length || isFiltered() || shown.total === 0;
         $("summary").textContent = summary;
@@ -75,90 +75,69 @@ const tag = (text, kind = "") => el("span", {className: `tag ${kind}`}, text);
 const marks = ({format, corrupt, details}) => [format && format !== "unknown" && tag(format),
     corrupt && tag("corrupt", "bad"),
     details?.warnings?.length && tag(counted(details.warnings.length, "warning"), "warn")];
-const row = (head, ...cells) => el("tr", {}, el("th", {scope: "row"}, head),
-    cells.map(([className, content]) => el("td", {className}, content)));
+const row = (head, ...cells) => el("tr", {}, el("th", {scope: "row"}, head), cells.map(cell => el("td", {}, cell)));
 
-/** A table with these columns and their classes. `more` gives rows, and `more.after` is set while there are others. */
-async function table(caption, columns, more) {
-    const body = el("tbody", {}, await more()), foot = el("div", {className: "more", hidden: !more.after});
-    foot.append(button("Show more", guarded(async () => {
-        const rows = await more();
-        body.append(...rows);
-        rows[0]?.querySelector("a").focus();
-        foot.hidden = !more.after;
-    })));
-    const heads = Object.entries(columns).map(([text, className]) => el("th", {scope: "col", className}, text));
-    const none = isFiltered() ? ["Nothing found", "No model here has all of that."]
-        : ["There is nothing here yet", "Upload a file or a folder, or drop it anywhere on this page."];
-    if (!body.rows.length) return el("p", {className: "card empty"}, el("b", {}, none[0]), none[1]);
-    return el("div", {className: "card"}, el("table", {}, el("caption", {className: "unseen"}, caption),
-        el("thead", {}, el("tr", {}, heads)), body), foot);
-}
-
-async function models(place) {
-    const parameters = new URLSearchParams(query), isSearch = isFiltered();
-    parameters.set("limit", PAGE);
-    const more = async () => {
-        const page = await read(`${listOf(place)}?${parameters}`);
-        parameters.set("after", more.after = page.next);
-        shown = {total: page.total_models};
-        return page.models.map(model => row(
-            [isSearch && el("small", {}, namesOf(model).slice(place.length, 3).join(" / ")), link(namesOf(model)),
-                model.description && el("small", {dir: "auto"}, model.description)],
-            ["", marks(model)], ["number", size(model.size)], ["number wide", number(model.details?.parameters)],
-            ["wide", el("small", {dir: "auto"}, model.framework ?? "–")], ["number wide", when(model.uploaded_at)]));
-    };
-    const view = await table("Models", {Name: "", Format: "", Size: "number", Parameters: "number wide",
-        Framework: "wide", Uploaded: "number wide"}, more);
-    return [counted(shown.total, isSearch ? "model" : "file") + (isSearch ? " found" : ""), view];
-}
-
-/** Projects, applications or versions. Models come in order, so that a look at one leads behind all of its group. */
-async function groups(place) {
-    const level = place.length, mine = turn, kind = ["Project", "Application", "Version"][level];
+/** Models, or the groups that they are in. They come in order, so that a look at one leads behind all of its group. */
+async function list(place) {
+    const level = isFiltered() ? 3 : place.length, [kind, ...columns] = COLUMNS[level], mine = turn;
+    const parameters = new URLSearchParams(query), body = el("tbody", {}), foot = el("div", {className: "more"});
     let seen = 0;
     const more = async () => {
-        const found = [];
+        const rows = [];
         do {
-            const parameters = {limit: LOOK[seen ? 1 : 0], ...more.after && {after: more.after}};
-            const page = await read(`${listOf(place)}?${new URLSearchParams(parameters)}`);
-            if (!more.after) shown = {total: page.total_models};
-            const members = Object.entries(Object.groupBy(page.models, model => model[FIELDS[level]]));
-            const last = page.next && members.at(-1)[0];    // of which there may be more
-            const aliases = Object.entries(page.aliases ?? {});
-            found.push(...members.map(([name, some]) => [name, group([...place, name], some, name === last,
-                aliases.filter(([, version]) => version === name).map(([alias]) => tag(alias)))]));
-            more.after = page.next && [...place, last, ...Array(3 - level).fill(LAST)].join("/");
-            seen += members.length;
-        } while (more.after && found.length < GROUPS && mine === turn);
-        if (level === 2) found.sort(([a], [b]) => b.localeCompare(a, "en", {numeric: true}));
-        return found.map(([, element]) => element);
+            parameters.set("limit", level === 3 ? PAGE : LOOK[seen ? 1 : 0]);
+            const page = await read(`${listOf(place)}?${parameters}`), aliases = Object.entries(page.aliases ?? {});
+            const groups = Object.entries(Object.groupBy(page.models, model => model[FIELDS[level]]));
+            const last = page.next && groups.at(-1)[0];     // of which there may be more
+            rows.push(...level === 3 ? page.models.map(model => [model.model_name, rowOf(model, place)])
+                : groups.map(([name, some]) => [name, rowOfGroup([...place, name], some, name === last,
+                    aliases.filter(([, version]) => version === name).map(([alias]) => tag(alias)))]));
+            const behind = [...place, last, ...Array(3 - level).fill(LAST)].join("/");
+            parameters.set("after", level === 3 ? page.next : behind);
+            shown = {total: page.total_models};
+            foot.hidden = !page.next;
+            seen += groups.length;
+        } while (!foot.hidden && rows.length < GROUPS && mine === turn);
+        if (level === 2) rows.sort(([a], [b]) => b.localeCompare(a, "en", {numeric: true}));
+        body.append(...rows.map(([, row]) => row));
+        return rows;
     };
-    const view = await table(`${kind}s`, {[kind]: "", Models: "number", Size: "number wide", Formats: "wide",
-        "Last upload": "number wide"}, more);
-    return [`${counted(shown.total, "model")} in ${more.after ? "more than " : ""}${counted(seen, kind.toLowerCase())}`,
-        view];
+    await more();
+    foot.append(button("Show more", async () => (await more())[0]?.[1].querySelector("a").focus()));
+    const groups = `${foot.hidden ? "" : "more than "}${counted(seen, kind.toLowerCase())}`;
+    const summary = level < 3 ? `${counted(shown.total, "model")} in ${groups}`
+        : isFiltered() ? `${counted(shown.total, "model")} found` : counted(shown.total, "file");
+    if (!body.rows.length) return [summary, el("p", {className: "card more"}, isFiltered()
+        ? "Nothing found: no model here has all of that."
+        : "There is nothing here yet. Upload a file or a folder, or drop it anywhere on this page.")];
+    const heads = el("tr", {}, [kind, ...columns].map(text => el("th", {scope: "col"}, text)));
+    return [summary, el("div", {className: "card"}, el("table", {}, el("thead", {}, heads), body), foot)];
 }
 
+const rowOf = (model, place) => row([
+    isFiltered() && el("small", {}, namesOf(model).slice(place.length, 3).join(" / ")), link(namesOf(model)), " ",
+    marks(model), model.description && el("small", {dir: "auto"}, model.description),
+], size(model.size), number(model.details?.parameters), model.framework ?? "–", when(model.uploaded_at));
+
 /** The row of a group. If the list was cut in it, the server counts its models, and no more is known of them. */
-function group(place, some, isCut, tags) {
-    const many = el("span", {}, isCut ? "…" : number(some.length));
-    if (isCut) read(`${listOf(place)}?limit=1`).then(page => many.replaceChildren(number(page.total_models)), () => {});
-    const formats = new Set(some.map(({format}) => format)), corrupt = some.some(model => model.corrupt);
-    const [bytes, kinds, last] = isCut ? "–––" : [size(some.reduce((sum, model) => sum + model.size, 0)),
-        [[...formats].map(format => marks({format})), marks({corrupt})],
-        when(some.map(model => model.uploaded_at).sort().at(-1))];
-    return row([link(place), " ", tags], ["number", many], ["number wide", bytes], ["wide", kinds],
-        ["number wide", last]);
+function rowOfGroup(place, some, isCut, tags) {
+    if (isCut) {
+        const many = el("span", {}, "…");
+        read(`${listOf(place)}?limit=1`).then(page => many.replaceChildren(number(page.total_models)), () => {});
+        return row([link(place), " ", tags], many, "–", "–");
+    }
+    const formats = [...new Set(some.map(({format}) => format))], sum = (all, model) => all + model.size;
+    return row([link(place), " ", tags, formats.map(format => marks({format})),
+        marks({corrupt: some.some(({corrupt}) => corrupt)})],
+    number(some.length), size(some.reduce(sum, 0)), when(some.map(model => model.uploaded_at).sort().at(-1)));
 }
 
 // ---- one model
-const textOf = (value, count) => typeof value === "string" ? value
-    : Array.isArray(value) ? value.map(each => textOf(each, count)).join("\n")
-    : typeof value === "number" ? count(value) : JSON.stringify(value);
-const facts = (entries, count = number) => el("dl", {}, Object.entries(entries).filter(([, value]) => value !== null)
+const textOf = value => value instanceof Object ? Object.entries(value).map(([name, each]) =>
+    (Array.isArray(value) ? "" : `${name}: `) + textOf(each)).join("\n") : String(value);
+const facts = entries => el("dl", {}, Object.entries(entries).filter(([, value]) => value != null)
     .map(([name, value]) => [el("dt", {}, name.replaceAll("_", " ")),
-        el("dd", {dir: "auto"}, value instanceof Node ? value : textOf(value, count))]));
+        el("dd", {dir: "auto"}, value instanceof Node ? value : textOf(value))]));
 const card = (title, actions, ...rest) => el("section", {className: "card"},
     el("div", {className: "bar"}, el("h2", {}, title), el("span", {className: "actions"}, actions)), rest);
 const stateOf = model => model.corrupt ? [tag("corrupt", "bad"), " its bytes are not those that were uploaded"]
@@ -167,22 +146,22 @@ const stateOf = model => model.corrupt ? [tag("corrupt", "bad"), " its bytes are
 async function details(place) {
     const path = listOf(place), answer = await call("GET", `${path}/info`), model = await answer.json();
     shown = {model, etag: answer.headers.get("ETag")};
-    const {warnings = [], ...contents} = model.details ?? {}, state = el("span", {}, stateOf(model));
+    const {warnings = [], parameters, ...contents} = model.details ?? {}, state = el("span", {}, stateOf(model));
     const warned = card("Look at this before you load it", [], el("ul", {},
         warnings.map(text => el("li", {dir: "auto"}, text))));
     warned.classList.add("warnings");
-    const sum = el("span", {className: "mono"}, model.sha256 ?? "–");
-    const file = facts({Size: `${number(model.size)} bytes`, "SHA-256": sum, Verified: state,
-        Uploaded: when(model.uploaded_at), Changed: when(model.updated_at), "File name": model.filename});
-    const actions = [await downloadButton(model, path), button("Verify", guarded(() => verify(path, state)))];
-    const left = [warnings.length && warned, card("File", actions, file),
-        card(`Contents: ${model.format ?? "not looked at"}`, [], facts(contents))];
-    const right = [card("Description", el("span", {"data-write": ""}, button("Edit", openEdit)),
-        el("p", {className: "prose", dir: "auto"}, model.description || "None yet."),
-        facts({framework: model.framework, ...model.metadata}, String)),    // a year is no number of anything
-    card("Lines to copy", [], el("ul", {className: "lines"}, await lines(model, path)))];
+    const actions = [await downloadButton(model, path), button("Verify", () => verify(path, state))];
+    const cards = [warnings.length && warned,
+        card("File", actions, facts({Size: `${number(model.size)} bytes`, "SHA-256": model.sha256, Verified: state,
+            Uploaded: when(model.uploaded_at), Changed: when(model.updated_at), "File name": model.filename})),
+        card("Description", button("Edit", openEdit, "plain write"),
+            el("p", {className: "prose", dir: "auto"}, model.description || "None yet."),
+            facts({framework: model.framework, ...model.metadata})),
+        card(`Contents: ${model.format ?? "not looked at"}`, [],
+            facts({parameters: parameters && number(parameters), ...contents})),
+        card("Lines to copy", [], el("ul", {className: "lines"}, await lines(model, path)))];
     return [[size(model.size), model.format].filter(Boolean).join(" · "),
-        el("div", {className: "details"}, el("div", {}, left), el("div", {}, right))];
+        el("div", {className: "details"}, cards.filter(Boolean))];
 }
 
 async function verify(path, state) {
@@ -205,16 +184,16 @@ async function downloadButton(model, path) {
     const href = new URL(model.corrupt ? `${path}?allow_corrupt=true` : path, base);
     if (!token() || (await fetch(href, {method: "HEAD", credentials: "omit"})).ok)
         return el("a", {className: "button", href, download: name}, text);
-    return button(text, guarded(async () => {
+    return button(text, async () => {
         if (window.showSaveFilePicker) {
             const file = await showSaveFilePicker({suggestedName: name}).catch(() => null);     // null: closed
             return file && (await call("GET", href)).body.pipeTo(await file.createWritable());
         }
-        if (model.size > IN_MEMORY) throw new Failure(-1, "This browser cannot save so large a model: use a line.");
+        if (model.size > IN_MEMORY) throw new Failure("This browser cannot save so large a model: use a line.");
         const copied = URL.createObjectURL(await (await call("GET", href)).blob());
         el("a", {href: copied, download: name}).click();
         setTimeout(() => URL.revokeObjectURL(copied), 60_000);
-    }), "");
+    }, "");
 }
 
 async function lines(model, path) {
@@ -242,14 +221,9 @@ async function lines(model, path) {
 }
 
 // ---- changes
-const showToken = () => { $("token").textContent = token() ? "Token ✓" : "Token"; };
 function openToken() {
-    const text = "It goes with each request of this page, and stays in this tab until you close it.";
-    const entry = field("Token", "token", {type: "password", value: token(), pattern: "[!-~]*",
-        title: "letters, digits and signs of ASCII, without spaces", autocomplete: "off"});
-    ask("Token", "Use this token", [el("p", {}, text), entry], form => {
+    ask("authorizing", {token: token()}, async form => {
         sessionStorage.setItem("token", form.token.value.trim());
-        showToken();
         render();
     });
 }
@@ -264,20 +238,16 @@ function patchOf(old, now) {
 }
 
 function openEdit() {
-    const {model, etag} = shown, fields = [
-        field("Description", "description", {value: model.description ?? "", rows: 3}, "textarea"),
-        field("Framework", "framework", {value: model.framework ?? ""}),
-        field("Metadata, as a JSON object", "metadata", {value: JSON.stringify(model.metadata, null, 2), rows: 8,
-            className: "mono"}, "textarea")];
-    ask("Edit", "Save", fields, async ({description, framework, metadata}) => {
+    const {model: {description, framework, metadata}, etag} = shown, text = JSON.stringify(metadata, null, 2);
+    ask("editing", {description, framework, metadata: text}, async form => {
         let changed;
         try {
-            changed = JSON.parse(metadata.value || "{}");
+            changed = JSON.parse(form.metadata.value || "{}");
         } catch (error) {
-            throw new Failure(-1, `The metadata are not JSON: ${error.message}`);
+            throw new Failure(`The metadata are not JSON: ${error.message}`);
         }
-        const body = JSON.stringify({description: description.value || null, framework: framework.value || null,
-            metadata: patchOf(model.metadata, changed)});   // if it is no object, the server refuses it
+        const body = JSON.stringify({description: form.description.value || null,
+            framework: form.framework.value || null, metadata: patchOf(metadata, changed)});
         await call("PATCH", `${listOf(names)}/info`, {body, headers: {"If-Match": etag}});
         render();
         say("Saved");
@@ -285,16 +255,17 @@ function openEdit() {
 }
 
 function openDelete() {
-    const {model, total} = shown, wanted = names.join("/"), typed = field(`To confirm, type ${wanted}`, "typed");
-    const text = `${model ? "This model" : counted(total, "model")} will be gone for everybody, for good.`;
-    ask("Delete", "Delete", [el("p", {}, text), typed], async () => {
+    const {model, total} = shown, wanted = names.join("/");
+    const form = ask("deleting", {}, async () => {
         const headers = model?.sha256 ? {"If-Match": `"${model.sha256}"`} : {};
         await call("DELETE", listOf(names) + (model ? "" : "?recursive=true"), {headers});
         go(addressOf(names.slice(0, -1)));
         say("Deleted");
-    }, "danger");
-    typed.oninput = () => { $("dialog-go").disabled = typed.control.value !== wanted; };
-    typed.oninput();
+    });
+    $("lost").textContent = `${model ? "This model" : counted(total, "model")} will be gone for everybody, for good.`;
+    $("wanted").textContent = wanted;
+    form.oninput = () => { $("dialog-go").disabled = form.typed.value !== wanted; };
+    form.oninput();
 }
 
 // ---- search
@@ -318,23 +289,18 @@ $("search").q.addEventListener("search", event => {     // its cross, too
 });
 
 // ---- the beginning
-document.addEventListener("click", event => {
-    const target = event.target.closest("a[data-go]");
+const ACTIONS = {token: openToken, delete: openDelete, upload: () => choose(names), close: () => $("dialog").close(),
+    skip: () => $("title").focus()};
+document.onclick = event => {
+    const target = event.target.closest(".go, [data-do]");
     if (!target || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
     event.preventDefault();
-    go(target.href);
-});
-addEventListener("popstate", () => render(true));
-document.querySelector(".skip").onclick = event => {     // without a change of the address
-    event.preventDefault();
-    $("title").focus();
+    if (target.dataset.do) ACTIONS[target.dataset.do]();
+    else go(target.href);
 };
-$("dialog-close").onclick = () => $("dialog").close();
-$("token").onclick = openToken;
-$("delete").onclick = openDelete;
-$("upload").onclick = () => choose(names);
+onpopstate = () => render(true);
+onunhandledrejection = event => event.preventDefault(complain(event.reason));  // which throws what it does not know
 prepareUploads({place: () => names, done: () => render()});
-showToken();
 health().then(state => {
     document.body.classList.toggle("read-only", state.read_only === true);
     $("health").replaceChildren(el("b", {className: state.status}, state.status),

@@ -4,7 +4,7 @@ import hashlib
 import html
 from pathlib import Path
 
-from page.about import ADDS, FILE, LISTS, START
+from page.about import ADDS, FILE, START
 from server.application import Room, Route
 from server.conditional import asks_for, read_status
 from server.errors import nothing_at
@@ -12,6 +12,7 @@ from server.request import Request
 from server.responses import Response
 from storage import Storage
 
+PAGES = ("GET /", *ADDS)
 KINDS = {".css": "text/css", ".js": "text/javascript"}
 # Nothing but files of ours runs or is loaded, even if a name or metadata got into the page as something else than text.
 POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; worker-src 'self'; "
@@ -20,13 +21,6 @@ POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 
 
 def nothing(request: Request, store: Storage, **names: str) -> Response:
     raise nothing_at(request.path)
-
-
-ROUTES = (
-    Route("GET", "/", None, nothing, about=START),              # for all but browsers
-    Route("GET", "/page/{name}", None, nothing, about=FILE),    # where Page has no file of this name
-)
-PATHS = ("/", *LISTS)
 
 
 class Page:
@@ -38,7 +32,7 @@ class Page:
         self._files = {path.name: path.read_bytes() for path in files.iterdir() if path.suffix in KINDS}
 
     def __call__(self, request: Request, route: Route) -> Response | None:
-        if route.method == "GET" and route.path in PATHS and "format" not in request.query:
+        if f"{route.method} {route.path}" in PAGES and "format" not in request.query:
             request.vary.append("Accept")
             if asks_for("text/html", request.header("Accept") or ""):
                 page = self._html.replace("{root}", html.escape(root_of(request)))
@@ -64,4 +58,7 @@ def answer(request: Request, kind: str, body: bytes) -> Response:
     return Response(200, [("Content-Type", f"{kind}; charset=utf-8"), *headers], body)
 
 
-PAGE = Room(ROUTES, front=Page, adds=ADDS)
+PAGE = Room((
+    Route("GET", "/", None, nothing, about=START),              # for all but browsers
+    Route("GET", "/page/{name}", None, nothing, about=FILE),    # where Page has no file of this name
+), front=Page, adds=ADDS)

@@ -1,148 +1,125 @@
-import {$, FIELDS, Failure, ask, authorization, base, button, call, counted, el, field, pathOf, say,
-    size} from "./api.js";
+import {$, FIELDS, Failure, ask, button, call, counted, el, pathOf, say, size} from "./api.js";
 
-const WHOLE = 8 << 20;      // bytes of a file that is sent in one piece, because it is soon sent again
-const PIECE = 32 << 20;     // bytes of a piece of a larger one: a refusal comes after each, and a request costs little
+const PIECES = [256 << 10, 64 << 20];   // bytes sent at once, at least and at most: so many as take
+const SECONDS = 2;                      // for progress is told, and a refusal heard, after each of them
+const STALL = 300_000;      // ms after which one is given up; the server may read a model again to store the last one
 const AT_ONCE = 3;          // uploads: a browser has 6 connections to a server, and the page wants some
-const STALL = 60_000;       // ms without a byte sent after which a connection is given up
 const SHOWN = 100;          // rows of files, at most
 const TEMPORARY = [0, 408, 429, 502, 503, 504], ACTIVE = ["waiting", "running", "broken"];
-const RULE = {pattern: "[A-Za-z0-9_][A-Za-z0-9._+\\-]{0,127}",
+const RULE = {required: true, pattern: "[A-Za-z0-9_][A-Za-z0-9._+\\-]{0,127}",
     title: "1 to 128 of A-Z a-z 0-9 . _ + -, beginning with a letter, digit or _"};
 const uploads = [], idle = [];     // the latter: workers
 const count = (...states) => uploads.filter(upload => states.includes(upload.state)).length;
 let page, take;     // the latter, of the dialog: takes what is dropped on it
 
-// What is known of uploads that are not over, for after a reload: choosing the same file continues.
-const unfinished = () => JSON.parse(localStorage.getItem("unfinished") ?? "{}");
-const keep = (key, entry) => localStorage.setItem("unfinished", JSON.stringify({...unfinished(), [key]: entry}));
-const keyOf = entry => [...entry.names, entry.size, entry.modified].join("/");
-
 class Upload {
-    sent = 0;
+    state = "waiting";
+    canceller = new AbortController();
 
-    constructor(entry, file) {
-        Object.assign(this, {file, path: `models/${pathOf(...entry.names)}`, key: keyOf(entry), state: "waiting"});
-        this.entry = {...unfinished()[this.key], ...entry};
-        $(`unfinished ${this.key}`)?.remove();
-        this.bar = el("progress", {max: entry.size || 1, value: 0, ariaLabel: entry.names[3]});
+    constructor(names, file, fields, mayReplace) {
+        Object.assign(this, {names, file, fields, mayReplace});
+        this.bar = el("progress", {max: file.size || 1, value: 0, ariaLabel: names[3]});
         this.text = el("p", {className: "say"});
         this.button = button("Cancel", () => this.cancel(), "plain small");
-        const name = el("span", {className: "name", title: entry.names.join("/")}, entry.names[3]);
+        const name = el("span", {className: "name", title: names.join("/")}, names[3]);
         this.row = el("li", {}, el("div", {className: "bar"}, name, this.button), this.bar, this.text);
     }
 
     show(state, text) {
+        if (this.state === "cancelled") return;
         this.state = this.row.className = state;
         this.text.textContent = text;
         this.button.hidden = !ACTIVE.includes(state);
         showTotal();
     }
 
+    /** A function that shows how far that has come which begins at an offset of the file. */
+    meter(verb, from) {
+        const start = Date.now(), all = this.file.size;
+        return at => {
+            const speed = (at - from) / Math.max(0.2, (Date.now() - start) / 1000), s = (all - at) / speed;
+            const [left, unit] = s < 90 ? [s, "s"] : s < 5400 ? [s / 60, "min"] : [s / 3600, "h"];
+            this.bar.value = at;
+            this.show("running", `${verb}: ${size(at)} of ${size(all)} · ${size(Math.round(speed))}/s · `
+                + `${Math.ceil(left)} ${unit} left`);
+        };
+    }
+
     async run() {
         $("rows").prepend(this.row);
-        this.show("running", "reading the file…");
-        const sha256 = this.digest();
-        sha256.catch(() => {});     // it is heard where it is awaited
+        this.show("running", "Reading the file…");
         for (let wait = 1; ACTIVE.includes(this.state); wait = Math.min(2 * wait, 30)) {
             try {
-                await (this.entry.size > WHOLE ? this.sendPieces(sha256) : this.sendWhole(sha256));
-                this.show("done", `${size(this.entry.size)} uploaded`);
+                this.sha256 ??= await this.digest();
+                this.show("done", await this.send(this.sha256));
             } catch (error) {
                 if (this.state === "cancelled") break;
                 const exists = "There is a model of this name: tick “Replace models that exist” to replace it.";
-                if (!TEMPORARY.includes(error.status))
-                    return this.show("failed", error.status === 412 ? exists : error.message);
-                this.show("broken", `${error.message} Trying again in ${wait} s.`);
-                await new Promise(done => {
-                    this.wake = done;
-                    setTimeout(done, 1000 * wait);
-                    addEventListener("online", done, {once: true});
-                });
+                if (TEMPORARY.includes(error.status)) await this.pause(wait, error);
+                else this.show("failed", error.status === 412 ? exists : error.message);
             }
         }
-        keep(this.key, undefined);
     }
 
-    /** The digest, from a worker that reads the file beside the upload; the server compares it before it publishes. */
-    digest() {
-        const worker = this.worker = idle.pop() ?? new Worker(new URL("worker.js", import.meta.url));
-        return new Promise((resolve, reject) => {
-            worker.onmessage = ({data}) => resolve(data, this.worker = idle.push(worker) && null);
-            worker.onerror = () => reject(new Failure(-1, "The file cannot be read, or has changed meanwhile."));
+    pause(seconds, error) {
+        this.show("broken", `${error.message} Trying again in ${seconds} s.`);
+        return new Promise(done => {
+            this.canceller.signal.onabort = done;
+            setTimeout(done, 1000 * seconds);
+        });
+    }
+
+    /** The digest, from a worker that reads the file. */
+    async digest() {
+        const worker = idle.pop() ?? new Worker(new URL("worker.js", import.meta.url)), show = this.meter("Reading", 0);
+        const sha256 = await new Promise((resolve, reject) => {
+            worker.onmessage = ({data: {read, sha256}}) => sha256 ? resolve(sha256) : show(read);
+            this.canceller.signal.onabort = worker.onerror = reject;
             worker.postMessage(this.file);
+        }).catch(() => {
+            worker.terminate();
+            throw new Failure("The file cannot be read, or has changed meanwhile.");
         });
+        idle.push(worker);
+        return sha256;
     }
 
-    async sendWhole(sha256) {
-        const query = new URLSearchParams({...this.entry.fields, sha256: await sha256});
-        return this.send(`${this.path}?${query}`, this.file, 0, {});
-    }
-
-    /** Sends what the server does not have. By an id and not by the digest, which is known only when all was read. */
-    async sendPieces(sha256) {
-        const ifMissing = error => { if (error.status !== 404) throw error; }, {id, size: length} = this.entry;
-        const known = id && await call("GET", `${this.path}/upload?id=${id}`).catch(ifMissing);
-        if (!known) {
-            const headers = {"Upload-Length": length, ...this.conditions()};
-            const query = new URLSearchParams(this.entry.fields);
-            const made = await call("POST", `${this.path}/upload?${query}`, {headers}).catch(ifMissing);
-            if (!made) return this.sendWhole(sha256);   // a server that keeps nothing of what breaks off
-            this.entry.id = new URL(made.headers.get("Location"), base).searchParams.get("id");
-            keep(this.key, this.entry);
-        }
-        for (let at = Number(known?.headers.get("Upload-Offset") ?? 0), isLast = false; !isLast;) {
-            const end = Math.min(at + PIECE, length), query = new URLSearchParams({id: this.entry.id});
-            isLast = end === length;
-            if (isLast) query.set("sha256", await sha256);
-            const headers = {"Upload-Offset": at, "Upload-Complete": isLast ? "?1" : "?0"};
-            const answer = await this.send(`${this.path}/upload?${query}`, this.file.slice(at, end), at, headers);
-            at = Number(answer.getResponseHeader("Upload-Offset") ?? end);
-        }
-    }
-
-    conditions() { return {...authorization(), ...!this.entry.replace && {"If-None-Match": "*"}}; }
-
-    send(path, body, from, headers) {
-        const request = this.request = new XMLHttpRequest(), start = Date.now();     // fetch tells no progress
-        let moved = start;
-        return new Promise((resolve, reject) => {
-            const isStalled = () => this.sent < from + body.size && Date.now() - moved > STALL;
-            const watch = setInterval(() => isStalled() && request.abort(), 1000);
-            request.open("PUT", new URL(path, base));
-            Object.entries({...this.conditions(), ...headers}).forEach(pair => request.setRequestHeader(...pair));
-            request.upload.onprogress = ({loaded}) => {
-                moved = Date.now();
-                this.progress(from + loaded, loaded / Math.max(0.2, (moved - start) / 1000));
-            };
-            request.onload = () => request.status < 300 ? resolve(request)
-                : reject(new Failure(request.status, request.responseText));
-            request.onerror = request.onabort = () => reject(new Failure(0, "The connection broke."));
-            request.onloadend = () => clearInterval(watch);
-            request.send(body);
+    /** Sends what the server does not have of the bytes with this digest; returns what there is to say then. */
+    async send(sha256) {
+        const model = `models/${pathOf(...this.names)}`, query = new URLSearchParams({...this.fields, sha256});
+        const known = await call("GET", `${model}/upload?${query}`).catch(error => {
+            if (error.status !== 404) throw error;
         });
+        const condition = !this.mayReplace && {"If-None-Match": "*"}, {signal} = this.canceller;
+        if (!known) {       // a server that keeps nothing of what breaks off
+            await call("PUT", `${model}?${query}`, {body: this.file, headers: {...condition}, signal});
+        } else if (known.headers.get("Upload-Complete") === "?1" && !this.mayReplace) {
+            return "is there already";
+        } else {
+            this.path = `${model}/upload?${query}`;
+            await this.sendPieces(Number(known.headers.get("Upload-Offset")), condition);
+        }
+        return `${size(this.file.size)} uploaded`;
     }
 
-    progress(sent, speed) {
-        const all = this.entry.size, s = (all - sent) / speed;
-        const left = s < 90 ? `${Math.ceil(s)} s` : s < 5400 ? `${Math.ceil(s / 60)} min` : `${Math.ceil(s / 3600)} h`;
-        this.sent = this.bar.value = sent;
-        this.show("running", sent >= all ? `${size(all)} sent, being checked and stored…`
-            : `${size(sent)} of ${size(all)} · ${size(Math.round(speed))}/s · ${left} left`);
+    async sendPieces(at, condition) {
+        const show = this.meter("Sending", at);
+        for (let status = 204, bytes = PIECES[0]; status === 204;) {
+            const body = this.file.slice(at, at + bytes), start = Date.now();
+            const headers = {"Upload-Offset": at, "Upload-Length": this.file.size, ...condition};
+            const signal = AbortSignal.any([this.canceller.signal, AbortSignal.timeout(STALL)]);
+            ({status} = await call("PUT", this.path, {body, headers, signal}));
+            show(at += body.size);
+            const inTime = body.size * SECONDS * 1000 / (Date.now() - start);
+            bytes = Math.max(PIECES[0], Math.min(inTime, PIECES[1]));
+        }
     }
 
     cancel() {
         this.show("cancelled", "cancelled");
-        this.request?.abort();
-        this.worker?.terminate();
-        this.wake?.();
-        discard(this.entry);
+        this.canceller.abort();
+        if (this.path) call("DELETE", this.path).catch(() => {});   // the server drops it by itself in some hours
     }
-}
-
-function discard(entry) {
-    keep(keyOf(entry), undefined);      // the server drops it by itself when it is old enough
-    if (entry.id) call("DELETE", `models/${pathOf(...entry.names)}/upload?id=${entry.id}`).catch(() => {});
 }
 
 function showTotal() {
@@ -153,61 +130,54 @@ function showTotal() {
     $("transfers-end").textContent = count(...ACTIVE) ? "Cancel all" : "Clear";
 }
 
-async function begin(entry, file) {
-    if (entry) uploads.push(new Upload(entry, file));
-    if (count("running", "broken") >= AT_ONCE || !count("waiting")) return;
-    await uploads.find(({state}) => state === "waiting").run();
+/** Runs what waits, some at a time. */
+async function runNext() {
+    const next = uploads.find(({state}) => state === "waiting");
+    if (!next || count("running", "broken") >= AT_ONCE) return;
+    await next.run();
     for (const row of [...$("rows").querySelectorAll(".done")].slice(SHOWN)) row.remove();
     if (!count(...ACTIVE)) page.done(say($("transfers-title").textContent));
-    begin();
+    runNext();
 }
 
 /** Opens the dialog for an upload to a place, with [path, file] pairs. */
 export function choose(place, files = []) {
-    const single = field("Name", "model_name"), list = el("ul", {className: "files", tabIndex: 0}), total = el("p", {});
-    const parts = ["Project", "Application", "Version"].map((label, i) =>
-        field(label, FIELDS[i], {required: true, value: place[i] ?? "", ...RULE}));
-    const pick = (text, properties) => {
-        const input = el("input", {type: "file", hidden: true, ...properties});
-        input.onchange = () => take([...input.files].map(file => [file.webkitRelativePath || file.name, file]));
-        return [input, button(text, () => input.click()), " "];
-    };
     let chosen = [];
+    const known = Object.fromEntries(place.slice(0, 3).map((name, i) => [FIELDS[i], name]));
+    const form = ask("uploading", known, async () => {
+        if (chosen.length === 1) chosen[0].name = form.model_name.value;
+        const names = new Set(chosen.map(({name}) => name)), version = FIELDS.slice(0, 3).map(name => form[name].value);
+        if (!chosen.length) throw new Failure("Choose a file or a folder first.");
+        if (names.size < chosen.length) throw new Failure("Two files would get one name: rename one.");
+        const given = ["description", "framework"].map(name => [name, form[name].value]).filter(([, text]) => text);
+        for (const {name, file} of chosen) {
+            uploads.push(new Upload([...version, name], file, Object.fromEntries(given), form.replace.checked));
+            runNext();
+        }
+    });
+    for (const name of FIELDS.slice(0, 3)) Object.assign(form[name], RULE);
+    for (const id of ["files", "folder"]) $(id).onchange = ({target}) =>
+        take([...target.files].map(file => [file.webkitRelativePath || file.name, file]));
+
     /** Shows what was chosen. A folder that all of it is in gives its name to the version; hidden files stay out. */
     take = pairs => {
         const fit = name => name.replace(/[^\w.+-]/g, "_").replace(/^[.+-]/, "_").slice(0, 128);
         const top = pairs[0]?.[0].split("/")[0], isFolder = pairs.every(([path]) => path.startsWith(`${top}/`));
-        if (top && isFolder) parts[2].control.value ||= fit(top);
+        if (top && isFolder) form.version.value ||= fit(top);
         const rows = pairs.toSorted(([a], [b]) => a < b ? -1 : 1).map(([whole, file]) => {
             const path = isFolder ? whole.slice(top.length + 1) : whole;
             return /(^|\/)\./.test(path) ? {path, name: "left out, because it is hidden"}
                 : {path, file, name: path.split("/").map(fit).join("/")};
         });
         chosen = rows.filter(({file}) => file);
-        single.hidden = chosen.length !== 1;
-        single.control.value = chosen[0]?.name ?? "";
-        total.textContent = rows.length
-            ? `${counted(chosen.length, "file")}, ${size(chosen.reduce((sum, {file}) => sum + file.size, 0))}`
-            : "Nothing is chosen yet. A folder becomes a version: its files keep their paths.";
-        list.replaceChildren(...rows.slice(0, SHOWN).map(({path, name, file}) => el("li", {}, el("span", {},
-            path === name ? path : `${path} → ${name}`), file && el("span", {}, size(file.size)))));
-        list.hidden = !rows.length;
+        form.model_name.parentElement.hidden = chosen.length !== 1;
+        form.model_name.value = chosen[0]?.name ?? "";
+        if (rows.length) $("chosen").textContent =
+            `${counted(chosen.length, "file")}, ${size(chosen.reduce((sum, {file}) => sum + file.size, 0))}`;
+        const lines = rows.slice(0, SHOWN).map(({path, name, file}) => [
+            el("span", {}, path === name ? path : `${path} → ${name}`), file && el("span", {}, size(file.size))]);
+        $("names").replaceChildren(...lines.map(line => el("li", {className: "bar"}, line)));
     };
-    const zone = el("div", {className: "zone"}, el("p", {}, "Drop files or a folder anywhere on the page, or"),
-        pick("Choose files", {id: "files", multiple: true}),
-        pick("Choose a folder", {id: "folder", webkitdirectory: true}));
-    ask("Upload", "Upload", [el("div", {className: "fields"}, parts), zone, total, list, single,
-        el("div", {className: "fields"}, field("Description", "description"), field("Framework", "framework")),
-        field("Replace models that exist", "replace", {type: "checkbox"})], form => {
-        if (chosen.length === 1) chosen[0].name = single.control.value;
-        const names = new Set(chosen.map(({name}) => name)), place = parts.map(part => part.control.value);
-        if (!chosen.length) throw new Failure(-1, "Choose a file or a folder first.");
-        if (names.size < chosen.length) throw new Failure(-1, "Two files would get one name: rename one.");
-        const given = ["description", "framework"].map(name => [name, form[name].value]).filter(([, text]) => text);
-        const common = {fields: Object.fromEntries(given), replace: form.replace.checked};
-        for (const {name, file} of chosen)
-            begin({...common, names: [...place, name], size: file.size, modified: file.lastModified}, file);
-    });
     take(files);
 }
 
@@ -222,22 +192,6 @@ async function filesIn(entry, path = entry.name) {
     return found;
 }
 
-/** A row for an upload that a reload or a crash broke off. */
-function showUnfinished(entry) {
-    const text = el("p", {className: "say"}, `This upload of ${size(entry.size)} broke off.`);
-    const input = el("input", {type: "file", hidden: true, onchange: () => {
-        const [file] = input.files;
-        if (file.size === entry.size && file.lastModified === entry.modified) begin(entry, file);
-        else text.textContent = "This is another file, or it has changed since.";
-    }});
-    const drop = () => [row.remove(), discard(entry), showTotal()];
-    const row = el("li", {id: `unfinished ${keyOf(entry)}`}, el("p", {className: "name"}, entry.names.join("/")), text,
-        input, el("div", {className: "actions"}, button("Choose the file to continue", () => input.click(), "small"),
-            button("Discard", drop, "plain small")));
-    $("rows").append(row);
-    showTotal();
-}
-
 /** `place` gives the names where the page is; `done` is called when all uploads are over. */
 export function prepareUploads(given) {
     page = given;
@@ -248,7 +202,7 @@ export function prepareUploads(given) {
         if (kind !== "drop") return;
         const entries = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry()).filter(Boolean);
         const files = (await Promise.all(entries.map(entry => filesIn(entry)))).flat();
-        if ($("dialog").open && $("files")) take(files);
+        if ($("dialog").open && $("names")) take(files);
         else if (!$("dialog").open) choose(page.place(), files);
     });
     addEventListener("beforeunload", event => { if (count("running", "broken")) event.preventDefault(); });
@@ -258,5 +212,4 @@ export function prepareUploads(given) {
         if (!active.length) for (const upload of uploads.splice(0)) upload.row.remove();
         showTotal();
     };
-    Object.values(unfinished()).forEach(showUnfinished);
 }

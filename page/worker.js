@@ -30,12 +30,16 @@ function update(bytes) {
 onmessage = async ({data: file}) => {
     H.set(START);
     const bytesOf = async part => new Uint8Array(await part.arrayBuffer());
-    for (let at = 0; at + 64 <= file.size; at += READ) update(await bytesOf(file.slice(at, at + READ)));
+    for (let at = 0; at + 64 <= file.size; at += READ) {
+        update(await bytesOf(file.slice(at, at + READ)));
+        postMessage({read: Math.min(at + READ, file.size)});
+    }
     const rest = await bytesOf(file.slice(file.size - file.size % 64));
     const end = new Uint8Array(rest.length < 56 ? 64 : 128);
     end.set([...rest, 0x80]);
     new DataView(end.buffer).setBigUint64(end.length - 8, BigInt(file.size) * 8n);
     update(end);
-    postMessage(Array.from(new Uint32Array(H.buffer), word => word.toString(16).padStart(8, "0")).join(""));
+    const words = Array.from(new Uint32Array(H.buffer), word => word.toString(16).padStart(8, "0"));
+    postMessage({sha256: words.join("")});
 };
 onunhandledrejection = event => { throw event.reason; };    // the file was changed while it was read: onerror

@@ -47,7 +47,7 @@ class Tab:
 
     def go(self, name):
         """Clicks a link in the lists by its text."""
-        self.page.locator("#view a[data-go]").get_by_text(name, exact=True).click()
+        self.page.locator("#view a.go").get_by_text(name, exact=True).click()
         return self.settled()
 
     def text(self, selector):
