@@ -55,18 +55,15 @@ class Upload {
             } catch (error) {
                 if (this.state === "cancelled") break;
                 const exists = "There is a model of this name: tick “Replace models that exist” to replace it.";
-                if (TEMPORARY.includes(error.status)) await this.pause(wait, error);
-                else this.show("failed", error.status === 412 ? exists : error.message);
+                if (!TEMPORARY.includes(error.status))
+                    return this.show("failed", error.status === 412 ? exists : error.message);
+                this.show("broken", `${error.message} Trying again in ${wait} s.`);
+                await new Promise(done => {
+                    this.canceller.signal.onabort = done;
+                    setTimeout(done, 1000 * wait);
+                });
             }
         }
-    }
-
-    pause(seconds, error) {
-        this.show("broken", `${error.message} Trying again in ${seconds} s.`);
-        return new Promise(done => {
-            this.canceller.signal.onabort = done;
-            setTimeout(done, 1000 * seconds);
-        });
     }
 
     /** The digest, from a worker that reads the file. */

@@ -6,10 +6,10 @@ const fraction = root => Math.floor((root % 1) * 2 ** 32);
 const K = Int32Array.from(primes, p => fraction(Math.cbrt(p)));
 const START = primes.slice(0, 8).map(p => fraction(Math.sqrt(p))), H = new Int32Array(8), W = new Int32Array(64);
 
-/** Takes all whole blocks of 64 bytes into H. */
-function update(bytes) {
-    const view = new DataView(bytes.buffer);
-    for (let at = 0; at + 64 <= bytes.length; at += 64) {
+/** Takes blocks of 64 bytes into H. */
+function update(blocks) {
+    const view = new DataView(blocks);
+    for (let at = 0; at < blocks.byteLength; at += 64) {
         for (let i = 0; i < 16; i++) W[i] = view.getInt32(at + 4 * i);
         for (let i = 16; i < 64; i++) {
             const x = W[i - 15], y = W[i - 2];
@@ -28,17 +28,14 @@ function update(bytes) {
 }
 
 onmessage = async ({data: file}) => {
+    const end = new DataView(new ArrayBuffer(8)), zeros = new Uint8Array((119 - file.size % 64) % 64);
+    end.setBigUint64(0, BigInt(file.size) * 8n);
+    const padded = new Blob([file, Uint8Array.of(0x80), zeros, end]);
     H.set(START);
-    const bytesOf = async part => new Uint8Array(await part.arrayBuffer());
-    for (let at = 0; at + 64 <= file.size; at += READ) {
-        update(await bytesOf(file.slice(at, at + READ)));
+    for (let at = 0; at < padded.size; at += READ) {
+        update(await padded.slice(at, at + READ).arrayBuffer());
         postMessage({read: Math.min(at + READ, file.size)});
     }
-    const rest = await bytesOf(file.slice(file.size - file.size % 64));
-    const end = new Uint8Array(rest.length < 56 ? 64 : 128);
-    end.set([...rest, 0x80]);
-    new DataView(end.buffer).setBigUint64(end.length - 8, BigInt(file.size) * 8n);
-    update(end);
     const words = Array.from(new Uint32Array(H.buffer), word => word.toString(16).padStart(8, "0"));
     postMessage({sha256: words.join("")});
 };
