@@ -54,6 +54,7 @@ async function render(hasMoved = false) {
     } catch (error) {
         if (mine !== turn) return;
         $("view").replaceChildren();
+        $("summary").textContent = "";
         $("delete").hidden = true;
         complain(error);
     }
@@ -157,7 +158,7 @@ async function details(place) {
         card("Description", button("Edit", openEdit, "plain write"),
             el("p", {className: "prose", dir: "auto"}, model.description || "None yet."),
             facts({framework: model.framework, ...model.metadata})),
-        card(`Contents: ${model.format ?? "not looked at"}`, [],
+        Object.keys(contents).length && card(`Contents: ${model.format}`, [],
             facts({parameters: parameters && number(parameters), ...contents})),
         card("Lines to copy", [], el("ul", {className: "lines"}, await lines(model, path)))];
     return [[size(model.size), model.format].filter(Boolean).join(" · "),
@@ -299,7 +300,10 @@ document.onclick = event => {
     else go(target.href);
 };
 onpopstate = () => render(true);
-onunhandledrejection = event => event.preventDefault(complain(event.reason));  // which throws what it does not know
+onunhandledrejection = event => {
+    complain(event.reason);     // which throws what the page does not know
+    event.preventDefault();
+};
 prepareUploads({place: () => names, done: () => render()});
 health().then(state => {
     document.body.classList.toggle("read-only", state.read_only === true);

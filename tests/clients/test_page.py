@@ -154,7 +154,7 @@ def test_a_download_is_the_model(shop, tab, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 1280])
+@pytest.mark.parametrize("width", [320, 768, 1920])
 def test_it_is_for_everybody(shop, tab, scheme, width):
     """No violation that axe finds, nothing wider than the window, and nothing moves while it is loaded."""
     from axe_playwright_python.sync_playwright import Axe
@@ -762,6 +762,13 @@ def test_a_server_that_does_not_answer_is_told_and_asked_again(start, tab):
     start(SERVER_PORT=str(server.port))
     t.button("Try again").click()
     t.wait_for("tbody", "a")
+
+
+def test_an_action_that_the_server_does_not_answer_is_told_too(server, tab):
+    t = tab(server, "/models/p/a/1#m")
+    server.stop()
+    t.button("Verify").click()
+    t.wait_for("#notice", "cannot be reached")
 
 
 # ---- many
