@@ -89,6 +89,7 @@ class Upload {
         });
         const condition = !this.mayReplace && {"If-None-Match": "*"}, {signal} = this.canceller;
         if (!known) {       // a server that keeps nothing of what breaks off
+            this.show("running", "Sending…");
             await call("PUT", `${model}?${query}`, {body: this.file, headers: {...condition}, signal});
         } else if (known.headers.get("Upload-Complete") === "?1" && !this.mayReplace) {
             return "is there already";

@@ -490,7 +490,7 @@ def test_a_server_that_comes_back_gets_the_rest_of_an_upload(start, tab, tmp_pat
     t = tab(server, "/models/p/b/1")
     slow(t, 16 << 20)
     begin_large(t, tmp_path / "large", 96 << 20)
-    t.wait_for(".say", "Sending: ")
+    t.wait_for(".say", "Sending")
     server.stop(signal.SIGKILL)
     t.wait_for(".broken", "Trying again in")
     t.shot("broken-connection")
