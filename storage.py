@@ -25,7 +25,7 @@ from typing import BinaryIO, NamedTuple, Self, TypeVar
 
 from repository import filesystem, metadata
 from repository.aliases import Aliases
-from repository.directories import Tree, mounted_at, mounts_below
+from repository.directories import Directory, Tree, mounted_at, mounts_below
 from repository.drafts import StagedModel, VersionDraft, remove
 from repository.errors import (
     MetadataUnreadable,
@@ -275,7 +275,8 @@ class Storage:
                 check(current)
                 self.check_replaceable(version)
                 try:
-                    self._replacement.place(draft.name, version, replacing=bool(current))
+                    with self.staging.session() as drafts:
+                        self._replacement.place(drafts, draft.name, version, replacing=bool(current))
                 except (OSError, StoreError):
                     self._replacement.restore(version)  # if it was set aside
                     raise
@@ -367,7 +368,7 @@ class Storage:
 class Draft:
     """A model that is being written, in a directory of its own in `.staging`. Used by one thread at a time.
 
-    `name` is that of its directory in the session of this process. Call discard() in the end, after publish() too.
+    `name` is that of its directory, in the session of this process. Call discard() in the end, after publish() too.
     """
 
     def __init__(self, store: Storage, name: str, model: StagedModel) -> None:
@@ -387,8 +388,9 @@ class Draft:
         """Calls `inspect` with the bytes, as an open file, and their number; nothing can be written after this."""
         return self._model.examine(inspect)
 
-    def _bring(self) -> None:
-        """Called just before it takes the place of a model, for which its directory must be in the session."""
+    def _home(self) -> Directory:
+        """The directory in which its own is."""
+        return self._staging.session()
 
     def publish(self, key: ModelKey, sha256: str, details: Details, check: Check,
                 inspection: Inspection | None = None) -> Published:
@@ -409,9 +411,9 @@ class Draft:
                     with self._store._tree.walk(*key.names[:-1]) as parent:
                         parent.sync()   # another request may have stored it and not have synced it yet
                     return Published(current, created=False, unchanged=True)
-                self._bring()
                 try:
-                    self._store._replacement.place(self._name, key.names, replacing=current is not None)
+                    with self._home() as drafts:
+                        self._store._replacement.place(drafts, self._name, key.names, replacing=current is not None)
                 except (OSError, StoreError):
                     self._store._replacement.restore(key.names)   # if it was set aside
                     raise

@@ -27,35 +27,34 @@ class Replacement:
     def __init__(self, tree: Tree, staging: Staging) -> None:
         self._tree, self._staging = tree, staging
 
-    def place(self, draft: str, names: Names, replacing: bool) -> None:
-        """Moves a finished draft into place, on disk when this returns; what it replaces is then at `draft`.
+    def place(self, drafts: Directory, draft: str, names: Names, replacing: bool) -> None:
+        """Moves a finished draft into place, on disk when this returns; what it replaces is then in its place.
 
-        `names` are those of a model, or of a version. Raises ModelExists if something is in the way and `replacing` is
-        false.
+        `names` are those of a model, or of a version; the draft is the directory of its name in `drafts`. Raises
+        ModelExists if something is in the way and `replacing` is false.
         """
         *place, name = names
         aside, base = False, base_of(names)
-        with self._staging.session() as session:
-            for attempt in range(TRIES):
-                # a delete can prune the parents after they are created and before the rename
-                with suppress(FileNotFoundError), self._tree.walk(*place, create=True) as parent:
-                    if not session.rename_new(draft, parent, name):
-                        if not replacing and not attempt:
-                            self._tree.clear(*names)    # directories of an upload into it that was cut off
-                            continue
-                        if not replacing:
-                            raise ModelExists(f"{'/'.join(names)} is taken by something that is no model or was just "
-                                              "created")
-                        if not session.exchange(draft, parent, name):
-                            self._set_aside(parent, names)
-                            aside = True
-                            continue
-                    parent.sync()
-                    if aside:
-                        with self._staging.at(base, *place) as replaced:
-                            replaced.rename(name, session, draft)
-                        self._tree.prune(STAGING, base, *place)
-                    return
+        for attempt in range(TRIES):
+            # a delete can prune the parents after they are created and before the rename
+            with suppress(FileNotFoundError), self._tree.walk(*place, create=True) as parent:
+                if not drafts.rename_new(draft, parent, name):
+                    if not replacing and not attempt:
+                        self._tree.clear(*names)    # directories of an upload into it that was cut off
+                        continue
+                    if not replacing:
+                        raise ModelExists(f"{'/'.join(names)} is taken by something that is no model or was just "
+                                          "created")
+                    if not drafts.exchange(draft, parent, name):
+                        self._set_aside(parent, names)
+                        aside = True
+                        continue
+                parent.sync()
+                if aside:
+                    with self._staging.at(base, *place) as replaced:
+                        replaced.rename(name, drafts, draft)
+                    self._tree.prune(STAGING, base, *place)
+                return
         raise StorageFailed(f"the directories of {'/'.join(names)} are removed as fast as they are created")
 
     def _set_aside(self, parent: Directory, names: Names) -> None:

@@ -163,7 +163,9 @@ def admit_part(request: Request, store: Storage, **names: str) -> Body:
     check(request, asked.key, asked.fields, max(length or 0, offset + request.length), asked.size)
     if asked.record.done:
         return Body()
-    if offset <= asked.size and (draft := asked.keeper.shelf.claim(asked.ident, by_digest(request, asked.record))):
+    shelf = asked.keeper.shelf
+    if offset <= asked.size and (
+            draft := shelf.claim(asked.ident) if "id" in request.query else shelf.begin(asked.ident, asked.record)):
         if offset <= draft.size:
             return part(request, store, draft, offset, length)
         draft.keep()    # it was removed and begun again meanwhile
@@ -173,11 +175,6 @@ def admit_part(request: Request, store: Storage, **names: str) -> Body:
         found[0].discard()
     raise wire.WrongOffset(f"the upload has {asked.size} bytes and not {offset}: continue from there",
                            ("Upload-Offset", str(asked.size)))
-
-
-def by_digest(request: Request, record: Record) -> Record | None:
-    """The record of a draft that is begun by its first part: one that the digest names."""
-    return record if "id" not in request.query else None
 
 
 def part(request: Request, store: Storage, draft: KeptDraft, offset: int, length: int | None) -> Part:
@@ -253,17 +250,14 @@ def settle(request: Request, body: Part | Rest, ident: str) -> None:
     if body.start:
         metrics.tell("resumed")
     if body.draft.record.length is not None or "id" in request.query:
-        body.draft.discard()    # what is left of it, with what it was
-        body.draft.mark_done()
+        body.draft.discard(done=True)
 
 
 def admit_creation(request: Request, store: Storage, **names: str) -> Body:
     record = record_of(request, ModelKey(**names))
     check(request, ModelKey(**names), record.fields, max(record.length or 0, request.length), 0)
     if record.length == 0 or request.length or request.header("Transfer-Encoding") is not None:
-        draft = keeper_of(request).shelf.claim(secrets.token_hex(16), record)
-        assert draft
-        return part(request, store, draft, 0, record.length)
+        return part(request, store, keeper_of(request).shelf.begin(secrets.token_hex(16), record), 0, record.length)
     return Body()
 
 
@@ -282,9 +276,7 @@ def create(request: Request, store: Storage, **names: str) -> Response:
         response = finish(request, store, body, ident, record.sha256, record.fields)
     else:
         ident = secrets.token_hex(16)
-        draft = keeper_of(request).shelf.claim(ident, record)
-        assert draft
-        draft.keep()
+        keeper_of(request).shelf.begin(ident, record).keep()
         response = Response(201, state_headers(request, 0, False, record.length))
     where = f"{url_of(ModelKey(**names), request.base_url)}/upload?id={ident}"
     rest = [pair for pair in response.headers if pair[0] != "Location"]

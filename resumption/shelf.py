@@ -1,9 +1,11 @@
 """Unfinished uploads on the disk: drafts that outlive their connection and the process, up to what has been written.
 
     .staging/uploads/{id}/model     the bytes so far
-    .staging/uploads/{id}.json      what they are: see Record
-    .staging/uploads/{id}.lock      held for each write, with the writer's mark in it: the newest writer wins, also if
-                                    it is another server
+    .staging/uploads/{id}.lock      held for each write; in it are the writer's mark and the Record of the draft. The
+                                    newest writer wins, also if it is another server
+
+A draft takes the place of its model by an exchange, so that after a crash the old model may be here. That is told by
+its inode, which is not the one in the record; it is never continued.
 """
 
 import fcntl
@@ -15,15 +17,15 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import BinaryIO, NamedTuple, TypeVar
 
 from repository import filesystem, metadata
 from repository.directories import Directory
 from repository.drafts import StagedModel
-from repository.errors import StorageFailed, StoreError
-from repository.model import Details, Inspection, ModelKey
+from repository.errors import StoreError
+from repository.model import Details, Inspection, ModelKey, Stamp
 from storage import Check, Draft, Published, Storage
 
 log = logging.getLogger("model_server.resumption")
@@ -33,7 +35,7 @@ IDENT = re.compile("[0-9a-f]{32}")
 MARK = 16           # random bytes that tell the writer
 MAX_RECORD = metadata.MAX_METADATA
 TYPES = {"model": str, "who": str, "sha256": str | None, "length": int | None, "fields": dict, "nonce": str,
-         "done": bool}
+         "inode": int, "done": bool}
 
 
 class Superseded(StoreError):
@@ -46,7 +48,8 @@ class Superseded(StoreError):
 class Record:
     """What a draft is: its model, the name of the token that began it, and what is known of the whole upload.
 
-    `nonce` differs from that of every other draft. Of a draft that is `done`, only this is left.
+    `nonce` differs from that of every other draft, `inode` is that of its file. Of a draft that is `done`, only this is
+    left.
     """
 
     model: str
@@ -55,6 +58,7 @@ class Record:
     length: int | None = None
     fields: dict[str, str] = field(default_factory=dict)
     nonce: str = field(default_factory=lambda: secrets.token_hex(8))
+    inode: int = 0
     done: bool = False
 
 
@@ -65,23 +69,20 @@ class Known(NamedTuple):
     size: int
 
 
-class Claim:
-    """The right to write to a draft, until somebody else claims it. It holds the lock until release()."""
+class KeptDraft(Draft):
+    """A draft in `uploads`, which its writer has claimed, until somebody else does.
 
-    def __init__(self, place: Directory, ident: str) -> None:
-        self._lock = place.lock(f"{ident}.lock", access=os.O_RDWR)
-        self._mark = secrets.token_bytes(MARK)
-        try:
-            os.pwrite(self._lock, self._mark, 0)
-        except OSError:
-            os.close(self._lock)
-            raise
+    `lock` is the descriptor of its lock file, which the draft closes.
+    """
 
-    def release(self) -> None:
-        fcntl.flock(self._lock, fcntl.LOCK_UN)
+    def __init__(self, shelf: "Shelf", ident: str, record: Record, lock: int, model: StagedModel) -> None:
+        super().__init__(shelf.store, ident, model)
+        self.ident, self.record = ident, record
+        self._shelf, self._lock, self._mark = shelf, lock, os.pread(lock, MARK, 0)
+        self._torn = False
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def _held(self) -> Iterator[None]:
         """Holds the lock; raises Superseded if somebody else has claimed the draft, or it is gone."""
         if self._lock < 0:
             raise Superseded("this upload is over")
@@ -91,29 +92,16 @@ class Claim:
                 raise Superseded("another client continues this upload, or has ended it")
             yield
         finally:
-            self.release()
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
 
-    def end(self) -> None:
-        """Makes every claim on this draft void; call it with the lock held."""
-        os.ftruncate(self._lock, 0)
-
-    def close(self) -> None:
+    def _close(self) -> None:
+        self._model.close()
         lock, self._lock = self._lock, -1
         if lock >= 0:
             os.close(lock)
 
-
-class KeptDraft(Draft):
-    """A draft in `uploads`. It is moved to the session just before it takes the place of its model.
-
-    So a crash after that leaves no old model in `uploads`, which would be continued as if it were a draft.
-    """
-
-    def __init__(self, shelf: "Shelf", ident: str, record: Record, claim: Claim, model: StagedModel) -> None:
-        super().__init__(shelf.store, shelf.store.staging.new_name(), model)
-        self.ident, self.record = ident, record
-        self._shelf, self._claim = shelf, claim
-        self._brought = self._torn = False
+    def _home(self) -> Directory:
+        return self._shelf.place()
 
     @property
     def on_disk(self) -> int:
@@ -123,68 +111,53 @@ class KeptDraft(Draft):
     def write(self, blocks: Sequence[bytes | memoryview]) -> None:
         """Appends these blocks; raises Superseded, StorageFull or StorageFailed."""
         try:
-            with self._claim.held():
+            with self._held():
                 super().write(blocks)
         except BaseException:
             self._torn = True   # what is in memory may not follow what is on the disk
             raise
 
-    def keep(self) -> bool:
-        """Leaves it for others to continue; returns whether it was, and all of it is on disk. Raises StorageFailed."""
-        try:
-            if not self._torn:
-                with suppress(Superseded), self._claim.held():
-                    self._model.finish()
-                    return True
-            return False
-        finally:
-            if self._brought:
-                super().discard()
-            self._model.close()
-            self._claim.close()
-
     def reader(self) -> BinaryIO:
         """The bytes that are on disk, from the beginning."""
-        with filesystem.as_store_errors(), self._shelf.place() as place, place.open(self.ident) as directory:
+        with filesystem.as_store_errors(), self._home() as place, place.open(self.ident) as directory:
             return filesystem.open_regular(filesystem.MODEL, directory.descriptor)
 
-    def discard(self) -> None:
-        """Removes it, unless another client has claimed it."""
-        self._model.close()
-        try:
-            if self._brought:
-                super().discard()
-            else:
-                with suppress(Superseded, FileNotFoundError), self._claim.held(), self._shelf.place() as place:
-                    self._claim.end()
-                    self._shelf.clear(place, self.ident)
-                    place.unlink(f"{self.ident}.lock")
-        except (OSError, StorageFailed) as error:
-            log.error("cannot remove the unfinished upload %s: %s", self.ident, error)
-        finally:
-            self._claim.close()
-
-    def mark_done(self) -> None:
-        """Remembers that it has become a model, for a client that has not seen the answer."""
-        with filesystem.as_store_errors(), self._shelf.place() as place:
-            self._shelf.write(place, self.ident, replace(self.record, length=self.size, done=True))
-
     def examine(self, inspect: Callable[[BinaryIO, int], T]) -> T:
-        with self._claim.held():    # the last bytes are written first
+        with self._held():      # the last bytes are written first
             return super().examine(inspect)
 
     def publish(self, key: ModelKey, sha256: str, details: Details, check: Check,
                 inspection: Inspection | None = None) -> Published:
-        with self._claim.held():    # nobody else may find metadata.json beside it, or write to it
+        with self._held():      # nobody else may find metadata.json beside it, or write to it
             return super().publish(key, sha256, details, check, inspection)
 
-    def _bring(self) -> None:
-        with self._shelf.place() as place, self._staging.session() as session:
-            place.rename(self.ident, session, self._name)
-            self._brought = True
-            self._claim.end()
-            self._shelf.clear(place, self.ident)
-            place.unlink(f"{self.ident}.lock")
+    def keep(self) -> bool:
+        """Leaves it for others to continue; returns whether it was, and all of it is on disk. Raises StorageFailed."""
+        try:
+            if not self._torn:
+                with suppress(Superseded), self._held():
+                    self._model.finish()
+                    return True
+            return False
+        finally:
+            self._close()
+
+    def discard(self, done: bool = False) -> None:
+        """Removes it, or the old model that it replaced, unless another client has claimed it.
+
+        That it is `done` is remembered, for a client that has not seen the answer.
+        """
+        try:
+            with suppress(Superseded, FileNotFoundError), self._held(), self._home() as place:
+                clear(place, self.ident, self._lock)
+                if done:
+                    write(self._lock, replace(self.record, length=self.size, done=True))
+                else:
+                    place.unlink(f"{self.ident}.lock")
+        except (OSError, StoreError) as error:
+            log.error("cannot remove the unfinished upload %s: %s", self.ident, error)
+        finally:
+            self._close()
 
 
 class Shelf:
@@ -211,106 +184,69 @@ class Shelf:
         if guard is not None:
             os.close(guard)
 
+    @contextmanager
+    def _locked(self, ident: str, how: int = fcntl.LOCK_EX) -> Iterator[tuple[Directory, int]]:
+        """Holds the lock of a draft; gives the directory of all, and the descriptor of the lock. Raises OSError."""
+        with self.place() as place, ExitStack() as undo:
+            lock = place.lock(f"{ident}.lock", how, os.O_RDWR)
+            undo.callback(os.close, lock)
+            undo.callback(fcntl.flock, lock, fcntl.LOCK_UN)     # a copy of the descriptor may be kept
+            yield place, lock
+
     def find(self, ident: str) -> Known | None:
         """The draft of this name; None if there is none, or none that can be read."""
-        with filesystem.as_store_errors(), suppress(FileNotFoundError), self.place() as place:
-            return self._known(place, ident)
+        with (filesystem.as_store_errors(), suppress(FileNotFoundError), self.place() as place,
+              filesystem.open_regular(f"{ident}.lock", place.descriptor) as lock):
+            return known(place, ident, lock.fileno())
         return None
 
-    def _known(self, place: Directory, ident: str) -> Known | None:
-        try:
-            with filesystem.open_regular(f"{ident}.json", place.descriptor) as file:
-                document = metadata.parse_json(file.read(MAX_RECORD))
-            if not all(isinstance(document[name], kind) for name, kind in TYPES.items()):
-                return None
-            record = Record(**document)
-            if record.done:
-                return Known(record, record.length or 0)
-            with place.open(ident) as directory:
-                stamp = filesystem.stamp(filesystem.MODEL, directory.descriptor)
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
-            return None
-        except OSError as error:
-            if error.errno not in filesystem.ABSENT:    # a link or a file where its directory was
-                raise
-            return None
-        return Known(record, stamp.size) if stamp else None
-
-    def claim(self, ident: str, new: Record | None = None) -> KeptDraft | None:
-        """Takes a draft over from whoever writes to it; if there is none, creates it with this record, or is None."""
+    def claim(self, ident: str) -> KeptDraft | None:
+        """Takes a draft over from whoever writes to it; None if there is none."""
         self.store.check_writable()
-        if new:
-            self.guard(create=True)
-        elif self.find(ident) is None:
+        if self.find(ident) is None:
             return None
-        with filesystem.as_store_errors(), self.place() as place:
-            claim = Claim(place, ident)
-            try:
-                known = self._known(place, ident)
-                if new and (known is None or known.record.done):
-                    known = Known(new, 0)
-                    self._create(place, ident, new)
-                if known is None or known.record.done:
-                    claim.close()
-                    return None
-                model = staged(place.open(ident), self.store.buffers)
-                claim.release()
-                return KeptDraft(self, ident, known.record, claim, model)
-            except BaseException:
-                claim.close()
-                raise
-
-    def _create(self, place: Directory, ident: str, record: Record) -> None:
-        self.clear(place, ident)
-        self.write(place, ident, record)
-        place.mkdir(ident)
-        with place.open(ident) as directory:
-            os.close(directory.create(filesystem.MODEL))
-            directory.sync()
-        place.sync()
+        with filesystem.as_store_errors(), self._locked(ident) as (place, lock):
+            found = known(place, ident, lock)
+            if found is None or found.record.done:
+                return None
+            model = staged(place.open(ident), self.store.buffers)
+            os.pwrite(lock, secrets.token_bytes(MARK), 0)
+            return KeptDraft(self, ident, found.record, os.dup(lock), model)
 
     def adopt(self, draft: Draft, ident: str, record: Record) -> KeptDraft | None:
-        """Takes over a draft of this process; None if there is one of this name that is longer."""
+        """Takes over a draft of this process; None if there is one of this name that is as long."""
         self.guard(create=True)
-        with filesystem.as_store_errors(), self.place() as place, self.store.staging.session() as session:
-            known = self._known(place, ident)
-            if known and not known.record.done and known.size >= draft.size:
+        with (filesystem.as_store_errors(), self._locked(ident) as (place, lock),
+              self.store.staging.session() as session):
+            found = known(place, ident, lock)
+            if found and not found.record.done and found.size >= draft.size:
                 return None
-            claim = Claim(place, ident)
-            try:
-                self.clear(place, ident)
-                self.write(place, ident, record)
-                session.rename(draft._name, place, ident)
-                place.sync()
-            except BaseException:
-                claim.close()
-                raise
-            claim.release()
-            return KeptDraft(self, ident, record, claim, draft._model)
+            clear(place, ident, lock)
+            with session.open(draft._name) as directory:
+                directory.sync()
+                record = replace(record, inode=os.lstat(filesystem.MODEL, dir_fd=directory.descriptor).st_ino)
+            write(lock, record)
+            session.rename(draft._name, place, ident)
+            place.sync()
+            return KeptDraft(self, ident, record, os.dup(lock), draft._model)
 
-    def write(self, place: Directory, ident: str, record: Record) -> None:
-        place.unlink(f"{ident}.json")
-        filesystem.write_new(place.create(f"{ident}.json"), json.dumps(asdict(record)).encode())
+    def begin(self, ident: str, record: Record) -> KeptDraft:
+        """Claims the draft of this name, and creates it if there is none."""
+        while True:
+            if kept := self.claim(ident):
+                return kept
+            with ExitStack() as undo:
+                draft = self.store.draft()
+                undo.callback(draft.discard)
+                if kept := self.adopt(draft, ident, record):
+                    undo.pop_all()
+                    return kept
 
-    def clear(self, place: Directory, ident: str) -> None:
-        """Removes a draft but for its lock, which the caller must hold."""
-        place.remove(ident)
-        place.unlink(f"{ident}.json")
-
-    def remove(self, ident: str, how: int = fcntl.LOCK_EX, unless_after: float | None = None) -> bool:
-        """Removes a draft, whoever writes to it, unless its last byte came after this moment; whether it did."""
-        with filesystem.as_store_errors(), suppress(FileNotFoundError, BlockingIOError), self.place() as place:
-            lock = place.lock(f"{ident}.lock", how, os.O_RDWR)
-            try:
-                if unless_after is not None and last_change(place, ident) > unless_after:
-                    return False
-                os.ftruncate(lock, 0)
-                self.clear(place, ident)
-                place.unlink(f"{ident}.lock")
-                return True
-            finally:
-                os.close(lock)
-        return False
+    def remove(self, ident: str) -> None:
+        """Removes a draft, whoever writes to it."""
+        with filesystem.as_store_errors(), suppress(FileNotFoundError), self._locked(ident) as (place, lock):
+            clear(place, ident, lock)
+            place.unlink(f"{ident}.lock")
 
     def idents(self) -> list[str]:
         """The names of all drafts."""
@@ -319,15 +255,21 @@ class Shelf:
         return []
 
     def sweep(self, age: float) -> int:
-        """Removes the drafts whose last byte came more than `age` seconds ago; returns how many."""
+        """Removes the drafts whose last byte came more than `age` seconds ago, and what a crash left of others.
+
+        Returns how many.
+        """
         moment, removed = time.time() - age, 0
-        with suppress(FileNotFoundError), self.place() as place:
-            for ident in self.idents():
-                try:
-                    if last_change(place, ident) <= moment:
-                        removed += self.remove(ident, fcntl.LOCK_EX | fcntl.LOCK_NB, moment)
-                except (OSError, StoreError) as error:      # the others have to go all the same
-                    log.error("cannot remove the unfinished upload %s: %s", ident, error)
+        for ident in self.idents():
+            try:
+                # somebody who holds the lock writes to it
+                with suppress(BlockingIOError), self._locked(ident, fcntl.LOCK_EX | fcntl.LOCK_NB) as (place, lock):
+                    if known(place, ident, lock) is None or last_change(place, ident) <= moment:
+                        clear(place, ident, lock)
+                        place.unlink(f"{ident}.lock")
+                        removed += 1
+            except (OSError, StoreError) as error:      # the others have to go all the same
+                log.error("cannot remove the unfinished upload %s: %s", ident, error)
         return removed
 
     def total(self) -> tuple[int, int]:
@@ -336,14 +278,53 @@ class Shelf:
         with suppress(StoreError):      # which is no reason to have no other figures
             for ident in self.idents():
                 with suppress(StoreError):
-                    if (known := self.find(ident)) and not known.record.done:
-                        sizes.append(known.size)
+                    if (found := self.find(ident)) and not found.record.done:
+                        sizes.append(found.size)
         return len(sizes), sum(sizes)
 
 
 def ident_of(key: ModelKey, sha256: str, who: str) -> str:
     """The name of the draft of these bytes for this model by this token: 32 hex digits."""
     return hashlib.sha256(json.dumps([str(key), sha256, who]).encode()).hexdigest()[:32]
+
+
+def known(place: Directory, ident: str, lock: int) -> Known | None:
+    """What the lock file of a draft and its directory tell; None if that is no draft, or none any more."""
+    try:
+        document = metadata.parse_json(os.pread(lock, MAX_RECORD, MARK))
+        if not all(isinstance(document[name], kind) for name, kind in TYPES.items()):
+            return None
+    except (ValueError, TypeError, KeyError):
+        return None
+    record = Record(**{name: document[name] for name in TYPES})
+    if record.done:
+        return Known(record, record.length or 0)
+    stamp = stamp_of(place, ident)
+    return Known(record, stamp.size) if stamp and stamp.inode == record.inode else None
+
+
+def stamp_of(place: Directory, name: str) -> Stamp | None:
+    """The state of the model in a directory; None if there is none."""
+    try:
+        with place.open(name) as directory:
+            return filesystem.stamp(filesystem.MODEL, directory.descriptor)
+    except OSError as error:
+        if error.errno not in filesystem.ABSENT:    # a link or a file where its directory was
+            raise
+        return None
+
+
+def write(lock: int, record: Record) -> None:
+    """Writes the lock file of a draft anew, with a new mark: every claim on it is void. The caller holds the lock."""
+    os.ftruncate(lock, 0)
+    os.lseek(lock, 0, os.SEEK_SET)
+    filesystem.write_new(os.dup(lock), secrets.token_bytes(MARK) + json.dumps(asdict(record)).encode())
+
+
+def clear(place: Directory, ident: str, lock: int) -> None:
+    """Removes what a draft has, but for its lock file, which is empty then. The caller holds the lock."""
+    os.ftruncate(lock, 0)
+    place.remove(ident)
 
 
 def staged(directory: Directory, buffers: filesystem.Buffers) -> StagedModel:
@@ -359,12 +340,8 @@ def staged(directory: Directory, buffers: filesystem.Buffers) -> StagedModel:
 
 
 def last_change(place: Directory, ident: str) -> float:
-    """When a draft was written to last, in seconds since 1970; 0 if it is gone."""
-    moments = [0.0]
-    for name in (f"{ident}/{filesystem.MODEL}", f"{ident}.json", f"{ident}.lock"):
-        try:
-            moments.append(os.lstat(name, dir_fd=place.descriptor).st_mtime)
-        except OSError as error:
-            if error.errno not in filesystem.ABSENT:
-                raise
+    """When a draft was written to last, in seconds since 1970."""
+    moments = [os.lstat(f"{ident}.lock", dir_fd=place.descriptor).st_mtime]
+    if stamp := stamp_of(place, ident):
+        moments.append(stamp.mtime_ns / 1e9)
     return max(moments)

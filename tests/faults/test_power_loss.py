@@ -18,8 +18,9 @@ from support.common import eventually, sha256
 from support.ledger import Ledger
 from support.live import running
 from support.raw import head
+from support.tracing import count_calls, points, strace, threads_of
 from support.versions import put_version, stored
-from support.witness import assert_whole, send
+from support.witness import Version, assert_knows, assert_whole, attempt, perform, put, send
 
 pytestmark = pytest.mark.power
 SIZES = (0, 100, 5_000, 70_000, 300_000)
@@ -201,3 +202,44 @@ def test_after_a_power_cut_an_upload_continues_with_what_had_reached_the_disk(di
             assert send(server, "GET", "/models/p/app/1/m").body == data
             server.stop()
     say(f"{len(heres)} power cuts ({how}) during uploads, continued from {heres}")
+
+
+@pytest.mark.parametrize("how", SHUTDOWNS)
+def test_a_power_cut_while_an_upload_replaces_a_model_loses_nothing_of_it(disk, single, tmp_path, some, say, how):
+    """At a system call that the server was killed at, so that it has synced all that comes before, and no more."""
+    data, log, here = os.urandom(600_000), tmp_path / "strace.log", 400_001
+    old, new = Version(b"old " * 1000, "old"), Version(data, "new")
+    url = f"/models/p/app/1/m/upload?sha256={sha256(data)}&description=new&stage=test"
+
+    def finish(server, start):
+        return attempt(server, "PUT", url, data[start:], Upload_Offset=str(start))
+
+    def prepare(server):
+        assert perform(server, put("p/app/1/m", old)).status in (200, 201)
+        assert send(server, "PUT", url, data[:here], Upload_Offset="0", Upload_Complete="?0").status == 204
+
+    calls = ("fsync", "renameat", "renameat2", "unlinkat", "ftruncate")
+    with disk.mounted() as storage:
+        server = single(storage)
+        prepare(server)
+        counted = count_calls(server, log, lambda: finish(server, here), calls)
+        server.stop()
+    cases = some(points(counted), 6, always=lambda case: case[1] in ("renameat", "renameat2", "ftruncate"))
+    for kind, call, n in cases:
+        with disk.mounted() as storage:
+            server = single(storage)
+            prepare(server)
+            with strace(log, [threads_of(server)[kind]], f"trace={','.join(calls)}",
+                        f"inject={call}:signal=KILL:when={n}"):
+                answer = finish(server, here)
+            disk.cut_power(how)
+            server.stop(signal.SIGKILL)
+        with disk.mounted() as storage:
+            server, where = single(storage), f"{call} {n} of the {kind} thread"
+            assert_knows(server, "p/app/1/m", *(() if answer else (old,)), new)
+            start = send(server, "GET", url).json
+            assert start >= here, where
+            assert finish(server, start).status == 200, where
+            assert_knows(server, "p/app/1/m", new)
+            server.stop()
+    say(f"{len(cases)} power cuts ({how}) while an upload replaced a model")
