@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from support.common import eventually, sha256, staged
 from support.live import running
-from support.tracing import NO_EXCHANGE, count_calls, points, strace, threads_of
+from support.tracing import NO_EXCHANGE, calls_in, count_calls, points, strace, threads_of
 from support.witness import Version, assert_knows, attempt, half_models, listed, perform, put, send
 
 CALLS = ("openat", "write", "pwrite64", "fsync", "ftruncate", "renameat", "renameat2", "unlinkat", "mkdirat", "rmdir",
@@ -116,6 +117,64 @@ def test_a_failing_call_is_a_refusal_and_the_upload_can_be_sent_again(tmp_path, 
             go_on(server, key)
     assert half_models(server.storage) == []
     assert set(statuses) <= {200, 201, 204, 409, 500, 503, 507}, statuses
+
+
+EXPIRING = {"MODEL_UPLOAD_AGE": "1h"}
+
+
+def old_upload(storage, key):
+    """Begins an upload whose last byte came two hours ago; returns the start of a command that traces its removal."""
+    with running(storage) as server:
+        assert part(server, key, 0, MIDDLE, more=True).status == 204
+    uploads = storage / ".staging/uploads"
+    lock, = uploads.glob("*.lock")
+    places = [uploads, lock, lock.with_suffix(""), lock.with_suffix("") / "model"]
+    for place in places:
+        os.utime(place, (0, time.time() - 7200))
+    return ["strace", "-D", "-f", "-qq", "-o", str(storage.with_suffix(".log")), *(f"-P{place}" for place in places)]
+
+
+def removals(tmp_path):
+    """Every (call, n) of the thread that removes an old upload, in the order of the calls."""
+    storage = tmp_path / "count"
+    traced = [*old_upload(storage, "p/app/1/m"), "-e", "trace=" + ",".join(EXPIRY)]
+    with running(storage, *traced, **EXPIRING):
+        eventually(lambda: staged(storage) == [])
+    counted = Counter()
+    for thread, call, _ in calls_in(storage.with_suffix(".log")):
+        counted[thread, call] += 1
+        yield call, counted[thread, call]
+
+
+EXPIRY = ("openat", "ftruncate", "unlinkat", "fstat", "newfstatat", "flock", "pread64")
+
+
+def test_a_crash_at_any_system_call_of_the_removal_of_an_old_upload_leaves_it_or_nothing(tmp_path, some, say):
+    storage, heres = tmp_path / "models", Counter()
+    cases = some(list(removals(tmp_path)), 8, always=lambda case: case[0] in ("ftruncate", "unlinkat"))
+    for call, n in cases:
+        traced = [*old_upload(storage, "p/app/1/m"), "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={n}"]
+        with pytest.raises((AssertionError, pytest.fail.Exception)), running(storage, *traced, **EXPIRING) as server:
+            assert server.process.wait(20) == 0, "it was killed"
+        with running(storage) as server:
+            heres[go_on(server, "p/app/1/m")] += 1
+            assert send(server, "DELETE", "/models/p/app/1/m").status == 200
+            eventually(lambda: staged(storage) == [])
+    assert set(heres) <= {0, MIDDLE}
+    say(f"expiry: {len(cases)} crashes, continued from {dict(heres)}")
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
+def test_of_an_old_upload_that_cannot_be_removed_the_log_tells_and_the_next_start_removes_it(tmp_path, some, error):
+    storage = tmp_path / "models"
+    for call, n in some([case for case in removals(tmp_path) if case[0] not in ("flock", "pread64")], 4):
+        inject = ("-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={n}")
+        with running(storage, *old_upload(storage, "p/app/1/m"), *inject, **EXPIRING) as server:
+            eventually(lambda: staged(storage) == [] or re.search("cannot remove|failed and goes on", server.log()))
+            # the call can fail for the thread that answers, too
+            assert send(server, "GET", target("p/app/1/m")).status in (200, 500, 507), (call, n)
+        with running(storage, **EXPIRING):
+            eventually(lambda: staged(storage) == [])
 
 
 def test_of_16_clients_on_one_upload_all_get_there(tmp_path, say):
