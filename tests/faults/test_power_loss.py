@@ -11,10 +11,10 @@ import signal
 import subprocess
 import threading
 import time
-from contextlib import contextmanager, suppress
 
 import pytest
 from support.common import eventually, sha256
+from support.disk import Disk
 from support.ledger import Ledger
 from support.live import running
 from support.raw import head
@@ -25,44 +25,6 @@ from support.witness import Version, assert_knows, assert_whole, attempt, perfor
 pytestmark = pytest.mark.power
 SIZES = (0, 100, 5_000, 70_000, 300_000)
 SHUTDOWNS = ("shutdown", "shutdown -f")
-
-
-def run(*command):
-    return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout.strip()
-
-
-class Disk:
-    """An ext4 file system in a file, which can lose its power."""
-
-    def __init__(self, path):
-        self.image, self.mountpoint = path / "image", path / "disk"
-        self.mountpoint.mkdir()
-        with self.image.open("wb") as file:
-            file.truncate(512 << 20)
-        run("mkfs.ext4", "-q", "-F", self.image)
-
-    @contextmanager
-    def mounted(self):
-        # a new device each time: another mount namespace may hold the old one, and with it the dead file system
-        device = run("losetup", "--find", "--show", self.image)
-        try:
-            run("mount", "-o", "commit=1", device, self.mountpoint)
-            try:
-                yield self.mountpoint / "models"
-            finally:
-                self.unmount()
-        finally:
-            run("losetup", "--detach", device)
-
-    def unmount(self):
-        for _ in range(100):    # a killed server may still be in the middle of a write
-            with suppress(subprocess.CalledProcessError):
-                return run("umount", self.mountpoint)
-            time.sleep(0.05)
-        run("umount", "-l", self.mountpoint)
-
-    def cut_power(self, how):
-        run("xfs_io", "-x", "-c", how, self.mountpoint)
 
 
 @pytest.fixture(scope="module")

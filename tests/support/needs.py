@@ -31,6 +31,8 @@ HOW_TO_GET = {
     "huggingface_hub": ("for clients of the Hub:", "tests/clients/hub/install.sh .venv"),
     "@huggingface/hub": ("for clients of the Hub:", "tests/clients/hub/install.sh .venv"),
     "chromium": ("for a browser:", "apt-get install chromium"),     # no plain run has tests/clients in it
+    "mkfs.btrfs": ("for tests/faults:", "apt-get install btrfs-progs; root"),
+    "mkfs.xfs": ("for tests/faults:", "apt-get install xfsprogs; root"),
     "a file system in user space": ("for tests/faults:", "apt-get install libfuse2; pip install fusepy==3.0.1; root"),
     "a process that may be traced": ("for tracing:", "root, or kernel.yama.ptrace_scope=0"),
     "a mount namespace": ("for mounting:", "root, or a user namespace that may remount"),
