@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.common import eventually, sha256, staged
-from support.live import running
+from support.live import running, several
+from support.raw import head
 from support.tracing import NO_EXCHANGE, calls_in, count_calls, points, strace, threads_of
 from support.witness import Version, assert_knows, attempt, half_models, listed, perform, put, send
 
@@ -177,31 +178,80 @@ def test_of_an_old_upload_that_cannot_be_removed_the_log_tells_and_the_next_star
             eventually(lambda: staged(storage) == [])
 
 
-def test_of_16_clients_on_one_upload_all_get_there(tmp_path, say):
+@pytest.fixture
+def servers(tmp_path):
+    """Two servers on one storage directory."""
+    with several(2, tmp_path / "models") as started:
+        yield started
+
+
+def assert_clean(servers):
+    eventually(lambda: staged(servers[0].storage) == [])
+    for server in servers:
+        assert "Traceback" not in server.log() and " ERROR " not in server.log(), server.log()[-3000:]
+
+
+def test_of_16_clients_on_one_upload_all_get_there(servers, say):
     """Each continues from what it is told, as the line of shell does, at two servers."""
-    data = os.urandom(24 << 20)
+    data, tries = os.urandom(24 << 20), Counter()
     url = f"/models/p/app/1/m/upload?sha256={sha256(data)}"
-    with running(tmp_path / "models") as first, running(tmp_path / "models") as second:
-        tries = Counter()
 
-        def upload(n):
-            server, chance, until = (first, second)[n % 2], random.Random(n), time.monotonic() + 120
-            while time.monotonic() < until:
-                answer = attempt(server, "GET", url)
-                here = answer.json if answer else 0
-                done = attempt(server, "PUT", url, data[here:], Upload_Offset=str(here))
-                tries[done and done.status] += 1
-                if done and done.status in (200, 201):
-                    return
-                assert done is None or done.status == 409, done
-                time.sleep(chance.random() * 0.3)
-            raise AssertionError("it never got there")
+    def upload(n):
+        server, chance, until = servers[n % 2], random.Random(n), time.monotonic() + 120
+        while time.monotonic() < until:
+            answer = attempt(server, "GET", url)
+            here = answer.json if answer else 0
+            done = attempt(server, "PUT", url, data[here:], Upload_Offset=str(here))
+            tries[done and done.status] += 1
+            if done and done.status in (200, 201):
+                return
+            assert done is None or done.status == 409, done
+            time.sleep(chance.random() * 0.3)
+        raise AssertionError("it never got there")
 
-        with ThreadPoolExecutor(16) as pool:
-            list(pool.map(upload, range(16)))
-        assert send(second, "GET", "/models/p/app/1/m").body == data
-        assert listed(first) == {"p/app/1/m"}
-        eventually(lambda: staged(first.storage) == [])
-        for server in (first, second):
-            assert "Traceback" not in server.log() and " ERROR " not in server.log(), server.log()[-3000:]
-        say(f"16 clients at two servers: {dict(tries)}")
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(upload, range(16)))
+    assert send(servers[1], "GET", "/models/p/app/1/m").body == data
+    assert listed(servers[0]) == {"p/app/1/m"}
+    assert_clean(servers)
+    say(f"16 clients at two servers: {dict(tries)}")
+
+
+def test_what_one_server_has_of_an_upload_the_other_continues_and_the_newest_writer_wins(servers):
+    data = os.urandom(12 << 20)
+    url, length = f"/models/p/app/1/m/upload?sha256={sha256(data)}", f"Content-Length: {len(data)}"
+    with servers[0].connect(60) as first:
+        first.send(head(f"PUT {url}", "Upload-Offset: 0", length), data[:6 << 20])
+        eventually(lambda: send(servers[1], "GET", url).json >= 4 << 20)
+        here = send(servers[1], "GET", url).json
+        answer = send(servers[1], "PUT", url, data[here:10 << 20], Upload_Offset=str(here), Upload_Complete="?0")
+        assert (answer.status, answer.headers["upload-offset"]) == (204, str(10 << 20))
+        first.send(os.urandom(1 << 20))
+        assert first.file.read() == b"", "the connection is closed"
+    assert [send(server, "GET", url).json for server in servers] == [10 << 20] * 2
+    assert send(servers[0], "PUT", url, data[10 << 20:], Upload_Offset=str(10 << 20)).status == 201
+    for server in servers:
+        assert send(server, "GET", "/models/p/app/1/m").body == data
+    assert_clean(servers)
+
+
+def test_when_a_server_dies_the_other_one_continues_its_uploads(servers, say):
+    """In the middle of one, and at the end of another one, while that replaces a model."""
+    data, key, heres = os.urandom(12 << 20), "p/app/1/m", []
+    url = f"/models/p/app/1/large/upload?sha256={sha256(data)}"
+    assert perform(servers[1], put(key, OLD)).status == 201
+    assert part(servers[0], key, 0, MIDDLE, more=True).status == 204
+    with servers[0].connect(60) as wire, ThreadPoolExecutor(1) as pool:
+        wire.send(head(f"PUT {url}", "Upload-Offset: 0", f"Content-Length: {len(data)}"), data[:6 << 20])
+        eventually(lambda: send(servers[1], "GET", url).json >= 4 << 20)
+        end = pool.submit(part, servers[0], key, MIDDLE)
+        time.sleep(random.random() * 0.2)
+        servers[0].stop(signal.SIGKILL)
+        end.result()
+    assert_knows(servers[1], key, OLD, Version(DATA, "new"))
+    heres.append(go_on(servers[1], key))
+    heres.append(send(servers[1], "GET", url).json)
+    assert heres[0] >= MIDDLE and heres[1] >= 4 << 20
+    assert send(servers[1], "PUT", url, data[heres[1]:], Upload_Offset=str(heres[1])).status == 201
+    assert send(servers[1], "GET", "/models/p/app/1/large").body == data
+    say(f"after the death of a server the other one continued from {heres}")

@@ -25,14 +25,26 @@ from faults.test_races import (
     test_of_16_writers_with_if_match_each_old_version_is_replaced_once,
     test_of_16_writers_with_if_none_match_one_wins,
 )
+from faults.test_resumption import (
+    test_of_16_clients_on_one_upload_all_get_there,
+    test_what_one_server_has_of_an_upload_the_other_continues_and_the_newest_writer_wins,
+    test_when_a_server_dies_the_other_one_continues_its_uploads,
+)
 from support.common import sha256
 from support.live import running
 from support.proxy import TRUSTED, proxy, tls
 from support.witness import Version, half_models, listed, perform, put, see
 
-__all__ = ["test_a_delete_that_prunes_never_takes_an_upload_with_it", "test_delete_upload_list_and_download_together",
-           "test_of_16_writers_with_if_match_each_old_version_is_replaced_once",
-           "test_of_16_writers_with_if_none_match_one_wins", "tls"]
+__all__ = [
+    "test_a_delete_that_prunes_never_takes_an_upload_with_it",
+    "test_delete_upload_list_and_download_together",
+    "test_of_16_clients_on_one_upload_all_get_there",
+    "test_of_16_writers_with_if_match_each_old_version_is_replaced_once",
+    "test_of_16_writers_with_if_none_match_one_wins",
+    "test_what_one_server_has_of_an_upload_the_other_continues_and_the_newest_writer_wins",
+    "test_when_a_server_dies_the_other_one_continues_its_uploads",
+    "tls",
+]
 
 pytestmark = pytest.mark.scaling
 PART = 1 << 20
