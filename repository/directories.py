@@ -116,7 +116,12 @@ class Directory:
             os.unlink(name, dir_fd=self.descriptor)
 
     def rename(self, name: str, target: "Directory", new_name: str) -> None:
-        os.rename(name, new_name, src_dir_fd=self.descriptor, dst_dir_fd=target.descriptor)
+        try:
+            os.rename(name, new_name, src_dir_fd=self.descriptor, dst_dir_fd=target.descriptor)
+        except OSError as error:
+            if error.errno == errno.ESTALE:     # as on one machine, where that is ENOENT
+                raise FileNotFoundError(errno.ENOENT, "removed through another mount", name) from error
+            raise
 
     def rename_new(self, name: str, target: "Directory", new_name: str) -> bool:
         """Renames a directory unless something is at the new name; returns whether it did."""

@@ -3,8 +3,9 @@
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, BinaryIO
 
 from repository.model import ModelKey
@@ -34,8 +35,8 @@ class Trace:
 
     def latest(self, size: int) -> tuple[int, Hashes]:
         """The number of bytes, at most `size`, whose digest is known, and a copy of that."""
-        number, state = max((each for each in [*self.states] if each[0] <= min(size, self.on_disk)),
-                            key=lambda each: each[0], default=(0, Hashes()))
+        known = [each for each in [*self.states] if each[0] <= min(size, self.on_disk)]
+        number, state = max(known, key=itemgetter(0), default=(0, Hashes()))
         return number, state.copy()
 
 
@@ -46,18 +47,16 @@ class Writers:
         self._parts: dict[str, Kept] = {}
         self._traces: OrderedDict[str, Trace] = OrderedDict()
 
-    def begin(self, part: "Kept", draft: KeptDraft) -> Trace:
-        """What was known of its bytes; another one that writes to this draft is told that it is superseded."""
-        if old := self._parts.get(draft.ident):
-            old.supersede()
+    def begin(self, part: "Kept", draft: KeptDraft, trace: Trace | None = None) -> Trace:
+        """The trace of this draft; a new one begins where that of its last writer ends, who is superseded."""
+        self.supersede(draft.ident)
         self._parts[draft.ident] = part
-        trace = self._traces.pop(draft.record.nonce, Trace())
-        while len(self._traces) > TRACES:
+        last = self._traces.pop(draft.record.nonce, Trace())
+        trace = trace or Trace(deque([last.latest(draft.size)], STATES), draft.size)
+        self._traces[draft.record.nonce] = trace
+        if len(self._traces) > TRACES:
             self._traces.popitem(last=False)
         return trace
-
-    def remember(self, draft: KeptDraft, trace: Trace) -> None:
-        self._traces[draft.record.nonce] = trace
 
     def end(self, part: "Kept", ident: str) -> None:
         if self._parts.get(ident) is part:
@@ -77,7 +76,7 @@ class Writers:
     def settle_all(self) -> None:
         """Waits until what has come of connections that are closed is on the disk."""
         for part in [*self._parts.values()]:
-            if part.over:
+            if part.left:
                 part.settle()
 
 
@@ -112,9 +111,13 @@ class Kept(Upload):
             self._hand_over()
 
     @property
-    def over(self) -> bool:
-        """Whether no more bytes come."""
+    def left(self) -> bool:
+        """Whether its connection is closed, so that no more bytes come."""
         return self._closed
+
+    @property
+    def over(self) -> bool:
+        return self.dropped and super().over
 
     def supersede(self) -> None:
         self.superseded = True
@@ -128,34 +131,35 @@ class Kept(Upload):
         super().refuse(error)
 
     def close(self) -> None:
-        if self.kept and not self._closed:
+        if not (self._closed or self.dropped):
             self._hand_over()   # before it is closed: what is written after that is the last
         super().close()
 
-    def _write(self, batch: list[Any]) -> None:
-        draft = self.draft
-        if not isinstance(draft, KeptDraft) or self.dropped:
-            super()._write(batch)
-        else:
-            if batch and not self.superseded:
-                draft.write(batch)
-                self._trace.on_disk = draft.on_disk
-            # `dropped` again: what refused it may have come meanwhile, and it is discarded next
-            if self._is_last() and not self.dropped and draft.keep():
-                self._trace.on_disk = draft.on_disk
-        if self._is_last() and isinstance(draft, KeptDraft):
-            self._writers.end(self, draft.ident)
+    def write(self, batch: Sequence[Any]) -> None:
+        if not self.superseded:
+            super().write(batch)
+            self._note()
 
-    def _is_last(self) -> bool:
-        """Whether nothing is to be written any more."""
-        return self._closed and not self._writes.waits
+    def _note(self) -> None:
+        if isinstance(self.draft, KeptDraft):
+            self._trace.on_disk = self.draft.on_disk
 
-    def _hash(self, batch: list[Any]) -> None:
-        if self.kept or not (self._closed or self.refusal):
-            for block in batch:
-                self._digests.update(block)
+    def hash(self, batch: Sequence[Any]) -> None:
+        if batch:
+            super().hash(batch)
             self._hashed += sum(map(len, batch))
             self._trace.states.append((self._hashed, self._digests.copy()))
+
+    def _write(self, batch: list[Any]) -> None:
+        super()._write(batch)
+        if not self._closed or self._writes.waits:
+            return
+        if not isinstance(self.draft, KeptDraft):
+            self.discard()
+            return
+        if not self.dropped and self.draft.keep():
+            self._note()
+        self._writers.end(self, self.draft.ident)
 
 
 class Keeping(Kept):
@@ -165,28 +169,16 @@ class Keeping(Kept):
         super().__init__(*arguments)
         self._shelf, self._ident, self._record, self._from = shelf, ident, record, KEPT_FROM
 
-    def close(self) -> None:
-        if not (self._closed or self.dropped):
-            self._hand_over()
-        super().close()
-
-    def _write(self, batch: list[Any]) -> None:
-        if not (self.kept or self.dropped):
-            if batch:
-                self.draft = self.draft or self._store.draft()
-                self.draft.write(batch)
-                batch = []
-            if self.draft and self.draft.size >= self._from:
-                self._adopt(self.draft)
-            if not (self.kept or self._is_last()):
-                return
-        super()._write(batch)
+    def write(self, batch: Sequence[Any]) -> None:
+        super().write(batch)
+        if self.draft and not (self.kept or self.dropped) and self.draft.size >= self._from:
+            self._adopt(self.draft)
 
     def _adopt(self, draft: Draft) -> None:
         if adopted := self._shelf.adopt(draft, self._ident, self._record):
-            self.draft, self._trace.on_disk = adopted, adopted.on_disk
-            self._writers.begin(self, adopted)
-            self._writers.remember(adopted, self._trace)
+            self.draft = adopted
+            self._note()
+            self._writers.begin(self, adopted, self._trace)
         else:       # there is a longer one: this one is kept when it is longer than that
             known = self._shelf.find(self._ident)
             self._from = known.size + 1 if known else self._from
@@ -207,12 +199,11 @@ class Part(Kept):
         self.start = draft.size
         super().__init__(writers, store, intake, None if limit is None else limit - self.start)
         self.draft: KeptDraft = draft
+        self.record = draft.record
         self.length, self._last, self._skip = length, last, self.start - offset
         self._read_again: BinaryIO | None = None
-        trace = writers.begin(self, draft)
-        self._hashed, self._digests = trace.latest(self.start)
-        self._trace = Trace(deque([(self._hashed, self._digests.copy())], STATES), self.start)
-        writers.remember(draft, self._trace)
+        self._trace = writers.begin(self, draft)
+        self._hashed, self._digests = self._trace.latest(self.start)
         if self._hashed < self.start:
             self._read_again = draft.reader()
             self._read_again.seek(self._hashed)
@@ -264,14 +255,18 @@ class Part(Kept):
 
 
 class Rest(Upload):
-    """The end of an upload whose bytes are in the store: nothing. `draft` has them, which are those of `source`."""
+    """The end of an upload whose bytes are in the store: nothing. `draft` has them, which are those of `source`.
+
+    `record` is what a draft of that upload, under the name `ident`, is or would be.
+    """
 
     dropped = True      # nothing of it is ever kept
 
-    def __init__(self, store: Storage, intake: Intake, draft: Draft, source: ModelKey, sha256: str) -> None:
+    def __init__(self, store: Storage, intake: Intake, draft: Draft, source: ModelKey, ident: str, record: Record,
+                 ) -> None:
         super().__init__(store, intake, None, 0)
-        self.draft, self.source, self._sha256 = draft, source, sha256
+        self.draft, self.source, self.ident, self.record = draft, source, ident, record
 
     def finish(self) -> dict[str, str]:
         super().finish()
-        return {"sha256": self._sha256}
+        return {"sha256": self.record.sha256 or ""}

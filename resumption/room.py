@@ -1,7 +1,6 @@
 """Uploads that are continued after a break, and uploads that need no bytes: the resource `upload` of a model."""
 
 import secrets
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,7 +13,7 @@ from resumption.parts import Keeping, Part, Rest, Writers
 from resumption.shelf import IDENT, KeptDraft, Record, Shelf, ident_of
 from server import threads
 from server.application import Room, Route
-from server.digests import SHA256_HEX, check_claims, claims_of
+from server.digests import SHA256_HEX, check_claims, claims_of, digest_in
 from server.envelopes import check_envelope, check_no_range
 from server.errors import BadRequest, HttpError, QueueFull, status_of
 from server.multipart import clean_filename
@@ -36,11 +35,11 @@ class Keeper:
     def __init__(self, store: Storage, services: Services) -> None:
         self.store, self._services = store, services
         self.shelf, self.writers, self.hints = Shelf(store), Writers(), Hints(store)
-        self._stopping, self._thread = False, threading.Thread()
+        self._stopping = False
         self._total, self._counted = (0, 0), -COUNTED
 
     def start(self) -> None:
-        self._thread = threads.start("resumption", self._run, self._services.metrics)
+        threads.start("resumption", self._run, self._services.metrics)
 
     def stop(self) -> None:
         self._stopping = True
@@ -79,26 +78,24 @@ class Asked:
 
     def __init__(self, request: Request, names: Mapping[str, str]) -> None:
         self.request, self.key, self.keeper = request, ModelKey(**names), keeper_of(request)
-        sha256, self.ident = request.query.get("sha256", "").lower(), request.query.get("id", "")
-        if sha256 and not SHA256_HEX.fullmatch(sha256):
-            raise BadRequest(f"sha256 {sha256[:100]!r} is not 64 hex digits")
-        if sha256 and not self.ident:
-            self.ident = ident_of(self.key, sha256, request.caller.name)
-        elif not IDENT.fullmatch(self.ident):
+        who, sha256, ident = request.caller.name, digest_in(request.query), request.query.get("id")
+        if not (sha256 if ident is None else IDENT.fullmatch(ident)):
             raise BadRequest("name the upload: with ?sha256= and the digest of the model, or with the ?id= that the "
                              "answer to a POST gave")
-        if not isinstance(request.body, Part):  # which would wait for itself
-            self.keeper.writers.settle(self.ident)
+        self.ident = ident or ident_of(self.key, sha256 or "", who)
+        self.keeper.writers.settle(self.ident)
         known = self.keeper.shelf.find(self.ident)
-        if known and (known.record.model, known.record.who) != (str(self.key), request.caller.name):
+        if known and (known.record.model, known.record.who) != (str(self.key), who):
             known = None
-        if known is None and "id" in request.query:
+        if known is None and ident:
             raise wire.Gone("there is no such upload: it was stored, has expired, or belongs to another token")
-        new = Record(str(self.key), request.caller.name, sha256 or None, fields=described(request.query))
-        self.record, self.size = known or (new, 0)
-        self.is_of_tus = "id" in request.query or wire.is_client_of_tus(request.header)
+        self.record, self.size = known or (Record(str(self.key), who, sha256, fields=described(request.query)), 0)
         self.sha256 = sha256 or self.record.sha256
-        self.fields = {**self.record.fields, **request.fields}
+
+    def claim(self) -> KeptDraft | None:
+        """Its draft, which is begun by the first part unless it was begun by a POST."""
+        shelf = self.keeper.shelf
+        return shelf.claim(self.ident) if "id" in self.request.query else shelf.begin(self.ident, self.record)
 
     def stored(self) -> Model | None:
         """The model, if it has these bytes already."""
@@ -110,9 +107,10 @@ class Asked:
 
         None for clients of tus: with such an offset they would take the upload for stored, and send nothing more.
         """
-        if self.sha256 and not self.is_of_tus:
+        request = self.request
+        if self.sha256 and "id" not in request.query and not wire.is_client_of_tus(request.header):
             for source in (self.key, *self.keeper.hints.find(self.sha256)):
-                if self.request.caller.may("read", source.names) and (
+                if request.caller.may("read", source.names) and (
                         draft := borrow(self.keeper.store, source, self.sha256, self.key)):
                     return draft, source
         return None
@@ -129,11 +127,6 @@ def described(fields: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in fields.items() if name not in (*NAME_FIELDS, "sha256", "id")}
 
 
-def state_headers(request: Request, offset: int, complete: bool, length: int | None) -> list[tuple[str, str]]:
-    limits = {"max-size": request.settings.max_size, "max-age": request.settings.upload_age}
-    return wire.state_headers(offset, complete, length, limits)
-
-
 # ---- handlers
 
 
@@ -148,7 +141,8 @@ def state(request: Request, store: Storage, **names: str) -> Response:
         found[0].discard()      # it was only to see whether that is possible
         offset = length = found[0].size
     kind = ("Content-Type", "text/plain; charset=utf-8")
-    return Response(200, [kind, *state_headers(request, offset, complete, length)], f"{offset}\n".encode())
+    headers = wire.state_headers(request.settings, offset, complete, length)
+    return Response(200, [kind, *headers], f"{offset}\n".encode())
 
 
 def admit_part(request: Request, store: Storage, **names: str) -> Body:
@@ -160,17 +154,16 @@ def admit_part(request: Request, store: Storage, **names: str) -> Body:
     if None not in (length, known) and length != known:
         raise BadRequest(f"Upload-Length is {length}, and was {known} before: begin another upload")
     length = known if length is None else length
-    check(request, asked.key, asked.fields, max(length or 0, offset + request.length), asked.size)
+    fields = asked.record.fields | request.fields
+    check(request, store, asked.key, fields, max(length or 0, offset + request.length), asked.size)
     if asked.record.done:
         return Body()
-    shelf = asked.keeper.shelf
-    if offset <= asked.size and (
-            draft := shelf.claim(asked.ident) if "id" in request.query else shelf.begin(asked.ident, asked.record)):
+    if offset <= asked.size and (draft := asked.claim()):
         if offset <= draft.size:
             return part(request, store, draft, offset, length)
         draft.keep()    # it was removed and begun again meanwhile
     elif (found := asked.borrow()) and found[0].size == offset:
-        return Rest(store, request.services.intake, *found, asked.sha256 or "")
+        return Rest(store, request.services.intake, *found, asked.ident, asked.record)
     elif found:
         found[0].discard()
     raise wire.WrongOffset(f"the upload has {asked.size} bytes and not {offset}: continue from there",
@@ -182,11 +175,11 @@ def part(request: Request, store: Storage, draft: KeptDraft, offset: int, length
                 request.services.intake, request.settings.max_size)
 
 
-def check(request: Request, key: ModelKey, fields: Mapping[str, str], size: int, here: int) -> None:
+def check(request: Request, store: Storage, key: ModelKey, fields: Mapping[str, str], size: int, here: int) -> None:
     """Refuses what can be known by the head of a part; `here` are the bytes that need no more room."""
-    described_by = {**described(fields), **dict(zip(NAME_FIELDS, key.fields, strict=True))}
+    described_by = described(fields) | dict(zip(NAME_FIELDS, key.fields, strict=True))
     with in_words_of(request):
-        claims = check_upload(request, keeper_of(request).store, described_by, size, size - here)
+        claims = check_upload(request, store, described_by, size, size - here)
     check_envelope(request.header, is_form=False)
     check_no_range(request.header, "say with Upload-Offset where it begins")
     if claims:
@@ -205,80 +198,81 @@ def in_words_of(request: Request) -> Iterator[None]:
 
 
 def take_part(request: Request, store: Storage, **names: str) -> Response:
-    asked, body = Asked(request, names), request.body
-    if not isinstance(body, Part | Rest):
-        return Response(204, state_headers(request, asked.size, True, asked.size))
-    return finish(request, store, body, asked.ident, asked.sha256, asked.fields)
+    body = request.body
+    if isinstance(body, Part | Rest):
+        return finish(request, store, body)
+    size = Asked(request, names).size   # it was stored before
+    return Response(204, wire.state_headers(request.settings, size, True, size))
 
 
-def finish(request: Request, store: Storage, body: Part | Rest, ident: str, sha256: str | None,
-           fields: Mapping[str, str]) -> Response:
+def finish(request: Request, store: Storage, body: Part | Rest) -> Response:
     """Stores the model if this was the last part of it."""
-    digests = body.finish()
+    digests, record = body.finish(), body.record
     if isinstance(body, Part) and not body.complete:
         body.draft.keep()
-        return Response(204, state_headers(request, body.total, False, body.length))
+        return Response(204, wire.state_headers(request.settings, body.total, False, body.length))
     assert body.draft
-    size = body.draft.size
+    size, sha256 = body.draft.size, digest_in(request.query) or record.sha256
     try:
         check_claims({"sha256": sha256} if sha256 else {}, digests)
         with in_words_of(request):
-            told = described(fields)
+            told = described(record.fields | request.fields)
             filename = clean_filename(told.pop("filename", "")) or None
             response = publish(request, store, body.draft, told | request.names, filename, digests["sha256"])
     except (HttpError, StoreError) as error:
         body.dropped = status_of(error) in FATAL
         raise
     body.dropped = True     # what is left of the draft, such as the old model
-    settle(request, body, ident)
-    about = state_headers(request, size, True, size)
+    settle(request, body)
+    about = wire.state_headers(request.settings, size, True, size)
     if request.header("Tus-Resumable") is not None:
         return Response(204, about)
     response.headers += [pair for pair in about if pair[0].startswith("Upload-")]
     return response
 
 
-def settle(request: Request, body: Part | Rest, ident: str) -> None:
+def settle(request: Request, body: Part | Rest) -> None:
     """What is to be done when the model has been stored."""
     keeper, metrics = keeper_of(request), request.services.metrics
     if isinstance(body, Rest):
         metrics.tell("instant")
-        keeper.shelf.remove(ident)
+        keeper.shelf.remove(body.ident)
         with suppress(QueueFull, StoreError):
             request.services.verifier.ask(request.caller.name, *body.source.names)
         return
     if body.start:
         metrics.tell("resumed")
-    if body.draft.record.length is not None or "id" in request.query:
+    if body.record.length is not None or "id" in request.query:
         body.draft.discard(done=True)
 
 
 def admit_creation(request: Request, store: Storage, **names: str) -> Body:
-    record = record_of(request, ModelKey(**names))
-    check(request, ModelKey(**names), record.fields, max(record.length or 0, request.length), 0)
+    key, record = ModelKey(**names), record_of(request)
+    check(request, store, key, record.fields, max(record.length or 0, request.length), 0)
     if record.length == 0 or request.length or request.header("Transfer-Encoding") is not None:
-        return part(request, store, keeper_of(request).shelf.begin(secrets.token_hex(16), record), 0, record.length)
+        return part(request, store, begin(request, record), 0, record.length)
     return Body()
 
 
-def record_of(request: Request, key: ModelKey) -> Record:
+def begin(request: Request, record: Record) -> KeptDraft:
+    return keeper_of(request).shelf.begin(secrets.token_hex(16), record)
+
+
+def record_of(request: Request) -> Record:
     """What a POST says of the upload that it begins."""
     fields = merged(request.query.items(), wire.metadata_of(request.header("Upload-Metadata") or "").items())
-    claims = claims_of(request.header, fields)
-    return Record(str(key), request.caller.name, claims.get("sha256"), wire.number(request.header, "Upload-Length"),
-                  described(fields))
+    sha256, length = claims_of(request.header, fields).get("sha256"), wire.number(request.header, "Upload-Length")
+    return Record(str(ModelKey(**request.names)), request.caller.name, sha256, length, described(fields))
 
 
 def create(request: Request, store: Storage, **names: str) -> Response:
-    body, record = request.body, record_of(request, ModelKey(**names))
-    if isinstance(body, Part):
-        ident = body.draft.ident
-        response = finish(request, store, body, ident, record.sha256, record.fields)
+    if isinstance(body := request.body, Part):
+        draft, response = body.draft, finish(request, store, body)
     else:
-        ident = secrets.token_hex(16)
-        keeper_of(request).shelf.begin(ident, record).keep()
-        response = Response(201, state_headers(request, 0, False, record.length))
-    where = f"{url_of(ModelKey(**names), request.base_url)}/upload?id={ident}"
+        draft = begin(request, record_of(request))
+        draft.keep()
+        response = Response(201, wire.state_headers(request.settings, 0, False, draft.record.length))
+    where = f"{url_of(ModelKey(**names), request.base_url)}/upload?id={draft.ident}"
     rest = [pair for pair in response.headers if pair[0] != "Location"]
     return Response(201, [*rest, ("Location", where)], response.body)
 

@@ -1,8 +1,11 @@
 """Unfinished uploads on the disk: drafts that outlive their connection and the process, up to what has been written.
 
     .staging/uploads/{id}/model     the bytes so far
-    .staging/uploads/{id}.lock      held for each write; in it are the writer's mark and the Record of the draft. The
-                                    newest writer wins, also if it is another server
+    .staging/uploads/{id}.lock      held for each write; in it is the Record of the draft
+
+The lock file grows with each claim, and its size when it was claimed tells a writer whether it is still the newest one,
+which wins, also at another server. The size and not the contents, because those are cached on network file systems: on
+two mounts of GlusterFS they differ for a second, even when the file is opened again.
 
 A draft takes the place of its model by an exchange, so that after a crash the old model may be here. That is told by
 its inode, which is not the one in the record; it is never continued.
@@ -32,8 +35,8 @@ log = logging.getLogger("model_server.resumption")
 T = TypeVar("T")
 UPLOADS = "uploads"
 IDENT = re.compile("[0-9a-f]{32}")
-MARK = 16           # random bytes that tell the writer
 MAX_RECORD = metadata.MAX_METADATA
+GAP = b"\0"         # before each record, and one byte of it for each claim
 TYPES = {"model": str, "who": str, "sha256": str | None, "length": int | None, "fields": dict, "nonce": str,
          "inode": int, "done": bool}
 
@@ -78,7 +81,7 @@ class KeptDraft(Draft):
     def __init__(self, shelf: "Shelf", ident: str, record: Record, lock: int, model: StagedModel) -> None:
         super().__init__(shelf.store, ident, model)
         self.ident, self.record = ident, record
-        self._shelf, self._lock, self._mark = shelf, lock, os.pread(lock, MARK, 0)
+        self._shelf, self._lock, self._claimed = shelf, lock, os.fstat(lock).st_size
         self._torn = False
 
     @contextmanager
@@ -88,7 +91,7 @@ class KeptDraft(Draft):
             raise Superseded("this upload is over")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         try:
-            if os.pread(self._lock, MARK, 0) != self._mark:
+            if os.fstat(self._lock).st_size != self._claimed:
                 raise Superseded("another client continues this upload, or has ended it")
             yield
         finally:
@@ -210,7 +213,7 @@ class Shelf:
             if found is None or found.record.done:
                 return None
             model = staged(place.open(ident), self.store.buffers)
-            os.pwrite(lock, secrets.token_bytes(MARK), 0)
+            supersede(lock)
             return KeptDraft(self, ident, found.record, os.dup(lock), model)
 
     def adopt(self, draft: Draft, ident: str, record: Record) -> KeptDraft | None:
@@ -291,7 +294,8 @@ def ident_of(key: ModelKey, sha256: str, who: str) -> str:
 def known(place: Directory, ident: str, lock: int) -> Known | None:
     """What the lock file of a draft and its directory tell; None if that is no draft, or none any more."""
     try:
-        document = metadata.parse_json(os.pread(lock, MAX_RECORD, MARK))
+        end = os.pread(lock, MAX_RECORD, max(0, os.fstat(lock).st_size - MAX_RECORD))
+        document = metadata.parse_json(end.rstrip(GAP).rpartition(GAP)[2])
         if not all(isinstance(document[name], kind) for name, kind in TYPES.items()):
             return None
     except (ValueError, TypeError, KeyError):
@@ -315,15 +319,19 @@ def stamp_of(place: Directory, name: str) -> Stamp | None:
 
 
 def write(lock: int, record: Record) -> None:
-    """Writes the lock file of a draft anew, with a new mark: every claim on it is void. The caller holds the lock."""
-    os.ftruncate(lock, 0)
-    os.lseek(lock, 0, os.SEEK_SET)
-    filesystem.write_new(os.dup(lock), secrets.token_bytes(MARK) + json.dumps(asdict(record)).encode())
+    """Makes this the record of a draft; it is on disk when this returns. The caller holds the lock."""
+    os.lseek(lock, 0, os.SEEK_END)
+    filesystem.write_new(os.dup(lock), GAP + json.dumps(asdict(record)).encode())
+
+
+def supersede(lock: int) -> None:
+    """Makes every claim on a draft void. The caller holds the lock."""
+    os.ftruncate(lock, os.fstat(lock).st_size + 1)
 
 
 def clear(place: Directory, ident: str, lock: int) -> None:
-    """Removes what a draft has, but for its lock file, which is empty then. The caller holds the lock."""
-    os.ftruncate(lock, 0)
+    """Removes what a draft has, but for its lock file. The caller holds the lock."""
+    supersede(lock)
     place.remove(ident)
 
 

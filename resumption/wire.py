@@ -6,9 +6,10 @@ The names are those of draft-ietf-httpbis-resumable-upload. tus 1.0 (https://tus
 import base64
 import binascii
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from server.errors import BadRequest, HttpError, NotFound
+from server.settings import Settings
 
 Header = Callable[[str], str | None]
 NUMBER = re.compile("[0-9]{1,18}")
@@ -63,10 +64,10 @@ def metadata_of(text: str) -> dict[str, str]:
     return fields
 
 
-def state_headers(offset: int, complete: bool, length: int | None, limits: Mapping[str, int | None],
-                  ) -> list[tuple[str, str]]:
+def state_headers(settings: Settings, offset: int, complete: bool, length: int | None) -> list[tuple[str, str]]:
     """What every answer tells of an upload."""
-    limit = ", ".join(f"{name}={value}" for name, value in limits.items() if value is not None)
+    most = f"max-size={settings.max_size}, " if settings.max_size is not None else ""
+    limit = f"{most}max-age={settings.upload_age}"
     size = [("Upload-Length", str(length))] if length is not None else [("Upload-Defer-Length", "1")]
     return [("Upload-Offset", str(offset)), ("Upload-Complete", f"?{complete:d}"), ("Upload-Limit", limit),
             ("Tus-Resumable", TUS), ("Cache-Control", "no-store"), *size]
