@@ -121,9 +121,9 @@ class Storage:
             raise ReadOnly(filesystem.READ_ONLY)
         if names:
             self._claim()
-            with filesystem.as_store_errors(), self.staging.session() as session, self._tree.nearest(*names) as place:
+            with filesystem.as_store_errors(), self.staging.session() as session:
                 self._tree.check_names(*names)
-                if (mount := place.mount()) != session.mount():
+                if (mount := self._tree.of_nearest(names, Directory.mount)) != session.mount():
                     raise ReadOnly(
                         f"{'/'.join(names)} is on a file system of its own ({mounted_at(mount[1])}), and models cannot "
                         "be moved there from the storage's: they are served but cannot be changed")
@@ -164,8 +164,7 @@ class Storage:
 
     def group_at(self, key: ModelKey) -> int | None:
         """The group that new files take over at the place of this model; None for that of the process."""
-        with self._tree.nearest(*key.names[:-1]) as place:
-            return place.group()
+        return self._tree.of_nearest(key.names[:-1], Directory.group)
 
     def find(self, key: ModelKey, keep: bool = True) -> Model | None:
         """info(), but None if there is no such model."""

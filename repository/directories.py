@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from repository import filesystem
 from repository.errors import InvalidName
@@ -21,6 +21,7 @@ from repository.folding import Folding, OtherName
 from repository.model import MAX_DEPTH, NAME, RESERVED_PROJECTS, VERSION_DEPTH, ModelKey, Names
 
 log = logging.getLogger("model_server.directories")
+T = TypeVar("T")
 TOP = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC   # the top itself can be a link: the operator chose it
 LISTED = TOP | os.O_NOFOLLOW
 # O_PATH: a network file system need not be asked to open it
@@ -251,6 +252,17 @@ class Tree:
                 if error.errno not in filesystem.ABSENT:
                     raise
         return self.reach()
+
+    def of_nearest(self, names: Names, tell: Callable[[Directory], T]) -> T:
+        """What `tell` says of nearest(), even if another mount removes that at this moment."""
+        for _ in range(TRIES):
+            try:
+                with self.nearest(*names) as place:
+                    return tell(place)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+        raise FileNotFoundError(errno.ENOENT, "it is removed as fast as it is created", "/".join(names))
 
     def walk(self, *names: str, create: bool = False) -> Directory:
         """Opens a directory to change it, with those on the way; raises InTheWay for what is not a directory."""

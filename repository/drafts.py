@@ -97,10 +97,11 @@ class VersionDraft:
         self.models: list[Model] = []       # that are sealed, without their inspection
         self._open = set[StagedModel]()
         self._folders: set[Names] = {()}    # by their path in the version
-        with tree.nearest(*version) as place, staging.session() as session:
+        with staging.session() as session:
             session.mkdir(self.name)
             self._top: Directory | None = session.open(self.name)
-            filesystem.give(place.group(), self._top.descriptor)    # what is made in it inherits the group
+            # what is made in it inherits the group
+            filesystem.give(tree.of_nearest(version, Directory.group), self._top.descriptor)
 
     def add(self, key: ModelKey) -> StagedModel:
         """A new model of the version, empty. Raises ModelExists, StorageFull and StorageFailed."""

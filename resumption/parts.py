@@ -5,6 +5,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from operator import itemgetter
 from typing import Any, BinaryIO
 
@@ -167,7 +168,7 @@ class Keeping(Kept):
 
     def __init__(self, shelf: Shelf, ident: str, record: Record, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._shelf, self._ident, self._record, self._from = shelf, ident, record, KEPT_FROM
+        self._shelf, self._ident, self._record, self._from = shelf, ident, record, float(KEPT_FROM)
 
     def write(self, batch: Sequence[Any]) -> None:
         super().write(batch)
@@ -175,7 +176,9 @@ class Keeping(Kept):
             self._adopt(self.draft)
 
     def _adopt(self, draft: Draft) -> None:
-        if adopted := self._shelf.adopt(draft, self._ident, self._record):
+        if self._shelf.is_full(self._ident):
+            self._from = inf
+        elif adopted := self._shelf.adopt(draft, self._ident, self._record):
             self.draft = adopted
             self._note()
             self._writers.begin(self, adopted, self._trace)

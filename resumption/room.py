@@ -1,6 +1,5 @@
 """Uploads that are continued after a break, and uploads that need no bytes: the resource `upload` of a model."""
 
-import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -63,7 +62,7 @@ class Keeper:
     def receive(self, request: Request, store: Storage, limit: int | None, claims: Iterable[str]) -> Upload:
         key, sha256 = ModelKey(**request.names), request.query["sha256"].lower()
         record = Record(str(key), request.caller.name, sha256, fields=described(request.query))
-        return Keeping(self.shelf, ident_of(key, sha256, record.who), record, self.writers, store,
+        return Keeping(self.shelf, ident_of(record.who, str(key), sha256), record, self.writers, store,
                        self._services.intake, limit, claims)
 
     def gauges(self) -> dict[str, tuple[str, float]]:
@@ -82,7 +81,7 @@ class Asked:
         if not (sha256 if ident is None else IDENT.fullmatch(ident)):
             raise BadRequest("name the upload: with ?sha256= and the digest of the model, or with the ?id= that the "
                              "answer to a POST gave")
-        self.ident = ident or ident_of(self.key, sha256 or "", who)
+        self.ident = ident or ident_of(who, str(self.key), sha256 or "")
         self.keeper.writers.settle(self.ident)
         known = self.keeper.shelf.find(self.ident)
         if known and (known.record.model, known.record.who) != (str(self.key), who):
@@ -255,7 +254,7 @@ def admit_creation(request: Request, store: Storage, **names: str) -> Body:
 
 
 def begin(request: Request, record: Record) -> KeptDraft:
-    return keeper_of(request).shelf.begin(secrets.token_hex(16), record)
+    return keeper_of(request).shelf.begin(ident_of(record.who), record)
 
 
 def record_of(request: Request) -> Record:

@@ -4,8 +4,8 @@
     .staging/uploads/{id}.lock      held for each write; in it is the Record of the draft
 
 The lock file grows with each claim, and its size when it was claimed tells a writer whether it is still the newest one,
-which wins, also at another server. The size and not the contents, because those are cached on network file systems: on
-two mounts of GlusterFS they differ for a second, even when the file is opened again.
+which wins, also at another server. The size and not the contents, which network file systems cache: on two mounts of
+GlusterFS they differ for a second, even when the file is opened again. So what is read here is first made fresh().
 
 A draft takes the place of its model by an exchange, so that after a crash the old model may be here. That is told by
 its inode, which is not the one in the record; it is never continued.
@@ -27,7 +27,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 from repository import filesystem, metadata
 from repository.directories import Directory
 from repository.drafts import StagedModel
-from repository.errors import StoreError
+from repository.errors import StorageFull, StoreError
 from repository.model import Details, Inspection, ModelKey, Stamp
 from storage import Check, Draft, Published, Storage
 
@@ -35,6 +35,8 @@ log = logging.getLogger("model_server.resumption")
 T = TypeVar("T")
 UPLOADS = "uploads"
 IDENT = re.compile("[0-9a-f]{32}")
+OWNER = 8           # digits of it that are the same for all drafts of a token
+MOST = 1000         # drafts of a token: a client that begins one after the other must not use up all inodes
 MAX_RECORD = metadata.MAX_METADATA
 GAP = b"\0"         # before each record, and one byte of it for each claim
 TYPES = {"model": str, "who": str, "sha256": str | None, "length": int | None, "fields": dict, "nonce": str,
@@ -123,7 +125,9 @@ class KeptDraft(Draft):
     def reader(self) -> BinaryIO:
         """The bytes that are on disk, from the beginning."""
         with filesystem.as_store_errors(), self._home() as place, place.open(self.ident) as directory:
-            return filesystem.open_regular(filesystem.MODEL, directory.descriptor)
+            file = filesystem.open_regular(filesystem.MODEL, directory.descriptor)
+            fresh(file.fileno())
+            return file
 
     def examine(self, inspect: Callable[[BinaryIO, int], T]) -> T:
         with self._held():      # the last bytes are written first
@@ -234,16 +238,26 @@ class Shelf:
             return KeptDraft(self, ident, record, os.dup(lock), draft._model)
 
     def begin(self, ident: str, record: Record) -> KeptDraft:
-        """Claims the draft of this name, and creates it if there is none."""
+        """Claims the draft of this name, and creates it if there is none; raises StorageFull if there are too many."""
         while True:
             if kept := self.claim(ident):
                 return kept
+            if self.is_full(ident):
+                raise StorageFull(f"{MOST} uploads of this token are unfinished: continue or delete some of them, or "
+                                  "wait until they have expired (MODEL_UPLOAD_AGE)")
             with ExitStack() as undo:
                 draft = self.store.draft()
                 undo.callback(draft.discard)
                 if kept := self.adopt(draft, ident, record):
                     undo.pop_all()
                     return kept
+
+    def is_full(self, ident: str) -> bool:
+        """Whether the token that this name belongs to has as many drafts as it may."""
+        with filesystem.as_store_errors(), suppress(FileNotFoundError), self.place() as place:
+            drafts = filter(IDENT.fullmatch, place.names())
+            return sum(name[:OWNER] == ident[:OWNER] for name in drafts) >= MOST
+        return False
 
     def remove(self, ident: str) -> None:
         """Removes a draft, whoever writes to it."""
@@ -286,15 +300,17 @@ class Shelf:
         return len(sizes), sum(sizes)
 
 
-def ident_of(key: ModelKey, sha256: str, who: str) -> str:
-    """The name of the draft of these bytes for this model by this token: 32 hex digits."""
-    return hashlib.sha256(json.dumps([str(key), sha256, who]).encode()).hexdigest()[:32]
+def ident_of(who: str, *what: str) -> str:
+    """The name of a token's draft of these bytes for this model: 32 hex digits. Without them, a random one."""
+    texts = who, json.dumps(what or secrets.token_hex())
+    owner, draft = (hashlib.sha256(text.encode()).hexdigest() for text in texts)
+    return owner[:OWNER] + draft[OWNER:32]
 
 
 def known(place: Directory, ident: str, lock: int) -> Known | None:
     """What the lock file of a draft and its directory tell; None if that is no draft, or none any more."""
     try:
-        end = os.pread(lock, MAX_RECORD, max(0, os.fstat(lock).st_size - MAX_RECORD))
+        end = os.pread(fresh(lock), MAX_RECORD, max(0, os.fstat(lock).st_size - MAX_RECORD))
         document = metadata.parse_json(end.rstrip(GAP).rpartition(GAP)[2])
         if not all(isinstance(document[name], kind) for name, kind in TYPES.items()):
             return None
@@ -305,6 +321,12 @@ def known(place: Directory, ident: str, lock: int) -> Known | None:
         return Known(record, record.length or 0)
     stamp = stamp_of(place, ident)
     return Known(record, stamp.size) if stamp and stamp.inode == record.inode else None
+
+
+def fresh(descriptor: int) -> int:
+    """The same descriptor, of a file of which this machine's cache is dropped: another one may have written to it."""
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    return descriptor
 
 
 def stamp_of(place: Directory, name: str) -> Stamp | None:
@@ -341,7 +363,7 @@ def staged(directory: Directory, buffers: filesystem.Buffers) -> StagedModel:
         directory.unlink(filesystem.METADATA)   # of a publication that was refused
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(filesystem.MODEL, flags, dir_fd=directory.descriptor)
-        return StagedModel(directory, buffers, filesystem.NewFile(descriptor, buffers))
+        return StagedModel(directory, buffers, filesystem.NewFile(fresh(descriptor), buffers))
     except OSError:
         directory.close()
         raise

@@ -198,3 +198,24 @@ def test_a_model_that_turns_out_to_be_too_large_is_removed(start):
     server = start(MODEL_MAX_SIZE="19M")
     assert put(server, chunks(DATA), 0, Transfer_Encoding="chunked").status == 413
     assert staged(server.storage) == []
+
+
+def test_of_a_token_that_has_1000_unfinished_uploads_no_further_one_is_kept(start, tokens, begin):
+    server = start(MODEL_TOKENS_FILE=str(tokens(line("ann", ALL, "*"), line("bob", ALL, "*"))))
+    assert put(server, DATA[:MIB], 0, Upload_Complete="?0", **bearer("ann")).status == 204
+    uploads = server.storage / ".staging/uploads"
+    first, = (path.name for path in uploads.iterdir() if path.is_dir())
+    for number in range(999):
+        (uploads / f"{first[:8]}{number:024x}").mkdir()
+    other = URL.replace("/m/", "/other/")
+    for answer in (put(server, DATA[:MIB], 0, other, **bearer("ann")),
+                   send(server, "POST", other.partition("?")[0], Upload_Length="5", **bearer("ann"))):
+        assert answer.status == 507 and "1000 uploads of this token are unfinished" in answer.json["detail"]
+    assert put(server, DATA[MIB:], MIB, **bearer("ann")).status == 201, "this one had begun"
+    (uploads / f"{first[:8]}{999:024x}").mkdir()
+    whole = other.replace("/upload", "")
+    begin(server, whole, LENGTH, f"Authorization: {bearer('ann')['Authorization']}", body=DATA[:-1]).close()
+    eventually(lambda: "uploads_in_flight 0" in send(server, "GET", "/metrics", **bearer("ann")).body.decode())
+    assert offset(server, other, **bearer("ann")) in (0, len(DATA)), "it was not kept, or is stored under another name"
+    assert send(server, "PUT", whole, DATA, **bearer("ann")).status == 201
+    assert put(server, DATA[:MIB], 0, URL.replace("/m/", "/bobs/"), Upload_Complete="?0", **bearer("bob")).status == 204
