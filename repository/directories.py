@@ -186,7 +186,9 @@ class Directory:
         """Whether this name still refers to the file that is open."""
         try:
             return os.path.samestat(os.lstat(name, dir_fd=self.descriptor), os.fstat(descriptor))
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in filesystem.GONE:
+                raise
             return False
 
     def remove(self, name: str) -> None:

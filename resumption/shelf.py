@@ -93,11 +93,19 @@ class KeptDraft(Draft):
             raise Superseded("this upload is over")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         try:
-            if os.fstat(self._lock).st_size != self._claimed:
+            if not self._is_newest():
                 raise Superseded("another client continues this upload, or has ended it")
             yield
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def _is_newest(self) -> bool:
+        try:
+            return os.fstat(self._lock).st_size == self._claimed
+        except OSError as error:
+            if error.errno not in filesystem.GONE:
+                raise
+            return False
 
     def _close(self) -> None:
         self._model.close()
@@ -156,7 +164,7 @@ class KeptDraft(Draft):
         """
         try:
             with suppress(Superseded, FileNotFoundError), self._held(), self._home() as place:
-                clear(place, self.ident, self._lock)
+                self._shelf.clear(place, self.ident, self._lock)
                 if done:
                     write(self._lock, replace(self.record, length=self.size, done=True))
                 else:
@@ -228,7 +236,7 @@ class Shelf:
             found = known(place, ident, lock)
             if found and not found.record.done and found.size >= draft.size:
                 return None
-            clear(place, ident, lock)
+            self.clear(place, ident, lock)
             with session.open(draft._name) as directory:
                 directory.sync()
                 record = replace(record, inode=os.lstat(filesystem.MODEL, dir_fd=directory.descriptor).st_ino)
@@ -262,8 +270,16 @@ class Shelf:
     def remove(self, ident: str) -> None:
         """Removes a draft, whoever writes to it."""
         with filesystem.as_store_errors(), suppress(FileNotFoundError), self._locked(ident) as (place, lock):
-            clear(place, ident, lock)
+            self.clear(place, ident, lock)
             place.unlink(f"{ident}.lock")
+
+    def clear(self, place: Directory, ident: str, lock: int) -> None:
+        """Removes what a draft has, but for its lock file. The caller holds the lock."""
+        supersede(lock)
+        name = self.store.staging.new_name()
+        with suppress(FileNotFoundError), self.store.staging.session() as session:
+            place.rename(ident, session, name)      # on NFS it is not empty while somebody has its file open
+            session.remove(name)
 
     def idents(self) -> list[str]:
         """The names of all drafts."""
@@ -282,7 +298,7 @@ class Shelf:
                 # somebody who holds the lock writes to it
                 with suppress(BlockingIOError), self._locked(ident, fcntl.LOCK_EX | fcntl.LOCK_NB) as (place, lock):
                     if known(place, ident, lock) is None or last_change(place, ident) <= moment:
-                        clear(place, ident, lock)
+                        self.clear(place, ident, lock)
                         place.unlink(f"{ident}.lock")
                         removed += 1
             except (OSError, StoreError) as error:      # the others have to go all the same
@@ -349,12 +365,6 @@ def write(lock: int, record: Record) -> None:
 def supersede(lock: int) -> None:
     """Makes every claim on a draft void. The caller holds the lock."""
     os.ftruncate(lock, os.fstat(lock).st_size + 1)
-
-
-def clear(place: Directory, ident: str, lock: int) -> None:
-    """Removes what a draft has, but for its lock file. The caller holds the lock."""
-    supersede(lock)
-    place.remove(ident)
 
 
 def staged(directory: Directory, buffers: filesystem.Buffers) -> StagedModel:

@@ -47,6 +47,7 @@ def test_the_line_of_shell_gets_there_through_20_breaks(tmp_path, model, digest,
         assert sha256((server.storage / "p/a/1/m/model").read_bytes()) == digest
         assert eventually(lambda: staged(server.storage) == [])
         assert "Traceback" not in server.log() and " ERROR " not in server.log(), server.log()[-3000:]
+        assert "again, to continue its digest" not in server.log(), "this process knows how far it was"
 
 
 def test_the_line_survives_kills_of_the_server(tmp_path, model, digest):

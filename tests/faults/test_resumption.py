@@ -156,7 +156,8 @@ def test_a_crash_at_any_system_call_of_the_removal_of_an_old_upload_leaves_it_or
     for call, n in cases:
         traced = [*old_upload(storage, "p/app/1/m"), "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={n}"]
         with pytest.raises((AssertionError, pytest.fail.Exception)), running(storage, *traced, **EXPIRING) as server:
-            assert server.process.wait(20) == 0, "it was killed"
+            server.process.wait(20)
+            assert server.stop() == 0, "it was killed"
         with running(storage) as server:
             heres[go_on(server, "p/app/1/m")] += 1
             assert send(server, "DELETE", "/models/p/app/1/m").status == 200
@@ -186,9 +187,11 @@ def servers(tmp_path):
 
 
 def assert_clean(servers):
-    eventually(lambda: staged(servers[0].storage) == [])
-    for server in servers:
-        assert "Traceback" not in server.log() and " ERROR " not in server.log(), server.log()[-3000:]
+    """On NFS, a file that is removed while it is open stays, with another name; the log says so."""
+    storage, lines = servers[0].storage, [line for server in servers for line in server.lines]
+    on_nfs = any(".nfs" in line for line in lines)
+    eventually(lambda: not [path for path in staged(storage) if not on_nfs or (storage / ".staging" / path).is_file()])
+    assert [line for line in lines if re.search("Traceback| ERROR ", line) and ".nfs" not in line] == []
 
 
 def test_of_16_clients_on_one_upload_all_get_there(servers, say):

@@ -4,7 +4,9 @@ import os
 
 import pytest
 from support.common import eventually, sha256, staged
+from support.credentials import ALL, bearer, line
 from support.raw import head
+from support.witness import send
 
 MIB = 1 << 20
 COMMON = os.urandom(3 * MIB + 1234)
@@ -154,6 +156,9 @@ def test_a_part_that_cannot_be_one_is_refused(site, target, query, headers, stat
     ({"MODEL_OVERWRITE": "deny"}, {}, 409),
     ({}, {"If-None-Match": "*"}, 412),
     ({}, {"Upload-Offset": "9999999"}, 409),
+    ({}, {"Upload-Offset": "x"}, 400),
+    ({}, {"Content-Range": "bytes 5-14/15"}, 400),
+    ({}, {"Content-Encoding": "gzip"}, 415),
     ({"MODEL_ANONYMOUS": "read"}, {}, 401),
 ], ids=str)
 def test_a_part_is_refused_before_it_is_sent_and_without_asking_after_it(start, tmp_path, settings, headers, status):
@@ -169,7 +174,31 @@ def test_a_part_is_refused_before_it_is_sent_and_without_asking_after_it(start, 
         wire.send(request)
         wire.send(data)
         got, told, _ = wire.response()
-        assert (got, told.get("upload-offset")) == (status, "0" if "Upload-Offset" in headers else None)
+        assert (got, told.get("upload-offset")) == (status, "0" if headers.get("Upload-Offset") == "9999999" else None)
+    with server.connect() as wire:
+        wire.send(request.replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n"))
+        assert wire.head()[0] == status
+    assert staged(server.storage) == []
+
+
+@pytest.mark.parametrize(("name", "target", "status"), [
+    ("ann", "/models/p/a/1/old", 403),              # which it may create and not replace
+    ("ann", "/models/other/a/1/m", 403),
+    ("bob", "/models/p/a/1/old/below", 409),
+    ("bob", "/models/p/a/1/m?id=" + "0" * 32, 404),
+    ("bob", "/models/p/a/1/m?id=0", 400),
+    ("bob", "/models/p/a/1/.m", 400),
+    ("nobody", "/models/p/a/1/m", 401),
+])
+def test_what_a_token_may_not_continue_or_nobody_can_is_refused_at_once(start, tokens, name, target, status):
+    server = start(MODEL_TOKENS_FILE=str(tokens(line("ann", "create", "p"), line("bob", ALL, "*"))))
+    assert send(server, "PUT", "/models/p/a/1/old", b"old", **bearer("bob")).status == 201
+    path, _, query = target.partition("?")
+    request = head(f"PUT {path}/upload?{query or f'sha256={sha256(COMMON)}'}", "Upload-Offset: 0",
+                   f"Content-Length: {len(COMMON)}", f"Authorization: {bearer(name)['Authorization']}")
+    with server.connect() as wire:
+        wire.send(request, COMMON)
+        assert wire.response()[0] == status
     with server.connect() as wire:
         wire.send(request.replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n"))
         assert wire.head()[0] == status
