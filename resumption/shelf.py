@@ -115,11 +115,6 @@ class KeptDraft(Draft):
         self._shelf, self._claim = shelf, claim
         self._brought = self._torn = False
 
-    @property
-    def on_disk(self) -> int:
-        """How many of its bytes have been written."""
-        return self._model.on_disk
-
     def write(self, blocks: Sequence[bytes | memoryview]) -> None:
         """Appends these blocks; raises Superseded, StorageFull or StorageFailed."""
         try:
@@ -253,7 +248,7 @@ class Shelf:
                 if known is None or known.record.done:
                     claim.close()
                     return None
-                model = staged(place.open(ident), self.store.buffers)
+                model = staged(place.open(ident))
                 claim.release()
                 return KeptDraft(self, ident, known.record, claim, model)
             except BaseException:
@@ -346,13 +341,13 @@ def ident_of(key: ModelKey, sha256: str, who: str) -> str:
     return hashlib.sha256(json.dumps([str(key), sha256, who]).encode()).hexdigest()[:32]
 
 
-def staged(directory: Directory, buffers: filesystem.Buffers) -> StagedModel:
+def staged(directory: Directory) -> StagedModel:
     """What is in the directory of a draft, to be continued; raises OSError."""
     try:
         directory.unlink(filesystem.METADATA)   # of a publication that was refused
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(filesystem.MODEL, flags, dir_fd=directory.descriptor)
-        return StagedModel(directory, buffers, filesystem.NewFile(descriptor, buffers))
+        return StagedModel(directory, filesystem.NewFile(descriptor))
     except OSError:
         directory.close()
         raise
