@@ -209,6 +209,9 @@ MLFLOW = Peer("MLflow", mlflow_command, ("mlflow",), lambda root, port: {
 PYPISERVER = Peer("pypiserver", lambda root, port: [
     sys.executable, "-m", "pypiserver", "run", "-i", "127.0.0.1", "-p", str(port), "--disable-fallback", str(root)],
     ("pypiserver",), ready="/health")
+COPYPARTY = Peer("copyparty", lambda root, port: [
+    sys.executable, "-m", "copyparty", "-q", "-i", "127.0.0.1", "-p", str(port), "-v", f"{root / 'data'}::rwd",
+    "--no-crt"], ("copyparty",), lambda root, port: {"XDG_CONFIG_HOME": str(root)}, data="data")
 
 
 FLOOR = Peer("nothing else", lambda root, port: [sys.executable, str(HERE / "floor.py"), str(root), str(port)])
