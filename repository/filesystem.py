@@ -68,6 +68,7 @@ class NewFile:
         self.descriptor = descriptor
         self._direct = False
         self._can_be_direct = True
+        self._cached = bool(self.size)  # whether bytes may be in the page cache alone
 
     def write(self, blocks: Iterable[bytes | memoryview]) -> None:
         """Appends blocks of any size; raises OSError."""
@@ -84,6 +85,9 @@ class NewFile:
 
     def _put(self, data: memoryview, direct: bool) -> int:
         self._set_direct(direct and self._can_be_direct)
+        if self._direct and self._cached:
+            os.fdatasync(self.descriptor)   # or there may be a hole before what follows, after a power cut
+        self._cached = not self._direct
         try:
             return os.write(self.descriptor, data)
         except OSError as error:

@@ -9,7 +9,8 @@ from repository.filesystem import ALIGNMENT
 SLAB = 2 << 20      # bytes of one, and so of one write: twice as much is not faster, and leaves the processor's caches
 SLABS = 7           # of all uploads together, which is most of their memory
 AHEAD = 4           # of one upload that are hashed and written while it fills another: more were no faster
-ENOUGH = 128 << 10  # bytes that come before an upload has a slab: most slow ones would keep theirs almost empty
+PLENTY = 3          # free ones with which an upload has one at once
+ENOUGH = 128 << 10  # bytes that come before it has one otherwise: most slow ones would keep theirs almost empty
 
 
 class Slab:
@@ -31,6 +32,11 @@ class Slabs:
     def available(self) -> bool:
         """Whether take() may return one."""
         return bool(self._free) or any(holder.rests for holder in self._holders)
+
+    @property
+    def plenty(self) -> bool:
+        """Whether many are free."""
+        return len(self._free) >= PLENTY
 
     @property
     def share(self) -> int:
@@ -59,8 +65,9 @@ class Slabs:
 class Landing:
     """The bytes of one upload that have come and have not been handed over, and the marks between them.
 
-    The first ones, and those of an upload that has lost its slab to another, are kept apart until they are ENOUGH. In a
-    slab, a byte has the same place in its page as in the file, so that whole pages can be written past the page cache.
+    Unless many slabs are free, the first ones are kept apart until they are ENOUGH, and so are those of an upload that
+    has lost its slab to another. In a slab, a byte has the same place in its page as in the file, so that whole pages
+    can be written past the page cache.
     `make_way` is called when another upload needs the slab of this one, which rests: it calls give_up() or leave().
     """
 
@@ -82,7 +89,7 @@ class Landing:
     @property
     def fast(self) -> bool:
         """Whether bytes are to come into a slab."""
-        return self._slab is not None or self._since >= ENOUGH
+        return self._slab is not None or self._since >= ENOUGH or self._slabs.plenty
 
     @property
     def has_room(self) -> bool:
@@ -142,12 +149,16 @@ class Landing:
             self._begin = self._end = self._end + -self._end % ALIGNMENT
             self._leave_if_full()
 
-    def hand_over(self) -> list[memoryview | Sized]:
-        """The blocks and marks since the last call; the memory is not used again before advance() tells their end."""
-        self._close()
+    def hand_over(self, all_of_it: bool) -> list[memoryview | Sized]:
+        """The blocks and marks since the last call; the memory is not used again before advance() tells their end.
+
+        In a slab, the last bytes stay where they do not fill a page, unless `all_of_it` is wanted.
+        """
+        kept = 0 if all_of_it or not self._slab else min(self._end % ALIGNMENT, self._end - self._begin)
+        self._close(kept)
         blocks, self._blocks = self._blocks, []
-        self.handed += self.gathered
-        self.gathered, self.full = 0, False
+        self.handed += self.gathered - kept
+        self.gathered, self.full = kept, False
         return blocks
 
     def advance(self, done: int) -> None:
@@ -206,11 +217,11 @@ class Landing:
             self._apart = bytearray()
         return self._slab is not None
 
-    def _close(self) -> None:
-        """Makes a block of what has come since the last one."""
-        if self._slab and self._end > self._begin:
-            self._blocks.append(self._slab.memory[self._begin:self._end])
-            self._begin = self._end
+    def _close(self, kept: int = 0) -> None:
+        """Makes a block of what has come since the last one, but for so many bytes."""
+        if self._slab and (end := self._end - kept) > self._begin:
+            self._blocks.append(self._slab.memory[self._begin:end])
+            self._begin = end
         elif self._apart:
             self._blocks.append(memoryview(self._apart))
             self._apart = bytearray()

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from repository.errors import StoreError
+from repository.filesystem import ALIGNMENT
 from server.digests import Hashes
 from server.errors import HttpError, TooLarge
 from server.landing import ENOUGH, SLAB, Landing, Slabs
@@ -322,13 +323,13 @@ class Upload(Body):
 
     def _hand_over_if_due(self) -> None:
         most = min(self.handover, SLAB if self._landing.fast else self._intake.apart)
-        # the first block at once, to find out early whether the disk accepts anything
-        if self._landing.full or self._landing.gathered >= (most if self._landing.handed else 1):
-            self._hand_over()
+        # the first page at once, to find out early whether the disk accepts anything
+        if self._landing.full or self._landing.gathered >= (most if self._landing.handed else ALIGNMENT):
+            self._hand_over(all_of_it=False)
 
-    def _hand_over(self) -> None:
-        with self._intake.changed:      # for all of it: whoever needs the slab may do this too
-            blocks = self._landing.hand_over()
+    def _hand_over(self, all_of_it: bool = True) -> None:
+        with self._intake.changed:      # until it is in both queues: whoever needs the slab may do this too
+            blocks = self._landing.hand_over(all_of_it)
             self._writes.put(self, *blocks)
             self._hashes.put(self, *blocks)
 
