@@ -75,7 +75,6 @@ class Storage:
         self.aliases = Aliases(self._tree, self.staging)
         self.verdicts: dict[Names, metadata.Verdict] = {}   # those that could not be written to metadata.json
         self._reader = ModelReader(self._tree, self.staging, self.verdicts)
-        self.buffers = filesystem.Buffers()
         self._probed = -inf
         # a list reads each model once, and would push popular ones out of the cache
         find = partial(self.find, keep=False)
@@ -249,7 +248,7 @@ class Storage:
         with filesystem.as_store_errors(), self.staging.session() as session, ExitStack() as undo:
             session.mkdir(name)
             undo.callback(session.remove, name)
-            model = StagedModel(session.open(name), self.buffers)
+            model = StagedModel(session.open(name))
             undo.pop_all()
             return Draft(self, name, model)
 
@@ -257,7 +256,7 @@ class Storage:
         """A new draft of a whole version, for publish_version() or to be discarded. Raises what draft() raises."""
         self.check_writable()
         with filesystem.as_store_errors():
-            return VersionDraft(self._tree, self.staging, self.buffers, version)
+            return VersionDraft(self._tree, self.staging, version)
 
     def publish_version(self, draft: VersionDraft, check: Callable[[list[ModelKey]], None]) -> bool:
         """Makes a draft of which all models are sealed the whole version; returns whether there was none.

@@ -37,9 +37,10 @@ http {{
     access_log {root}/access.log; default_type application/octet-stream; client_max_body_size 0;
     sendfile on; tcp_nopush on; keepalive_requests 1000000000;
     server {{
-        listen 127.0.0.1:{port};
+        listen 127.0.0.1:{port}{tls};
         root {data};
         dav_methods PUT; create_full_put_path on;
+        {more}
     }}
 }}
 """
@@ -57,10 +58,11 @@ class Server:
     process: subprocess.Popen[bytes]
     data: Path
     started: float = 0.0    # seconds from its start to its first answer
+    tls: bool = False
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def pids(self) -> list[int]:
@@ -116,6 +118,7 @@ class Peer:
     env: Callable[[Path, int], dict[str, str]] = lambda root, port: {}
     data: str = ""          # below its root, where its files are
     ready: str = "/"        # a path that it answers as soon as it serves
+    tls: bool = False
 
     def lacks(self) -> str:
         """What is missing to run it; empty when nothing is."""
@@ -132,7 +135,7 @@ class Peer:
         with log.open("wb") as output:
             process = subprocess.Popen(self.command(root, port), stdout=output, stderr=output, stdin=subprocess.DEVNULL,
                                        env={**os.environ, **self.env(root, port)}, start_new_session=True)
-        server = Server(self.name, port, process, root / self.data)
+        server = Server(self.name, port, process, root / self.data, tls=self.tls)
         try:
             server.started = wait_until_ready(server, self.ready, begun, log)
             yield server
@@ -166,10 +169,10 @@ def wait_until_ready(server: Server, path: str, begun: float, log: Path) -> floa
     raise SystemExit(f"{server.name} did not start:\n{log.read_text(errors='replace')[-2000:]}")
 
 
-def nginx_command(root: Path, port: int) -> list[str]:
+def nginx_command(root: Path, port: int, tls: str = "", more: str = "") -> list[str]:
     user = "user root;" if os.getuid() == 0 else ""     # or its workers, as another user, could not write here
     configuration = root / "nginx.conf"
-    configuration.write_text(NGINX.format(root=root, data=root / "data", port=port, user=user))
+    configuration.write_text(NGINX.format(root=root, data=root / "data", port=port, user=user, tls=tls, more=more))
     return ["nginx", "-c", str(configuration)]
 
 
@@ -209,6 +212,9 @@ MLFLOW = Peer("MLflow", mlflow_command, ("mlflow",), lambda root, port: {
 PYPISERVER = Peer("pypiserver", lambda root, port: [
     sys.executable, "-m", "pypiserver", "run", "-i", "127.0.0.1", "-p", str(port), "--disable-fallback", str(root)],
     ("pypiserver",), ready="/health")
+COPYPARTY = Peer("copyparty", lambda root, port: [
+    sys.executable, "-m", "copyparty", "-q", "-i", "127.0.0.1", "-p", str(port), "-v", f"{root / 'data'}::rwd",
+    "--no-crt"], ("copyparty",), lambda root, port: {"XDG_CONFIG_HOME": str(root)}, data="data")
 
 
 FLOOR = Peer("nothing else", lambda root, port: [sys.executable, str(HERE / "floor.py"), str(root), str(port)])

@@ -2,10 +2,12 @@
 
 Uploads 1 GiB with curl, as multipart and as a raw PUT, one and four at once, to our server and its peers. Ours computes
 the SHA-256 and syncs to disk before it answers; nginx and the FastAPI application do neither; floor.py does only that.
+The processor time is that of the servers, without the commands that do by hand what nginx does not.
 Before each measurement, the files of the last one are removed and the disk is idle.
 A smoke run: --size 64M --rounds 1
 """
 
+import shlex
 import statistics
 import subprocess
 import sys
@@ -36,6 +38,13 @@ def put_flat(server: Server, source: Path, count: int) -> list[list[str]]:
     return [[*CURL, "-T", str(source), f"{server.url}/model{number}"] for number in range(count)]
 
 
+def put_by_hand(digest: str, server: Server, source: Path, count: int) -> list[list[str]]:
+    """What our server promises, with nginx and three commands; each looks at the file that nginx has stored."""
+    return [["sh", "-c", f"{shlex.join(command)} && {digest} {(stored := shlex.quote(str(server.data / path)))} && "
+             f"sync -d {stored}"] for command, path in zip(put(server, source, count),
+                                                           (f"models/p/a/{n}/m" for n in range(count)), strict=True)]
+
+
 def form(server: Server, source: Path, count: int) -> list[list[str]]:
     query = "project_id=p&app_name=a&model_name=m&version="
     return [[*CURL, "-F", f"file=@{source}", f"{server.url}/models/upload?{query}{number}"] for number in range(count)]
@@ -50,6 +59,9 @@ CONTESTANTS: tuple[tuple[peers.Peer, str, Commands | None], ...] = (
     (peers.OURS, "PUT", put),
     (peers.FLOOR, "receive, hash, write", put_flat),
     (peers.NGINX_PEER, "DAV PUT", put),
+    (peers.NGINX_PEER, "PUT, sha256sum, sync -d", partial(put_by_hand, "sha256sum")),
+    (peers.NGINX_PEER, "PUT, openssl dgst, sync -d", partial(put_by_hand, "openssl dgst -sha256")),
+    (peers.COPYPARTY, "PUT", put_flat),
     (peers.RCLONE_WEBDAV, "DAV PUT", put_flat),
     (peers.WSGIDAV, "DAV PUT", put_flat),
     (peers.FASTAPI, "multipart", form),
@@ -96,11 +108,13 @@ def main() -> None:
     for count, results in ((1, one), (options.at_once, many)):
         for name, series in results.items():
             server, how = name.split("|")
-            ratio = series.median("seconds") / results.get("nginx|DAV PUT", peers.Series()).median("seconds")
-            rows.append([server, how, str(count), f"{series.median('seconds'):.2f}", series.spread("seconds"),
+            seconds = series.median("seconds")
+            rows.append([server, how, str(count), f"{seconds:.2f}", series.spread("seconds"),
                          f"{series.median('rate'):.0f}", f"{series.median('cpu'):.2f}", f"{memory[server]:.0f}",
-                         f"{ratio:.2f}"])
-    peers.table(["server", "how", "at once", "median s", "range s", "MiB/s", "CPU s", "peak MiB", "time / nginx"], rows,
+                         *(f"{seconds / results.get(other, peers.Series()).median('seconds'):.2f}"
+                           for other in ("nginx|DAV PUT", "nothing else|receive, hash, write"))])
+    peers.table(["server", "how", "at once", "median s", "range s", "MiB/s", "CPU s", "peak MiB", "time / nginx",
+                 "time / nothing else"], rows,
                 f"{options.size >> 20} MiB each, medians of {options.rounds}")
     for how in ("multipart", "PUT"):
         alone, together = (results.get(f"{peers.OURS.name}|{how}") for results in (one, many))

@@ -1,17 +1,18 @@
 """A tar on its way to the models of a version: they are written, hashed and inspected while it arrives."""
 
+import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from folders.tar_reader import MAX_SHOWN, Member, MemberEnd, TarCutter, exclude
+from folders.tar_reader import MAX_SHOWN, Member, TarCutter, exclude
 from repository.drafts import StagedModel, VersionDraft
 from repository.errors import InvalidName
 from repository.model import Details, ModelKey, Names
 from server.digests import Hashes
 from server.errors import BadRequest, HttpError, TooLarge
 from server.request import Services
-from server.uploads import BLOCK, CHUNKED_STEP, Upload
+from server.uploads import CHUNKED_STEP, Upload
 from storage import Storage
 
 COST = 64 << 10     # bytes that a file counts for in addition: to make and sync one takes as long as to write these
@@ -62,6 +63,7 @@ class TarUpload(Upload):
                  algorithms: Iterable[str]) -> None:
         self._algorithms = [*algorithms]
         super().__init__(store, services.intake, None, services.settings.max_size, self._algorithms)
+        self.step = CHUNKED_STEP    # headers take time to parse
         self._examine, self._version, self._details = services.examine, version, details
         self._cutter = TarCutter()
         self._file: FileBegin | None = None         # the current one of the cutter, and of the two queues
@@ -74,17 +76,38 @@ class TarUpload(Upload):
 
     def _take(self, data: bytes | memoryview) -> None:
         if self._algorithms:
-            self.pass_on(Raw(memoryview(data)))
+            self.mark(Raw(memoryview(data)))
         for event in self._cutter.feed(data):
-            if isinstance(event, Member):
+            if isinstance(event, memoryview):
+                self._keep(event)
+            elif isinstance(event, Member):
                 self._file = self._begin(event)
-                self.pass_on(self._file)
-            elif isinstance(event, MemberEnd):
-                assert self._file
-                self.pass_on(FileEnd(self._file))
+                self.mark(self._file)
+                with self._intake.changed:
+                    self._landing.begin_file()
             else:
-                self.pass_on(event)
-        self.step = BLOCK if self._cutter.left >= BLOCK else CHUNKED_STEP   # headers take time to parse
+                self._end_file()
+
+    def _end_file(self) -> None:
+        assert self._file
+        self.mark(FileEnd(self._file))
+
+    def _count(self, size: int) -> None:
+        with self._intake.changed:
+            self._size += size
+
+    @property
+    def lands(self) -> bool:
+        return self._cutter.left > 0 and not self._algorithms
+
+    def room(self) -> memoryview | None:
+        room = super().room()
+        return room[:self._cutter.left] if room is not None else None
+
+    def _settle_in(self, slab: mmap.mmap, begin: int, end: int) -> None:
+        super()._settle_in(slab, begin, end)
+        for _ in self._cutter.skip(end - begin):
+            self._end_file()
 
     def _begin(self, member: Member) -> FileBegin:
         self._files += 1
@@ -103,8 +126,7 @@ class TarUpload(Upload):
         return self._cutter.held + RECORD * self._files
 
     def congested(self) -> bool:
-        self._paused = super().congested() or self._sealing > AT_ONCE
-        return self._paused
+        return super().congested() or self._pause(self._sealing > AT_ONCE)
 
     # ---- on the workers
 
@@ -143,7 +165,7 @@ class TarUpload(Upload):
             if file.halves < 2:
                 return
             self._sealing += 1
-        self._intake.workers.submit(self._seal, file)
+        self._intake.submit(self._seal, file)
 
     def _seal(self, file: FileBegin) -> None:
         try:
@@ -175,7 +197,7 @@ class TarUpload(Upload):
         """
         if self.refusal is None:
             self._cutter.finish()
-        self._hand_over()
+        self._end_landing()
         self.settle()
         if self.refusal:
             raise self.refusal

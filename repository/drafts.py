@@ -23,20 +23,14 @@ class StagedModel:
     `file` is that of the model where there is one already.
     """
 
-    def __init__(self, directory: Directory, buffers: filesystem.Buffers, file: filesystem.NewFile | None = None,
-                 ) -> None:
+    def __init__(self, directory: Directory, file: filesystem.NewFile | None = None) -> None:
         self._directory, self._closed = directory, False
-        self._file = file or filesystem.NewFile(directory.create(filesystem.MODEL), buffers)
+        self._file = file or filesystem.NewFile(directory.create(filesystem.MODEL))
 
     @property
     def size(self) -> int:
         """Bytes of the model so far."""
         return self._file.size
-
-    @property
-    def on_disk(self) -> int:
-        """How many of the first bytes have been written to the file."""
-        return self._file.on_disk
 
     def write(self, blocks: Sequence[bytes | memoryview]) -> None:
         """Appends these blocks to the model; raises StorageFull or StorageFailed."""
@@ -91,8 +85,8 @@ class VersionDraft:
     discard() in the end, when no thread uses it any more, after it was published too.
     """
 
-    def __init__(self, tree: Tree, staging: Staging, buffers: filesystem.Buffers, version: Names) -> None:
-        self._staging, self._buffers = staging, buffers
+    def __init__(self, tree: Tree, staging: Staging, version: Names) -> None:
+        self._staging = staging
         self.version, self.name = version, staging.new_name()
         self.models: list[Model] = []       # that are sealed, without their inspection
         self._open = set[StagedModel]()
@@ -110,7 +104,7 @@ class VersionDraft:
             self._staging.check_names(self.name, *path)     # files of one tar may differ in case alone
             for name in path:
                 directory.descend(name, create=True)
-            model = StagedModel(Directory(directory.place, os.dup(directory.descriptor)), self._buffers)
+            model = StagedModel(Directory(directory.place, os.dup(directory.descriptor)))
         self._folders |= {path[:depth] for depth in range(len(path))}
         self._open.add(model)
         return model

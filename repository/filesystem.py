@@ -4,7 +4,6 @@ import errno
 import fcntl
 import mmap
 import os
-import queue
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,8 +26,6 @@ IN_THE_WAY = (errno.ENOTDIR, errno.ELOOP)
 OF_ONE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EUCLEAN, errno.EBADMSG)
 OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
 ALIGNMENT = 4096        # bytes: direct I/O needs multiples of the disk's block size, which is at most this
-BUFFER = 2 << 20        # bytes of one direct write; twice as much is not faster
-BUFFERS = 4             # concurrent writes; even one keeps a disk nearly busy
 
 
 class InTheWay(NotADirectoryError):
@@ -58,79 +55,65 @@ def as_store_errors() -> Iterator[None]:
         raise StorageFailed(f"the storage failed: {error.strerror}; see the server's log") from error
 
 
-class Buffers:
-    """Page-aligned memory, as direct I/O needs it. The number of buffers limits how many writes run at once."""
-
-    def __init__(self) -> None:
-        self._free: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
-        for _ in range(BUFFERS):
-            self._free.put(mmap.mmap(-1, BUFFER))
-
-    @contextmanager
-    def one(self) -> Iterator[memoryview]:
-        """A buffer of BUFFER bytes for the length of a `with`; waits until one is free."""
-        buffer = self._free.get()
-        try:
-            yield memoryview(buffer)
-        finally:
-            self._free.put(buffer)
-
-
 class NewFile:
     """A file that is written once, from beginning to end, by one thread at a time. What it has already is continued.
 
     If the file system supports it, the writes bypass the page cache: copying a model into the cache and flushing it
-    takes longer than writing it to the disk, and evicts the models that are being read.
+    takes longer than writing it to the disk, and evicts the models that are being read. That takes whole pages of a
+    mmap, of which the first byte is the first one of a page of the file; all other bytes go through the cache.
     """
 
-    def __init__(self, descriptor: int, buffers: Buffers) -> None:
-        self.size = os.fstat(descriptor).st_size
-        self._buffers = buffers
-        start = os.lseek(descriptor, self.size - self.size % ALIGNMENT, os.SEEK_SET)
-        # fewer than ALIGNMENT bytes, to be written with the next block or at the end
-        self._rest = os.pread(descriptor, ALIGNMENT, start) if self.size > start else b""
+    def __init__(self, descriptor: int) -> None:
+        self.size = os.lseek(descriptor, 0, os.SEEK_END)
         self.descriptor = descriptor
-        with suppress(OSError):     # EINVAL: this file system does not support it
-            fcntl.fcntl(self.descriptor, fcntl.F_SETFL, os.O_DIRECT)
+        self._direct = False
+        self._can_be_direct = True
+        self._cached = bool(self.size)  # whether bytes may be in the page cache alone
 
     def write(self, blocks: Iterable[bytes | memoryview]) -> None:
         """Appends blocks of any size; raises OSError."""
-        with self._buffers.one() as buffer:
-            filled = len(self._rest)
-            buffer[:filled] = self._rest
-            for data in blocks:
-                block = memoryview(data)
-                self.size += len(block)
-                while block:
-                    part = block[: BUFFER - filled]
-                    buffer[filled : filled + len(part)] = part
-                    filled, block = filled + len(part), block[len(part) :]
-                    if filled == BUFFER:
-                        self._put(buffer)
-                        filled = 0
-            whole = filled - filled % ALIGNMENT
-            self._put(buffer[:whole])
-            self._rest = bytes(buffer[whole:filled])
+        for data in blocks:
+            block = memoryview(data)
+            in_pages = isinstance(block.obj, mmap.mmap)
+            while block:    # when the disk fills up, one call writes a part and the next one fails
+                ahead = -self.size % ALIGNMENT
+                whole = 0 if ahead or not in_pages else len(block) - len(block) % ALIGNMENT
+                part = block[:whole] if whole else block[:ahead or len(block)] if in_pages else block
+                written = self._put(part, direct=bool(whole))
+                self.size += written
+                block = block[written:]
 
-    def _put(self, data: bytes | memoryview) -> None:
-        while data:     # when the disk fills up, one call writes a part and the next one fails
-            data = data[os.write(self.descriptor, data) :]
+    def _put(self, data: memoryview, direct: bool) -> int:
+        self._set_direct(direct and self._can_be_direct)
+        if self._direct and self._cached:
+            os.fdatasync(self.descriptor)   # or there may be a hole before what follows, after a power cut
+        self._cached = not self._direct
+        try:
+            return os.write(self.descriptor, data)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self._direct:
+                raise
+            self._can_be_direct = False     # this file system wants larger blocks
+            return self._put(data, direct)
 
-    @property
-    def on_disk(self) -> int:
-        """How many of the first bytes have been written to the file."""
-        return self.size - len(self._rest)
+    def _set_direct(self, direct: bool) -> None:
+        if direct != self._direct:
+            try:
+                fcntl.fcntl(self.descriptor, fcntl.F_SETFL, os.O_DIRECT if direct else 0)
+                self._direct = direct
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._can_be_direct = False     # this file system does not support it
 
     def written(self) -> BinaryIO:
         """The file, open for reading until its descriptor is closed; nothing can be written after this call."""
-        fcntl.fcntl(self.descriptor, fcntl.F_SETFL, 0)
-        self._put(self._rest)
-        self._rest = b""
+        self._set_direct(False)
         return open(self.descriptor, "rb", buffering=0, closefd=False)
 
     def finish(self) -> os.stat_result:
         """Syncs the file to the disk; returns its final status."""
-        self.written()
+        self._set_direct(False)
         os.fsync(self.descriptor)
         return os.fstat(self.descriptor)
 

@@ -83,13 +83,6 @@ class Hints:
             yield ModelKey.at((*place, name))
 
 
-class Borrowed(filesystem.NewFile):
-    """A file that is complete, and shared with another model, so that nothing may be written to it."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor, self.size, self._rest = descriptor, os.fstat(descriptor).st_size, b""
-
-
 def borrow(store: Storage, source: ModelKey, sha256: str, target: ModelKey) -> Draft | None:
     """A draft for `target` with the bytes of another model, or of the same one.
 
@@ -104,12 +97,12 @@ def borrow(store: Storage, source: ModelKey, sha256: str, target: ModelKey) -> D
             undo.callback(session.remove, name)
             directory = session.open(name)
             undo.callback(directory.close)
-            shared = Borrowed(share(file.fileno(), directory, store.group_at(target)))
+            shared = filesystem.NewFile(share(file.fileno(), directory, store.group_at(target)))
             undo.callback(os.close, shared.descriptor)
             unchanged = filesystem.stamp_of(os.fstat(file.fileno())) == opened.model.stamp
             if unchanged and keeps_date(store, target, os.fstat(shared.descriptor).st_mtime_ns):
                 undo.pop_all()
-                return Draft(store, name, StagedModel(directory, store.buffers, shared))
+                return Draft(store, name, StagedModel(directory, shared))
     return None
 
 

@@ -87,8 +87,8 @@ class Kept(Upload):
     handover = HANDOVER
 
     def __init__(self, writers: Writers, store: Storage, intake: Intake, limit: int | None,
-                 algorithms: Iterable[str] = ()) -> None:
-        super().__init__(store, intake, None, limit, algorithms)
+                 algorithms: Iterable[str] = (), *, start: int = 0) -> None:
+        super().__init__(store, intake, None, limit, algorithms, start=start)
         self._writers, self._trace = writers, Trace()
         self._hashed = 0        # bytes whose digest is known
         self._hurried = False
@@ -104,7 +104,7 @@ class Kept(Upload):
         self.wake()
         time.sleep(PAUSE)
         self._writes.join(PATIENCE)
-        return self._paused or self.received != before
+        return self in self._intake.paused or self.received != before
 
     def attend(self) -> None:
         if self._hurried:
@@ -143,7 +143,7 @@ class Kept(Upload):
 
     def _note(self) -> None:
         if isinstance(self.draft, KeptDraft):
-            self._trace.on_disk = self.draft.on_disk
+            self._trace.on_disk = self.draft.size
 
     def hash(self, batch: Sequence[Any]) -> None:
         if batch:
@@ -200,7 +200,7 @@ class Part(Kept):
     def __init__(self, draft: KeptDraft, offset: int, length: int | None, last: bool, writers: Writers, store: Storage,
                  intake: Intake, limit: int | None) -> None:
         self.start = draft.size
-        super().__init__(writers, store, intake, None if limit is None else limit - self.start)
+        super().__init__(writers, store, intake, None if limit is None else limit - self.start, start=self.start)
         self.draft: KeptDraft = draft
         self.record = draft.record
         self.length, self._last, self._skip = length, last, self.start - offset
@@ -227,16 +227,21 @@ class Part(Kept):
     def _take(self, data: bytes | memoryview) -> None:
         block = memoryview(data)[self._skip:]
         self._skip -= len(data) - len(block)
-        if self.length is not None and self.total + len(block) > self.length:
-            raise BadRequest(f"this is more than the {self.length} bytes of its Upload-Length")
         if block:
             self._keep(block)
 
+    @property
+    def lands(self) -> bool:
+        return not self._skip
+
+    def _count(self, size: int) -> None:
+        if self.length is not None and self.total + size > self.length:
+            raise BadRequest(f"this is more than the {self.length} bytes of its Upload-Length")
+        super()._count(size)
+
     def congested(self) -> bool:
-        if self._read_again:    # the rest of the digest would have to wait in memory
-            self._paused = True
-            return True
-        return super().congested()
+        # while it is read again, the rest of the digest would have to wait in memory
+        return self._pause(True) if self._read_again else super().congested()
 
     def _hash(self, batch: list[Any]) -> None:
         if self._read_again:

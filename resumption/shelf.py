@@ -116,11 +116,6 @@ class KeptDraft(Draft):
     def _home(self) -> Directory:
         return self._shelf.place()
 
-    @property
-    def on_disk(self) -> int:
-        """How many of its bytes have been written."""
-        return self._model.on_disk
-
     def write(self, blocks: Sequence[bytes | memoryview]) -> None:
         """Appends these blocks; raises Superseded, StorageFull or StorageFailed."""
         try:
@@ -224,7 +219,7 @@ class Shelf:
             found = known(place, ident, lock)
             if found is None or found.record.done:
                 return None
-            model = staged(place.open(ident), self.store.buffers)
+            model = staged(place.open(ident))
             supersede(lock)
             return KeptDraft(self, ident, found.record, os.dup(lock), model)
 
@@ -367,13 +362,13 @@ def supersede(lock: int) -> None:
     os.ftruncate(lock, os.fstat(lock).st_size + 1)
 
 
-def staged(directory: Directory, buffers: filesystem.Buffers) -> StagedModel:
+def staged(directory: Directory) -> StagedModel:
     """What is in the directory of a draft, to be continued; raises OSError."""
     try:
         directory.unlink(filesystem.METADATA)   # of a publication that was refused
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(filesystem.MODEL, flags, dir_fd=directory.descriptor)
-        return StagedModel(directory, buffers, filesystem.NewFile(fresh(descriptor), buffers))
+        return StagedModel(directory, filesystem.NewFile(fresh(descriptor)))
     except OSError:
         directory.close()
         raise

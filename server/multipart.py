@@ -1,5 +1,6 @@
 """What a client sends beside the bytes: forms, cut as they arrive, fields, claimed digests. No files, no sockets."""
 
+import mmap
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -103,6 +104,23 @@ class FormCutter:
         if self._state != "epilogue":
             raise BadRequest("the form ends without its closing boundary: the upload was cut short, send it again")
 
+    @property
+    def in_content(self) -> bool:
+        """Whether the next byte belongs to the content of a part, or to its end."""
+        return self._state == "content" and not self._rest and not self._few
+
+    def end_of_content(self, data: mmap.mmap, begin: int, end: int) -> int:
+        """Where something that may be a boundary begins between `begin` and `end`, else `end`; is `in_content`.
+
+        What is before it is content, and need not be given to feed().
+        """
+        at = data.find(self._delimiter, begin, end)
+        if at < 0:
+            at = data.rfind(b"\r", max(begin, end - len(self._delimiter) + 1), end)
+            if not self._delimiter.startswith(data[at:end]):
+                at = -1
+        return end if at < 0 else at
+
     def _delimiter_line(self, end: bytes) -> bytes:
         return re.escape(self._delimiter) + end
 
@@ -169,6 +187,15 @@ class UploadForm:
     def pending(self) -> int:
         """Bytes of the field that is on its way."""
         return len(self._text)
+
+    @property
+    def in_file(self) -> bool:
+        """Whether the next byte belongs to the file, or to its end."""
+        return self._part.name == "file" and self._cutter.in_content
+
+    def end_of_content(self, data: mmap.mmap, begin: int, end: int) -> int:
+        """See FormCutter; for as long as it is `in_file`."""
+        return self._cutter.end_of_content(data, begin, end)
 
     def feed(self, data: bytes) -> Iterator[memoryview]:
         return self._file_in(self._cutter.feed(data))

@@ -25,12 +25,6 @@ def tune() -> None:
             mallopt(option, value)
 
 
-def trim() -> None:
-    """Returns unused memory to the system: without this, the process grew by 1 MiB for each GiB that was uploaded."""
-    if malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None):     # glibc too
-        malloc_trim(0)
-
-
 CONNECTIONS = 4096          # open at once; an upload needs further descriptors, so there are four for each
 
 

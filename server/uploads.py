@@ -1,48 +1,49 @@
 """Bodies of requests as they arrive: uploads are written and hashed meanwhile, and refused as early as possible."""
 
+import mmap
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from repository.errors import StoreError
+from repository.filesystem import ALIGNMENT
 from server.digests import Hashes
 from server.errors import HttpError, TooLarge
+from server.landing import ENOUGH, SLAB, Landing, Slabs
 from server.multipart import MAX_PART_HEADERS, UploadForm
-from server.process import trim
 from storage import Draft, Storage
 
 WORKERS = 8                 # four uploads write, hash and wait for the disk at once; more gain nothing on one disk
-TRIM_BYTES = 512 << 20      # received between two calls of trim(), which takes 1 to 4 ms of a worker
-OWN_BACKLOG = 8 << 20       # bytes of one upload received but not yet written and hashed: some ms of a disk
-ALL_BACKLOG = 12 << 20      # bytes of all uploads; 24 MiB made four no faster, and took 11 MiB more memory
-HANDOVER = 2 << 20          # bytes handed to the workers at once: less costs thread switches, more leaves the caches
-BLOCK = 1 << 20             # bytes of one read; 256 KiB needed four times the polls, and 20 % more CPU
+APART = 6 << 20             # bytes of all uploads that have no slab, before they are handed over; up to 3 times as much
+BLOCK = 1 << 20             # bytes of one read of a file
 STEP = 128 << 10            # bytes of a form read at once: each byte may have to be parsed, in some 20 ms at worst
 CHUNKED_STEP = 64 << 10     # bytes of a chunked body read at once, which take twice as long to parse
-SMALL = 16 << 10            # bytes below which a block is copied to its neighbours: alone, 1 byte would take 200
 REQUEST = "model_server.request"    # in an environment: the Request made to decide which thread answers
 
 
 class Intake:
-    """What the uploads of a server share: worker threads, and the count of bytes that wait for them.
+    """What the uploads of a server share: worker threads, and the memory in which their bytes land.
 
-    `changed` guards the counters of the intake, of its uploads and of their queues, and is notified of their changes.
+    `changed` guards that memory, the counters of the intake, of its uploads and of their queues, and is notified of
+    their changes.
     """
 
     def __init__(self) -> None:
-        self.workers = ThreadPoolExecutor(WORKERS, "intake")
         self.changed = threading.Condition()
-        self.backlog = 0        # bytes received and not yet released
+        self.slabs = Slabs()
         self.in_flight = 0      # uploads begun and not closed
-        self._untrimmed = 0
+        self.paused = set["Upload"]()   # those of which no more bytes should be read for now
+        self.waiting = 0        # pieces of work for which no thread is free
+        self._workers = ThreadPoolExecutor(WORKERS, "intake")
 
     @property
-    def handover(self) -> int:
-        """Bytes that an upload gathers before it hands them over: together, they must not fill the backlog."""
-        return min(HANDOVER, ALL_BACKLOG // 2 // max(1, self.in_flight))
+    def apart(self) -> int:
+        """Bytes that an upload without a slab gathers before it hands them over."""
+        return min(SLAB, APART // max(1, self.in_flight))
 
     def begin(self) -> None:
         """Counts an upload, until end()."""
@@ -53,18 +54,16 @@ class Intake:
         with self.changed:
             self.in_flight -= 1
 
-    def take(self, size: int) -> None:
-        """Counts bytes that have arrived; call it with `changed` held."""
-        self.backlog += size
-        self._untrimmed += size
-        if self._untrimmed > TRIM_BYTES:
-            self._untrimmed = 0
-            self.workers.submit(trim)
+    def submit(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Has a worker do this as soon as one is free."""
+        with self.changed:
+            self.waiting += 1
+        self._workers.submit(self._begin, work, *arguments)
 
-    def release(self, size: int) -> None:
-        """Counts bytes that were written and hashed, or dropped; call it with `changed` held."""
-        self.backlog -= size
-        self.changed.notify_all()
+    def _begin(self, work: Callable[..., None], *arguments: Any) -> None:
+        with self.changed:
+            self.waiting -= 1
+        work(*arguments)
 
 
 class Mark(Protocol):
@@ -82,7 +81,7 @@ class SerialQueue:
 
     def __init__(self, intake: Intake, work: Callable[[Any, list[memoryview | Mark]], None]) -> None:
         self._intake, self._work = intake, work
-        self._waiting: list[memoryview | Mark] = []
+        self._waiting = deque[memoryview | Mark]()
         self._busy = self._again = False
         self.done = 0   # bytes that were worked off, whatever came of it
 
@@ -94,7 +93,7 @@ class SerialQueue:
             if self._busy:
                 return
             self._busy = True
-        self._intake.workers.submit(self._run, owner)
+        self._intake.submit(self._run, owner)
 
     @property
     def waits(self) -> bool:
@@ -103,20 +102,31 @@ class SerialQueue:
             return bool(self._waiting)
 
     def _run(self, owner: "Upload") -> None:
+        """Goes on while there is something to do and nobody waits, which saves waking a thread for each batch."""
+        while self._work_off(owner):
+            if self._intake.waiting:    # behind the others: one fast upload must not starve them
+                self._intake.submit(self._run, owner)
+                break
+
+    def _work_off(self, owner: "Upload") -> bool:
+        """Works off what there is, and says whether there is more."""
         with self._intake.changed:
-            batch, self._waiting, self._again = self._waiting, [], False
+            batch, size = list[memoryview | Mark](), 0
+            while self._waiting and size < SLAB:    # no more at once: the memory of all is freed at its end
+                batch.append(self._waiting.popleft())
+                size += len(batch[-1])
+            self._again = bool(self._waiting)
         try:
             self._work(owner, batch)
         except Exception as error:  # noqa: BLE001  kept, and raised when the upload is finished
             owner.refuse(error)
         with self._intake.changed:
-            self.done += sum(map(len, batch))
+            self.done += size
         owner.advance()
         with self._intake.changed:
-            self._busy = again = self._again
+            self._busy = self._again
             self._intake.changed.notify_all()
-        if again:   # behind the others: one fast upload must not starve them
-            self._intake.workers.submit(self._run, owner)
+            return self._busy
 
     def join(self, seconds: float | None = None) -> None:
         """Waits until the queue is empty, at most so many seconds."""
@@ -177,6 +187,13 @@ class Body:
         """Whether the disk is so far behind that no more bytes should be read for now."""
         return False
 
+    def room(self) -> memoryview | None:
+        """Memory to receive the next bytes in, before landed() tells how many; None if append() is to have them."""
+        return None
+
+    def landed(self, size: int) -> None:
+        """Takes so many bytes that have been received in room()."""
+
     def __len__(self) -> int:
         return self.received
 
@@ -200,31 +217,68 @@ class Upload(Body):
     `algorithms` are those of the digests that are wanted in addition to SHA-256, see digests.SIZES.
     """
 
-    handover = HANDOVER     # bytes to gather at most before they are handed over
+    handover = SLAB     # bytes to gather at most before they are handed over
 
     def __init__(self, store: Storage, intake: Intake, content_type: str | None, limit: int | None,
-                 algorithms: Iterable[str] = ()) -> None:
+                 algorithms: Iterable[str] = (), *, start: int = 0) -> None:
         super().__init__(limit=limit)
         self._store, self._intake = store, intake
         self._form = None if content_type is None else UploadForm(content_type)
-        self.step = BLOCK if self._form is None else STEP
-        self._closed = self._paused = False
+        self.step = ENOUGH // 2 if self._form is None else STEP
+        self._closed = False
         self._digests = Hashes(algorithms)
         self._size = 0          # bytes of the model that have arrived
-        self._released = 0      # bytes of it that were written and hashed, or dropped
         self._writes, self._hashes = SerialQueue(intake, type(self)._write), SerialQueue(intake, type(self)._hash)
-        self._gathered: list[memoryview | Mark] = []    # blocks to hand over, and behind them those in _small
-        self._small = bytearray()
-        self._gathering = 0     # bytes in both
+        self._landing = Landing(intake.slabs, self._make_way, start)
         self._beside = 0        # bytes of the form that do not belong to the model
         self._fields_held = self._fields_counted = 0    # bytes of memory, and number, of the fields so far
         self.draft: Draft | None = None
         intake.begin()
 
     def congested(self) -> bool:
-        backlog = self._size - self._released
-        self._paused = backlog > OWN_BACKLOG or (self._intake.backlog > ALL_BACKLOG and backlog > 0)
-        return self._paused
+        with self._intake.changed:
+            behind = self._landing.behind
+            if self._landing.fast:
+                return self._pause(behind > self._intake.slabs.share or not self._landing.has_room)
+            return self._pause(behind > 2 * self._intake.apart)
+
+    def _pause(self, whether: bool) -> bool:
+        """Notes whether its connection waits to be woken."""
+        with self._intake.changed:
+            (self._intake.paused.add if whether else self._intake.paused.discard)(self)
+        return whether
+
+    def room(self) -> memoryview | None:
+        if self.over or not self.lands:
+            return None
+        with self._intake.changed:
+            return self._landing.room()
+
+    @property
+    def lands(self) -> bool:
+        """Whether all bytes that come next, or all but the last of them, belong to the model."""
+        return self._form is None or self._form.in_file
+
+    def landed(self, size: int) -> None:
+        self.received += size
+        with self._intake.changed:
+            landed = self._landing.received(size)
+        if landed and self.refusal is None:
+            try:
+                self._settle_in(*landed)
+            except (HttpError, StoreError) as error:
+                self.refuse(error)
+
+    def _settle_in(self, slab: mmap.mmap, begin: int, end: int) -> None:
+        """Takes what has been received between `begin` and `end` of a slab."""
+        stop = end if self._form is None else self._form.end_of_content(slab, begin, end)
+        rest = slab[stop:end]
+        self._count(stop - begin)
+        with self._intake.changed:
+            self._landing.landed(stop - begin)
+        self._hand_over_if_due()
+        if rest:
+            self._take(rest)
 
     def _take(self, data: bytes | memoryview) -> None:
         if self._form is None:
@@ -245,40 +299,53 @@ class Upload(Body):
         return min(self._beside, self._fields_held + text + MAX_PART_HEADERS)
 
     def _keep(self, block: memoryview) -> None:
-        if self.limit is not None and self._size + len(block) > self.limit:
-            raise TooLarge(f"the model is larger than the {self.limit} bytes that this server accepts (MODEL_MAX_SIZE)")
-        self.pass_on(block)
+        self._count(len(block))
+        self._put(block)
 
-    def pass_on(self, block: memoryview | Mark) -> None:
-        """Lets write() and hash() have a block or a mark soon, in order."""
+    def _count(self, size: int) -> None:
+        """Counts bytes of the model; raises TooLarge."""
+        if self.limit is not None and self._size + size > self.limit:
+            raise TooLarge(f"the model is larger than the {self.limit} bytes that this server accepts (MODEL_MAX_SIZE)")
         with self._intake.changed:
-            self._size += len(block)
-            self._intake.take(len(block))
-        self._gather(block)
-        # the first block at once, to find out early whether the disk accepts anything
-        if self._writes.done == 0 or self._gathering >= min(self.handover, self._intake.handover):
+            self._size += size
+
+    def _put(self, block: memoryview) -> None:
+        with self._intake.changed:
+            self._landing.put(block)
+        self._hand_over_if_due()
+
+    def mark(self, mark: Mark) -> None:
+        """Lets write() and hash() have this between what has come before it and what comes next."""
+        with self._intake.changed:
+            self._size += len(mark)
+            self._landing.mark(mark)
+        self._hand_over_if_due()
+
+    def _hand_over_if_due(self) -> None:
+        most = min(self.handover, SLAB if self._landing.fast else self._intake.apart)
+        # the first page at once, to find out early whether the disk accepts anything
+        if self._landing.full or self._landing.gathered >= (most if self._landing.handed else ALIGNMENT):
+            self._hand_over(all_of_it=False)
+
+    def _hand_over(self, all_of_it: bool = True) -> None:
+        with self._intake.changed:      # until it is in both queues: whoever needs the slab may do this too
+            blocks = self._landing.hand_over(all_of_it)
+            self._writes.put(self, *blocks)
+            self._hashes.put(self, *blocks)
+
+    def _make_way(self) -> None:
+        """Leaves its slab to another upload; copies what is in it if that is as little as others keep without one."""
+        if self._landing.gathered <= self._intake.apart:
+            self._landing.give_up()
+        else:
+            self._landing.leave()
             self._hand_over()
 
-    def _gather(self, block: memoryview | Mark) -> None:
-        self._gathering += len(block)
-        if isinstance(block, memoryview) and len(block) < SMALL:
-            self._small += block
-            if len(self._small) >= STEP:
-                self._add_small()
-        else:
-            self._add_small()
-            self._gathered.append(block)
-
-    def _add_small(self) -> None:
-        if self._small:
-            self._gathered.append(memoryview(self._small))
-            self._small = bytearray()
-
-    def _hand_over(self) -> None:
-        self._add_small()
-        blocks, self._gathered, self._gathering = self._gathered, [], 0
-        self._writes.put(self, *blocks)
-        self._hashes.put(self, *blocks)
+    def _end_landing(self) -> None:
+        """Hands over what is left, and leaves the memory to others."""
+        self._hand_over()
+        with self._intake.changed:
+            self._landing.end()
 
     @property
     def over(self) -> bool:
@@ -311,14 +378,13 @@ class Upload(Body):
             self.draft.discard()
 
     def advance(self) -> None:
-        """Called after each batch: releases what both queues have worked off, and continues a paused connection."""
-        paused = self._paused
+        """Called after each batch: frees what both queues have worked off, and continues connections that wait."""
         with self._intake.changed:
-            done = min(self._writes.done, self._hashes.done)
-            self._intake.release(done - self._released)
-            self._released = done
-        if paused and not self.congested():
-            self.wake()
+            self._landing.advance(min(self._writes.done, self._hashes.done))
+            paused = [*self._intake.paused]
+        for upload in paused:
+            if not upload.congested():
+                upload.wake()
 
     def refuse(self, error: Exception) -> None:
         if self._closed:
@@ -344,7 +410,7 @@ class Upload(Body):
         if self._form is not None and self.refusal is None:
             for block in self._form.finish():
                 self._keep(block)
-        self._hand_over()
+        self._end_landing()
         self.settle()
         if self.refusal:
             raise self.refusal
@@ -356,7 +422,8 @@ class Upload(Body):
             self._closed = True
             self._intake.end()
             super().close()
-            self._hand_over()   # the queue discards the draft: a worker may be writing to it at this moment
+            self._end_landing()     # the queue discards the draft: a worker may be writing to it at this moment
+            self._pause(False)
 
     def settle(self) -> None:
         self._writes.join()

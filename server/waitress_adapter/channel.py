@@ -15,6 +15,7 @@ from waitress.channel import ClientDisconnected, HTTPChannel
 
 from server.forwarded import Network
 from server.heads import TLS
+from server.landing import SLAB
 from server.responses import FileSlice, Piece
 from server.turns import Memory, Turns
 from server.uploads import BLOCK
@@ -150,12 +151,36 @@ class StreamingChannel(HTTPChannel):
             self.received(rest)
 
     def read_body(self, until: float) -> None:
-        left = BLOCK
+        left = SLAB
         while left > 0 and self.request is not None and not self.request.congested():
-            size = self.request.appetite
-            if not self.read(size) or time.monotonic() > until:
+            room = self.request.room()
+            size = self.request.appetite if room is None else len(room)
+            if not (self.read(size) if room is None else self.read_into(self.request, room)):
+                break
+            if time.monotonic() > until:
                 break
             left -= size
+
+    def read_into(self, request: StreamingParser, room: memoryview) -> bool:
+        """Takes as much of a body as there is room for; whether there may be more."""
+        size = 0
+        try:
+            size = self.socket.recv_into(room)
+        except BlockingIOError:
+            return False
+        except OSError:     # the line is broken, which is seen below
+            pass
+        finally:
+            with self.requests_lock:
+                request.landed(size)
+        if not size:
+            self.handle_close()
+            return False
+        self.last_activity = time.time()
+        with self.requests_lock:
+            self.end_of(request)
+        self.memory.count(self)
+        return size == len(room)
 
     def received(self, data: bytes) -> bool:
         """Takes what is of one request; what is behind that has to wait until it is answered and the answer is sent."""
@@ -187,12 +212,16 @@ class StreamingChannel(HTTPChannel):
         self.memory.make_room()     # before it is complete, and has to be kept
         if self.request is not request or not self.connected:
             return len(data)        # it was given up, or its client has gone
+        self.end_of(request)
+        return taken
+
+    def end_of(self, request: StreamingParser) -> None:
+        """Has a request answered if it is complete."""
         if request.completed:
             self.request = None
             self.sent_continue = False
             if not request.empty:
                 self.hand_over(request)
-        return taken
 
     def hand_over(self, request: StreamingParser) -> None:
         self.requests.append(request)

