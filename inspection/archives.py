@@ -1,6 +1,5 @@
 """Where a file may have pickles: at its beginning, packed, in the members of a zip, in numpy's arrays of objects."""
 
-import io
 import re
 import struct
 import tarfile
@@ -8,17 +7,16 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from inspection.found import Found
-from inspection.pickles import OPERATIONS, look
+from inspection.pickles import OPCODES, look
 from inspection.reader import (
     UNPACKERS,
     BudgetExceeded,
     Malformed,
     Packed,
     Part,
+    Stream,
     Window,
-    exactly,
     is_lzma,
-    skip,
 )
 
 HEAD = 512              # bytes that tell what begins here; of a tar they are its first header
@@ -106,7 +104,7 @@ def search(part: Part, found: Found, depth: int, members: list[Member]) -> str:
     Says what container begins here; what stands behind it makes it incomplete. Raises BudgetExceeded.
     """
     stream = part.stream()
-    head = stream.peek()[:HEAD]
+    head = stream.ahead(HEAD)
     kind = kind_of(head)
     found.native |= head.startswith(NATIVE)
     if kind in SEALED or (kind and depth == MAX_DEPTH) or (kind == "zip" and isinstance(part, Packed)):
@@ -119,11 +117,11 @@ def search(part: Part, found: Found, depth: int, members: list[Member]) -> str:
     if kind == "npy":
         with suppress(Malformed):
             if not NUMERIC.fullmatch(array_header(stream)):
-                look(stream, found, part.budget, lambda: io.BufferedReader(io.BytesIO(b"\0")))
+                look(stream, found)
             return kind
         return ""
-    if not head.startswith((b"PK\x03\x04", b"PK\x05\x06")) and head[:1] in OPERATIONS:
-        look(stream, found, part.budget, part.stream)
+    if not head.startswith((b"PK\x03\x04", b"PK\x05\x06")) and head[:1].decode("latin-1") in OPCODES:
+        look(stream, found)
     return kind
 
 
@@ -226,12 +224,12 @@ def open_member(window: Window, member: Member) -> Part:
     return Packed(window.part(start, member.packed), METHODS[member.method])
 
 
-def array_header(stream: io.BufferedReader) -> bytes:
+def array_header(stream: Stream) -> bytes:
     """The dict that an .npy file begins with, as text; raises Malformed."""
-    major = exactly(stream, 8)[6]
-    length = int.from_bytes(exactly(stream, 2 if major == 1 else 4), "little")
+    major = stream.exactly(8)[6]
+    length = int.from_bytes(stream.exactly(2 if major == 1 else 4), "little")
     if length > MAX_NPY_HEADER:     # which numpy takes where it may unpickle
-        skip(stream, length - 1)
-        exactly(stream, 1)
+        stream.skip(length - 1)
+        stream.exactly(1)
         return b""
-    return exactly(stream, length)
+    return stream.exactly(length)
