@@ -8,16 +8,7 @@ from typing import NamedTuple
 
 from inspection.found import Found
 from inspection.pickles import OPCODES, look
-from inspection.reader import (
-    UNPACKERS,
-    BudgetExceeded,
-    Malformed,
-    Packed,
-    Part,
-    Stream,
-    Window,
-    is_lzma,
-)
+from inspection.reader import UNPACKERS, BudgetExceeded, Malformed, Packed, Part, Stream, Window, is_lzma
 
 HEAD = 512              # bytes that tell what begins here; of a tar they are its first header
 MAX_DIRECTORY = 8 << 20     # bytes of a zip's central directory: 100,000 members, a shard of a model has 1,000
@@ -54,9 +45,16 @@ class Member(NamedTuple):
 
 
 def kind_of(head: bytes) -> str:
-    """The container that says by its first bytes that it is one."""
-    kind = next((kind for kind, begins in SIGNATURES.items() if begins.match(head)), "")
-    return "tar" if not kind and is_tar_header(head) else kind
+    """The container that says by its first bytes that it is one.
+
+    A tar says it by its checksum, because the oldest have no signature, as tarfile reads it: as text or as binary.
+    """
+    if kind := next((kind for kind, begins in SIGNATURES.items() if begins.match(head)), ""):
+        return kind
+    with suppress(tarfile.HeaderError):
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+        return "tar"
+    return ""
 
 
 def maybe_packed(head: bytes, depth: int) -> str:
@@ -65,13 +63,6 @@ def maybe_packed(head: bytes, depth: int) -> str:
         return "zlib"
     # The first numbers of many tensors look like this, so in a container it is to be what joblib takes for it.
     return "xz" if is_lzma(head) and (not depth or head.startswith(b"\x5d\0")) else ""
-
-
-def is_tar_header(head: bytes) -> bool:
-    """By its checksum, because the oldest tars have no signature, and as tarfile reads it: as text or as binary."""
-    with suppress(tarfile.HeaderError):
-        return bool(tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape"))
-    return False
 
 
 def is_zlib(head: bytes) -> bool:
@@ -115,12 +106,12 @@ def search(part: Part, found: Found, depth: int, members: list[Member]) -> str:
     if kind == "zip" and isinstance(part, Window) and not search_zip(part, found, depth, members):
         kind = ""
     if kind == "npy":
-        with suppress(Malformed):
+        try:
             if not NUMERIC.fullmatch(array_header(stream)):
                 look(stream, found)
-            return kind
-        return ""
-    if not head.startswith((b"PK\x03\x04", b"PK\x05\x06")) and head[:1].decode("latin-1") in OPCODES:
+        except Malformed:
+            return ""
+    elif not head.startswith((b"PK\x03\x04", b"PK\x05\x06")) and head[:1].decode("latin-1") in OPCODES:
         look(stream, found)
     return kind
 
@@ -145,21 +136,19 @@ def search_packed(part: Part, kind: str, head: bytes, found: Found, depth: int) 
 def search_zip(window: Window, found: Found, depth: int, members: list[Member]) -> bool:
     """As search does, for a zip, which is read from its end; False where there is none."""
     try:
-        found.complete &= read_directory(window, members)
+        agreed = read_directory(window, members)
     except Malformed:
         found.complete = False      # there may be a reader that does without the directory
         return False
+    found.complete &= agreed and not any(member.encrypted for member in members)    # a flag that torch does not look at
     for member in members:
         window.budget.step(MEMBER)
-        if member.encrypted:    # torch does not look at this flag
-            found.complete = False
         try:
             part = open_member(window, member)
-        except Malformed:
-            found.complete = False
-        else:
             search(part, found, depth + 1, [])
             found.complete &= not (isinstance(part, Packed) and part.damaged)
+        except Malformed:
+            found.complete = False
     return True
 
 
