@@ -1,5 +1,6 @@
 """Where a file may have pickles: at its beginning, packed, in the members of a zip, in numpy's arrays of objects."""
 
+import math
 import re
 import struct
 import tarfile
@@ -30,7 +31,8 @@ TFLITE = b"TFL3"        # from byte 4 on; its labels are in a zip behind it
 SEALED = ("7z", "zstd", "lz4", "rar", "tar")
 METHODS = {0: "", 8: "deflate", 12: "bzip2"}    # of a zip's members
 NUMERIC = re.compile(   # to the letter as numpy writes it: a dict may name a key twice
-    rb"\{'descr': '([<>|=]?[biufcSU][0-9]{1,9})', 'fortran_order': (?:True|False), 'shape': \(([0-9, ]*)\), \} *\n?")
+    rb"\{'descr': '([<>|=]?([biufcSU])([0-9]{1,9}))', 'fortran_order': (?:True|False), "
+    rb"'shape': \(((?:[0-9]{1,18}, ?)*(?:[0-9]{1,18})?)\), \} *\n?")
 
 
 class Member(NamedTuple):
@@ -42,6 +44,14 @@ class Member(NamedTuple):
     packed: int
     size: int
     offset: int
+
+
+class Array(NamedTuple):
+    """Of numbers or of texts, as numpy writes it into a file."""
+
+    dtype: str
+    shape: list[int]
+    item_size: int
 
 
 def kind_of(head: bytes) -> str:
@@ -107,10 +117,14 @@ def search(part: Part, found: Found, depth: int, members: list[Member]) -> str:
         kind = ""
     if kind == "npy":
         try:
-            if not NUMERIC.fullmatch(array_header(stream)):
-                look(stream, found)
+            array = array_header(stream)
         except Malformed:
             return ""
+        if not array:
+            look(stream, found)
+        else:   # others may follow, with objects in them: numpy reads them one by one
+            stream.skip(math.prod(array.shape) * array.item_size)
+            found.complete &= not stream.ahead(1)
     elif not head.startswith((b"PK\x03\x04", b"PK\x05\x06")) and head[:1].decode("latin-1") in OPCODES:
         look(stream, found)
     return kind
@@ -208,17 +222,22 @@ def open_member(window: Window, member: Member) -> Part:
     if len(local) < 30 or not local.startswith(b"PK\x03\x04") or member.method not in METHODS:
         raise Malformed("it has a member that cannot be read")
     start = member.offset + 30 + sum(struct.unpack_from("<HH", local, 26))
+    # Readers differ in which of these sizes they go by; the highest number stands for one in the extra field.
+    packed, size = (number % 0xFFFFFFFF for number in struct.unpack_from("<II", local, 18))
     if not member.method:
-        return window.part(start, max(member.packed, member.size))  # readers differ in which of them they go by
-    return Packed(window.part(start, member.packed), METHODS[member.method])
+        return window.part(start, max(member.packed, member.size, packed, size))
+    return Packed(window.part(start, max(member.packed, packed)), METHODS[member.method])
 
 
-def array_header(stream: Stream) -> bytes:
-    """The dict that an .npy file begins with, as text; raises Malformed."""
+def array_header(stream: Stream) -> Array | None:
+    """What an .npy file begins with, None for an array of objects or of records; raises Malformed."""
     major = stream.exactly(8)[6]
     length = int.from_bytes(stream.exactly(2 if major == 1 else 4), "little")
     if length > MAX_NPY_HEADER:     # which numpy takes where it may unpickle
         stream.skip(length - 1)
         stream.exactly(1)
-        return b""
-    return stream.exactly(length)
+        return None
+    if not (header := NUMERIC.fullmatch(stream.exactly(length))):
+        return None
+    shape = [int(size) for size in header[4].split(b",") if size.strip()]
+    return Array(header[1].decode(), shape, int(header[3]) * (4 if header[2] == b"U" else 1))

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from inspection.archives import NUMERIC, array_header
+from inspection.archives import array_header
 from inspection.found import MAX_NUMBER
 from inspection.reader import Malformed, Window, clip
 
@@ -26,10 +26,8 @@ MAX_DIMENSIONS = 8      # of a tensor in GGUF, which has 4
 
 
 def npy(window: Window) -> dict[str, Any]:
-    header = NUMERIC.fullmatch(array_header(window.stream()))
-    if not header:
-        return {}   # of records, or of objects
-    return {"dtype": header[1].decode(), "shape": [int(length) for length in header[2].split(b",") if length.strip()]}
+    array = array_header(window.stream())
+    return {"dtype": array.dtype, "shape": array.shape} if array else {}
 
 
 # ---- graphs

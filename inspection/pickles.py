@@ -149,15 +149,15 @@ class Walk:
     def _run_simple(self) -> None:
         """Goes on up to an opcode that is not simple; raises LookupError. Strings stay bytes until they are needed."""
         source, stack, memo, count = self._source, self._stack, self._memo, CAREFUL
-        from_bytes, data, at = int.from_bytes, source.data, source.at
+        from_bytes, data, at, last = int.from_bytes, source.data, source.at, -1
         simple_of = (WITH_ARRAYS if self._wrapped else SIMPLE).get
         try:
             while True:
-                if at + LONGEST > len(data):
+                if at > last:   # what is here may end within the next one
                     count = self._pay(count)
                     source.skip(at - source.at)
-                    source.ahead(LONGEST)
-                    data, at = source.data, source.at
+                    more = len(source.ahead(LONGEST)) == LONGEST
+                    data, at, last = source.data, source.at, len(source.data) - LONGEST * more
                 if not (simple := simple_of(data[at])):
                     break
                 kind, width, value = simple
@@ -221,19 +221,10 @@ class Walk:
 
     def _perform(self, op: pickletools.OpcodeInfo, argument: bytes | None) -> None:
         """Does what an opcode does to the stack and the memo; raises LookupError, and Malformed."""
-        name, before, above = op.name, op.stack_before, list[Any]()
+        name, result = op.name, None if pickletools.anyobject in op.stack_after else OTHER
         if name in ("GLOBAL", "INST"):  # first of all, as the unpickler does that is written in Python
             imported = self._import(name_of(argument or b""), name_of(line(self._source)))
-        if name == "POP" and not self._stack:
-            name, before = "POP_MARK", [pickletools.markobject]
-        if pickletools.markobject in before:
-            above, self._stack = self._stack, self._below.pop()
-            before = before[:before.index(pickletools.markobject)]
-        stack, result = self._stack, None if pickletools.anyobject in op.stack_after else OTHER
-        below = [stack.pop() for _ in before][::-1]
-        taken = (*below[name in ("NEWOBJ", "NEWOBJ_EX", "REDUCE"):], *above)
-        if self._wrapped and any(type(value) is Global and may_wrap(value.name) for value in taken):
-            self._found.complete = False    # what it is taken for may make an array of it
+        below, above = self._operands(op)
         match name:
             case "GLOBAL":
                 result = imported
@@ -258,7 +249,7 @@ class Walk:
             case "GET":
                 result = self._memo[place(argument or b"")]
             case "PUT":
-                self._memo[place(argument or b"")] = stack[-1]
+                self._memo[place(argument or b"")] = self._stack[-1]
             case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
                 result = kept(above or below)
             case "EMPTY_DICT" | "DICT" | "SETITEM" | "SETITEMS":
@@ -272,7 +263,21 @@ class Walk:
                 self.idle &= type(above[0]) is not Global
             case "BUILD":
                 result = self._build(*below)
-        stack += [result] * len(op.stack_after)
+        self._stack += [result] * len(op.stack_after)
+
+    def _operands(self, op: pickletools.OpcodeInfo) -> tuple[list[Any], list[Any]]:
+        """The values that it takes from below the mark, and those from above; without a mark all are below."""
+        before, above = op.stack_before, list[Any]()
+        if op.name == "POP" and not self._stack:
+            before = [pickletools.markobject]
+        if pickletools.markobject in before:
+            above, self._stack = self._stack, self._below.pop()
+            before = before[:before.index(pickletools.markobject)]
+        below = [self._stack.pop() for _ in before][::-1]
+        taken = (*below[op.name in ("NEWOBJ", "NEWOBJ_EX", "REDUCE"):], *above)
+        if self._wrapped and any(type(value) is Global and may_wrap(value.name) for value in taken):
+            self._found.complete = False    # what it is taken for may make an array of it
+        return below, above
 
     def _call(self, function: Any, arguments: Any) -> Made:
         """What something makes of arguments, if it was imported."""

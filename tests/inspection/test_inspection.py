@@ -350,6 +350,11 @@ def test_what_a_file_tells_is_cut_to_a_length_that_a_list_can_carry():
     assert len(inspect(onnx(graph=inputs)).details["inputs"]) == 32
 
 
+def test_an_array_with_a_shape_of_5000_digits_is_an_array_of_which_nothing_is_told():
+    found = inspect(npy("'<f8'", bytes(16), f"({'9' * 5000},)"))
+    assert (found.format, found.details) == ("npy", {})
+
+
 def test_a_fault_of_the_disk_is_no_answer():
     class Failing(io.BytesIO):
         def read(self, *_):
@@ -571,6 +576,8 @@ HOSTILE = {     # name: (what makes it, format)
     "a bomb": (lambda: zlib.compress(BOMB), "pickle"),
     "a zip of bombs": (lambda: zipped({f"{n}": BOMB for n in range(3)}, zipfile.ZIP_DEFLATED), "zip"),
     "a zip of 60,000 members": (lambda: zipped(dict.fromkeys(map(str, range(60_000)), PLAIN)), "zip"),
+    "tuples in tuples behind an array of joblib's": (
+        lambda: P4 + stack_global("joblib.numpy_pickle", "NumpyArrayWrapper") + b")" + b"\x85" * 1_500_000, "joblib"),
     "100,000 tensors": (lambda: safetensors(
         b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % n for n in range(100_000)) + b"}"),
         "unknown"),
