@@ -11,7 +11,7 @@ from inspection.found import KNOWN, Found
 from inspection.headers import MAX_HEADER, MAX_SHOWN, MAX_TEXT, parsed
 from inspection.protobuf import protobuf
 from inspection.reader import STEP, UNPACKERS, Budget, BudgetExceeded, Malformed, Window, clip
-from inspection.texts import SUPERBLOCK, has_superblock, hdf5, keras_warning, pattern, skops_warning, warnings
+from inspection.texts import hdf5, keras_warning, pattern, skops_warning, warnings
 from repository.model import Inspection
 from server.errors import HttpError
 
@@ -118,8 +118,6 @@ def recognise(window: Window, kind: str, members: list[Member], found: Found) ->
             return name, details(window) if details else {}
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= window.length - 8:
         return "safetensors", headers.safetensors(window)
-    if head.startswith(SUPERBLOCK):
-        return hdf5(window)
     if kind == "zip":
         return zip_format(window, members, found)
     pickled = "joblib" if any(name.startswith(JOBLIB) for name in found.imports) else "pickle"
@@ -131,16 +129,11 @@ def recognise(window: Window, kind: str, members: list[Member], found: Found) ->
         return ("pytorch", {"container": "pickles"} | tensors(found)) if found.torch else (pickled, {})
     if kind_of(head) == "zip":
         raise Malformed("it is no whole zip")
-    return unsigned(window)
-
-
-def unsigned(window: Window) -> tuple[str, Details]:
-    """Of the formats that have no signature."""
-    if found := pattern(window):
-        return found
+    if seen := pattern(window):
+        return seen
     with suppress(Malformed):
         return protobuf(window)
-    return hdf5(window) if has_superblock(window) else ("", {})
+    return hdf5(window)
 
 
 def tensors(found: Found) -> Details:
