@@ -22,11 +22,13 @@ from hypothesis import strategies as st
 from support.common import ROOT, drafting, sha256, staged
 from support.inspected import imports, inspect
 from support.samples import (
+    LAMBDA,
     OS_SYSTEM,
     P4,
     PLAIN,
     REBUILDING,
     SAMPLES,
+    SKOPS,
     TENSOR,
     bundled,
     field,
@@ -127,6 +129,19 @@ def test_what_a_person_should_look_at_is_told_in_plain_words(name):
     assert inspect(SAMPLES[name][0]).details.get("warnings", []) == WARNINGS.get(name, [])
 
 
+@pytest.mark.parametrize("name", ["keras with a Lambda layer", "skops"])
+def test_a_zip_without_the_version_that_its_library_does_without_is_what_it_is(name):
+    members = {"config.json": LAMBDA} if "keras" in name else {"schema.json": SKOPS.replace("_skops_version", "x")}
+    found = inspect(zipped(members))
+    assert (found.format, found.details) == (SAMPLES[name][1], {"warnings": WARNINGS[name]})
+
+
+def test_of_torchscript_that_is_too_long_it_is_told_that_the_rest_is_not_known():
+    code = b"#" * (1 << 20) + b"\ntorch.save(1, 'x')"
+    members = {"m/data.pkl": PLAIN, "m/constants.pkl": PLAIN, "m/code/__torch__.py": code}
+    assert any("not known" in warning for warning in inspect(zipped(members)).details["warnings"])
+
+
 def test_many_imports_are_one_warning():
     data = b"\x80\x02" + b"".join(b"cos\na%d\n0" % n for n in range(9)) + b"N."
     assert inspect(data).details["warnings"] == [
@@ -153,9 +168,11 @@ CONFIGS = {     # of Keras: an object of it, and what is said of that
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("write", [
     lambda config: zipped({"metadata.json": b'{"keras_version": "3.8"}', "config.json": config.encode()}),
+    lambda config: zipped({"config.json": config.encode()}),
+    lambda config: zipped({"config.json": config.replace("c", "\\u0063").encode()}),
     lambda config: hdf5([("keras_version", "2.15.0"), ("model_config", config)]),
     lambda config: hdf5([("model_config", config), ("keras_version", "2.15.0")], heap=True)],
-    ids=["keras", "hdf5", "hdf5 with a heap"])
+    ids=["keras", "keras without its version", "keras with escapes", "hdf5", "hdf5 with a heap"])
 def test_what_keras_would_run_or_look_up_outside_itself_is_told(name, write):
     inner, said = CONFIGS[name]
     outer = {"module": "keras", "class_name": "Sequential", "config": {"layers": [{"class_name": "Dense"}, inner]}}
