@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 import zlib
 from contextlib import suppress
@@ -667,6 +668,20 @@ def test_one_large_file_is_looked_at_after_the_other_and_no_small_one_waits_for_
         assert large.is_alive() and done == []
     large.join()
     assert done == [(["builtins.eval"], True)]
+
+
+def test_a_large_pickle_lets_other_threads_in_again_and_again():
+    before, turns = sys.getswitchinterval(), 0
+    large = threading.Thread(target=lambda: imports(LONG))
+    sys.setswitchinterval(60)   # the interpreter itself makes nobody give way
+    try:
+        large.start()
+        while large.is_alive():
+            turns += 1
+            time.sleep(0)
+    finally:
+        sys.setswitchinterval(before)
+    assert turns > 50   # there are some 250 slices; without them it is none
 
 
 MEMORY = """

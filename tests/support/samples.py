@@ -373,6 +373,8 @@ PACKED = {
     "tar": lambda data: tarred("m", data),
     "tar with its checksum in base 256":
         lambda data: tar_checksum(tarred("m", data), lambda total: b"\x80" + total.to_bytes(7)),
+    "tar with its checksum of signed bytes":
+        lambda data: tar_checksum(b"\xe9" + tarred("m", data)[1:], lambda total: b"%o" % (total - 256)),
     "tar with its checksum as 0o": lambda data: tar_checksum(tarred("m", data), lambda total: b"0o%o" % total),
     "tar with its checksum as +": lambda data: tar_checksum(tarred("m", data), lambda total: b"+%o" % total),
     "tar with its checksum as 0_": lambda data: tar_checksum(tarred("m", data), lambda total: b"0_%o" % total),
