@@ -8,6 +8,7 @@ import math
 import pickle
 import pickletools
 import re
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -122,8 +123,8 @@ LONGEST = 9 + MAX_NAME  # bytes of one of these with an argument that is kept
 class Walk:
     """Pickles in a stream, one after another, each from its first opcode to STOP.
 
-    `idle` is True while nothing that was imported was called; `unpadded` once raw bytes were passed over that
-    pickle.load may take for opcodes.
+    `idle` is True while nothing that was imported was called or changed; `unpadded` once raw bytes were passed over
+    that pickle.load may take for opcodes.
     """
 
     def __init__(self, source: Stream, found: Found, arrays: bool = True) -> None:
@@ -148,16 +149,13 @@ class Walk:
 
     def _run_simple(self) -> None:
         """Goes on up to an opcode that is not simple; raises LookupError. Strings stay bytes until they are needed."""
-        source, stack, memo, count = self._source, self._stack, self._memo, CAREFUL
-        from_bytes, data, at, last = int.from_bytes, source.data, source.at, -1
+        from_bytes, stack, memo, count = int.from_bytes, self._stack, self._memo, 0
+        data, at, last = self._ahead(self._source.at, CAREFUL)
         simple_of = (WITH_ARRAYS if self._wrapped else SIMPLE).get
         try:
             while True:
-                if at > last:   # what is here may end within the next one
-                    count = self._pay(count)
-                    source.skip(at - source.at)
-                    more = len(source.ahead(LONGEST)) == LONGEST
-                    data, at, last = source.data, source.at, len(source.data) - LONGEST * more
+                if at > last:
+                    (data, at, last), count = self._ahead(at, count), 0
                 if not (simple := simple_of(data[at])):
                     break
                 kind, width, value = simple
@@ -179,30 +177,38 @@ class Walk:
                     self._below.append(stack)
                     stack = []
                 elif kind == CALL:
-                    arguments = stack.pop()
-                    stack[-1] = self._call(stack[-1], arguments)
+                    stack.append(self._call(stack.pop(), stack.pop()))
                     simple_of = (WITH_ARRAYS if self._wrapped else SIMPLE).get
                 elif kind == ITEMS:
                     items, stack = stack, self._below.pop()
                     if value:
                         stack.append(kept(items))
+                    else:
+                        self._change(stack[-1], data[at - 1:at] == b"u")
                 elif len(stack) < value:
                     raise LookupError
                 elif kind == TUPLE:
                     stack[-value:] = (tuple(stack[-value:]),)
                 else:
                     del stack[1 - value:]
+                    self._change(stack[-1], value == 3)
         finally:
             self._stack = stack
             self._pay(count)
-        source.skip(at - source.at)
+        self._source.skip(at - self._source.at)
 
-    def _pay(self, count: int) -> int:
+    def _pay(self, count: int) -> None:
         """Takes from the budget what so many simple opcodes cost."""
         self._source.budget.take(count * OPCODE)
         if len(self._memo) > MAX_MEMO:
             raise BudgetExceeded
-        return 0
+
+    def _ahead(self, at: int, count: int) -> tuple[bytes, int, int]:
+        """Pays for so many and goes on: the bytes here, where in them, and up to where an opcode is whole there."""
+        self._pay(count)
+        self._source.skip(at - self._source.at)
+        more = len(self._source.ahead(LONGEST)) == LONGEST
+        return self._source.data, self._source.at, len(self._source.data) - LONGEST * more
 
     def _argument(self, kind: int) -> bytes | None:
         """The bytes of an argument; None instead of more than a name has."""
@@ -255,10 +261,12 @@ class Walk:
             case "EMPTY_DICT" | "DICT" | "SETITEM" | "SETITEMS":
                 result = {} if name.endswith("DICT") else below[0]
                 update(result, above or below[1:])
+                self._change(result, True)
             case "DUP" | "APPEND" | "APPENDS" | "ADDITEMS" | "READONLY_BUFFER":
                 result = below[0]
+                self._change(result, False)
             case "NEWOBJ" | "NEWOBJ_EX":
-                result = self._call(below[0], below[1] if name == "NEWOBJ" else None)
+                result = self._call(below[1] if name == "NEWOBJ" else None, below[0])
             case "OBJ":
                 self.idle &= type(above[0]) is not Global
             case "BUILD":
@@ -279,7 +287,7 @@ class Walk:
             self._found.complete = False    # what it is taken for may make an array of it
         return below, above
 
-    def _call(self, function: Any, arguments: Any) -> Made:
+    def _call(self, arguments: Any, function: Any) -> Made:
         """What something makes of arguments, if it was imported."""
         self.idle &= type(function) is not Global
         if type(function) is not Global:
@@ -288,6 +296,11 @@ class Walk:
         if function.name.startswith(TENSOR):
             self._found.rebuild(arguments)
         return Made(function.name, arguments)
+
+    def _change(self, target: Any, keys: bool) -> None:
+        """Takes what is put into something imported for a call: sys.path has other items, builtins another open()."""
+        if type(target) is Global and (keys or target.name.partition(".")[0] in sys.stdlib_module_names):
+            self.idle = False       # a text may seem to append to what is not there
 
     def _import(self, module: str | None, name: str | None) -> Global:
         self._source.budget.step()      # decoding and checking two names takes longer than other opcodes
@@ -390,11 +403,13 @@ def is_pickle(source: Stream, here: Found, protocol: bool) -> bool:
     with suppress(Malformed):
         here.torch = walk.run() == TORCH_MAGIC
         whole = True
-    if not (whole and (protocol or not source.ahead(1))) and not (protocol and here.imports) and (
-            not here.named() or (walk.idle and not CONTROL.search(source.part.stream().read(BLOCK)))):
+    certain = (whole and (protocol or not source.ahead(1))) or (protocol and bool(here.imports))
+    if not certain and not here.named():
+        return False
+    here.complete &= whole and look_on(source, here, walk)
+    if not certain and walk.idle and not CONTROL.search(source.part.stream().read(BLOCK)):
         return False
     here.pickled = whole or protocol
-    here.complete &= whole and look_on(source, here, walk)
     if walk.unpadded:   # for pickle.load the array is more opcodes
         rest, plain = source.part.stream(), Found()
         rest.skip(start)

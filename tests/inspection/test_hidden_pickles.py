@@ -262,10 +262,9 @@ def test_an_instance_of_a_class_that_is_computed_is_read_to_its_end():
 # ---- text
 
 
-TEXTS = ["cat\ndog\nbird\n", "cat\ndog\nbird", "car\nbus\nVan\nbike\n", "cat\ndog\n.gitignore\n", "(a)\n(b)\n",
-         "c\nd\ne\n", "[section]\nkey=1\n", "class,name\n1,2\n", "id\nname\nvalue\n", "cat\r\ndog\r\nbird\r\n",
-         "cat\ncaf\u00e9\n\u732b\n",
-         "cos\nsystem\n", "Vase\nPot\n"]
+TEXTS = ["cat\ndog\nbird\n", "cat\ndog\nbird", "car\nbus\nVan\nbike\n", "cat\ndog\nVan\napple\n", "cat\ndog\nNap\n",
+         "cat\ndog\n.gitignore\n", "(a)\n(b)\n", "c\nd\ne\n", "[section]\nkey=1\n", "class,name\n1,2\n",
+         "id\nname\nvalue\n", "cat\r\ndog\r\nbird\r\n", "cat\ncaf\u00e9\n\u732b\n", "cos\nsystem\n", "Vase\nPot\n"]
 
 
 @pytest.mark.parametrize("label", TEXTS, ids=range(len(TEXTS)))
@@ -283,6 +282,16 @@ def test_text_is_no_pickle(label, wrap):
 def test_a_pickle_in_letters_is_one(data):
     found, _ = imports(data)
     assert found and found[0].endswith(".system")
+
+
+@pytest.mark.parametrize("data", [
+    b"cbuiltins\n__dict__\nVopen\ncos\nsystem\ns.\n", b"cbuiltins\n__dict__\nVopen\ncos\nsystem\ns~",
+    b"cos\nenviron\n(VLD_PRELOAD\nV/tmp/x.so\nu.\n", b"csys\npath\nV/tmp\na.\n", b"csys\npath\n(V/tmp\ne.\n",
+    b"cos\nsystem\n." + OS_SYSTEM + b"\n",
+], ids=["a key", "a key before a fault", "keys", "an item", "items", "in a second pickle"])
+def test_a_pickle_in_letters_before_more_text_is_one_when_it_does_something(data):
+    found, complete = imports(data + b"some text\n")
+    assert found and not complete
 
 
 # ---- what stands first
