@@ -21,7 +21,6 @@ MAX_NAME = 128          # characters of a module or of a name in it; the longest
 MAX_VALUES = 64         # values kept of a tuple or dict: the shape of an array, the fields of its wrapper
 MAX_PADDING = 16        # bytes that joblib puts before an array, which no unpickler takes for opcodes
 CAREFUL = 16            # simple opcodes that any other one costs
-MAX_PICKLES = 64        # one after another in a file; torch's old format has 5
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C    # the first of the pickles in a file of torch.save before 1.6
 TORCH_PICKLES = 5       # the storages follow as raw bytes
 CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")  # what a text has none of
@@ -404,29 +403,25 @@ def is_pickle(source: Stream, here: Found, protocol: bool) -> bool:
         here.torch = walk.run() == TORCH_MAGIC
         whole = True
     certain = (whole and (protocol or not source.ahead(1))) or (protocol and bool(here.imports))
-    if not certain and not here.named():
-        return False
     here.complete &= whole and look_on(source, here, walk)
-    if not certain and walk.idle and not CONTROL.search(source.part.stream().read(BLOCK)):
+    if not certain and (not here.named() or (walk.idle and not CONTROL.search(source.part.stream().read(BLOCK)))):
         return False
     here.pickled = whole or protocol
     if walk.unpadded:   # for pickle.load the array is more opcodes
         rest, plain = source.part.stream(), Found()
         rest.skip(start)
-        walk = Walk(rest, plain, arrays=False)
-        with suppress(Malformed):
-            for _ in range(MAX_PICKLES):
-                walk.run()
+        look_on(rest, plain, Walk(rest, plain, arrays=False))
         here.complete &= plain.imports.keys() <= here.imports.keys()
     return True
 
 
 def look_on(source: Stream, found: Found, walk: Walk) -> bool:
-    """Goes through the pickles that follow a first one; False when something else follows."""
+    """Goes through the pickles that come next; False when something else comes."""
     with suppress(Malformed):
-        for _ in range(TORCH_PICKLES - 1 if found.torch else MAX_PICKLES):
-            if not source.ahead(1):
-                return not found.torch
+        if found.torch:
+            for _ in range(TORCH_PICKLES - 1):
+                walk.run()
+        while not found.torch and source.ahead(1):
             walk.run()
-        return found.torch
+        return True
     return False

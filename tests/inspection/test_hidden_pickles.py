@@ -294,6 +294,15 @@ def test_a_pickle_in_letters_before_more_text_is_one_when_it_does_something(data
     assert found and not complete
 
 
+@pytest.mark.parametrize("before", [b"I1\n.", b"N.", b"N." * 500, b"I1\n.cos\nsystem\n."], ids=[
+    "a number", "None", "many", "an import that is not called"])
+@pytest.mark.parametrize("behind", [b"", b"\0junk"], ids=["last", "before something else"])
+@pytest.mark.parametrize("data", [EVAL, EVAL[2:], OS_SYSTEM], ids=["protocol 4", "no protocol", "letters"])
+def test_a_pickle_is_found_behind_others_that_do_nothing(before, data, behind):
+    found, complete = imports(before + data + behind)
+    assert found[-1] in ("builtins.eval", "posix.system") and complete == (not behind)
+
+
 # ---- what stands first
 
 
