@@ -148,8 +148,8 @@ class Walk:
 
     def _run_simple(self) -> None:
         """Goes on up to an opcode that is not simple; raises LookupError. Strings stay bytes until they are needed."""
-        from_bytes, stack, memo, count = int.from_bytes, self._stack, self._memo, 0
-        data, at, last = self._ahead(self._source.at, CAREFUL)
+        from_bytes, stack, memo, count = int.from_bytes, self._stack, self._memo, CAREFUL
+        data, at, last = self._source.data, self._source.at, len(self._source.data) - LONGEST
         simple_of = (WITH_ARRAYS if self._wrapped else SIMPLE).get
         try:
             while True:
@@ -281,9 +281,10 @@ class Walk:
             above, self._stack = self._stack, self._below.pop()
             before = before[:before.index(pickletools.markobject)]
         below = [self._stack.pop() for _ in before][::-1]
-        taken = (*below[op.name in ("NEWOBJ", "NEWOBJ_EX", "REDUCE"):], *above)
-        if self._wrapped and any(type(value) is Global and may_wrap(value.name) for value in taken):
-            self._found.complete = False    # what it is taken for may make an array of it
+        if self._wrapped:
+            taken = (*below[op.name in ("NEWOBJ", "NEWOBJ_EX", "REDUCE"):], *above)
+            if any(type(value) is Global and may_wrap(value.name) for value in taken):
+                self._found.complete = False    # what it is taken for may make an array of it
         return below, above
 
     def _call(self, arguments: Any, function: Any) -> Made:
