@@ -1,6 +1,6 @@
 """Where a file may have pickles: at its beginning, packed, in the members of a zip, in numpy's arrays of objects."""
 
-import io
+import math
 import re
 import struct
 import tarfile
@@ -8,18 +8,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from inspection.found import Found
-from inspection.pickles import OPERATIONS, look
-from inspection.reader import (
-    UNPACKERS,
-    BudgetExceeded,
-    Malformed,
-    Packed,
-    Part,
-    Window,
-    exactly,
-    is_lzma,
-    skip,
-)
+from inspection.pickles import OPCODES, look
+from inspection.reader import UNPACKERS, BudgetExceeded, Malformed, Packed, Part, Stream, Window, is_lzma
 
 HEAD = 512              # bytes that tell what begins here; of a tar they are its first header
 MAX_DIRECTORY = 8 << 20     # bytes of a zip's central directory: 100,000 members, a shard of a model has 1,000
@@ -41,7 +31,8 @@ TFLITE = b"TFL3"        # from byte 4 on; its labels are in a zip behind it
 SEALED = ("7z", "zstd", "lz4", "rar", "tar")
 METHODS = {0: "", 8: "deflate", 12: "bzip2"}    # of a zip's members
 NUMERIC = re.compile(   # to the letter as numpy writes it: a dict may name a key twice
-    rb"\{'descr': '([<>|=]?[biufcSU][0-9]{1,9})', 'fortran_order': (?:True|False), 'shape': \(([0-9, ]*)\), \} *\n?")
+    rb"\{'descr': '([<>|=]?([biufcSU])([0-9]{1,9}))', 'fortran_order': (?:True|False), "
+    rb"'shape': \(((?:[0-9]{1,18}, ?)*(?:[0-9]{1,18})?)\), \} *\n?")
 
 
 class Member(NamedTuple):
@@ -55,10 +46,25 @@ class Member(NamedTuple):
     offset: int
 
 
+class Array(NamedTuple):
+    """Of numbers or of texts, as numpy writes it into a file."""
+
+    dtype: str
+    shape: list[int]
+    item_size: int
+
+
 def kind_of(head: bytes) -> str:
-    """The container that says by its first bytes that it is one."""
-    kind = next((kind for kind, begins in SIGNATURES.items() if begins.match(head)), "")
-    return "tar" if not kind and is_tar_header(head) else kind
+    """The container that says by its first bytes that it is one.
+
+    A tar says it by its checksum, because the oldest have no signature, as tarfile reads it: as text or as binary.
+    """
+    if kind := next((kind for kind, begins in SIGNATURES.items() if begins.match(head)), ""):
+        return kind
+    with suppress(tarfile.HeaderError):
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+        return "tar"
+    return ""
 
 
 def maybe_packed(head: bytes, depth: int) -> str:
@@ -67,13 +73,6 @@ def maybe_packed(head: bytes, depth: int) -> str:
         return "zlib"
     # The first numbers of many tensors look like this, so in a container it is to be what joblib takes for it.
     return "xz" if is_lzma(head) and (not depth or head.startswith(b"\x5d\0")) else ""
-
-
-def is_tar_header(head: bytes) -> bool:
-    """By its checksum, because the oldest tars have no signature, and as tarfile reads it: as text or as binary."""
-    with suppress(tarfile.HeaderError):
-        return bool(tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape"))
-    return False
 
 
 def is_zlib(head: bytes) -> bool:
@@ -106,7 +105,7 @@ def search(part: Part, found: Found, depth: int, members: list[Member]) -> str:
     Says what container begins here; what stands behind it makes it incomplete. Raises BudgetExceeded.
     """
     stream = part.stream()
-    head = stream.peek()[:HEAD]
+    head = stream.ahead(HEAD)
     kind = kind_of(head)
     found.native |= head.startswith(NATIVE)
     if kind in SEALED or (kind and depth == MAX_DEPTH) or (kind == "zip" and isinstance(part, Packed)):
@@ -117,13 +116,17 @@ def search(part: Part, found: Found, depth: int, members: list[Member]) -> str:
     if kind == "zip" and isinstance(part, Window) and not search_zip(part, found, depth, members):
         kind = ""
     if kind == "npy":
-        with suppress(Malformed):
-            if not NUMERIC.fullmatch(array_header(stream)):
-                look(stream, found, part.budget, lambda: io.BufferedReader(io.BytesIO(b"\0")))
-            return kind
-        return ""
-    if not head.startswith((b"PK\x03\x04", b"PK\x05\x06")) and head[:1] in OPERATIONS:
-        look(stream, found, part.budget, part.stream)
+        try:
+            array = array_header(stream)
+        except Malformed:
+            return ""
+        if not array:
+            look(stream, found)
+        else:   # others may follow, with objects in them: numpy reads them one by one
+            stream.skip(math.prod(array.shape) * array.item_size)
+            found.complete &= not stream.ahead(1)
+    elif not head.startswith((b"PK\x03\x04", b"PK\x05\x06")) and head[:1].decode("latin-1") in OPCODES:
+        look(stream, found)
     return kind
 
 
@@ -147,21 +150,19 @@ def search_packed(part: Part, kind: str, head: bytes, found: Found, depth: int) 
 def search_zip(window: Window, found: Found, depth: int, members: list[Member]) -> bool:
     """As search does, for a zip, which is read from its end; False where there is none."""
     try:
-        found.complete &= read_directory(window, members)
+        agreed = read_directory(window, members)
     except Malformed:
         found.complete = False      # there may be a reader that does without the directory
         return False
+    found.complete &= agreed and not any(member.encrypted for member in members)    # a flag that torch does not look at
     for member in members:
         window.budget.step(MEMBER)
-        if member.encrypted:    # torch does not look at this flag
-            found.complete = False
         try:
             part = open_member(window, member)
-        except Malformed:
-            found.complete = False
-        else:
             search(part, found, depth + 1, [])
             found.complete &= not (isinstance(part, Packed) and part.damaged)
+        except Malformed:
+            found.complete = False
     return True
 
 
@@ -221,17 +222,22 @@ def open_member(window: Window, member: Member) -> Part:
     if len(local) < 30 or not local.startswith(b"PK\x03\x04") or member.method not in METHODS:
         raise Malformed("it has a member that cannot be read")
     start = member.offset + 30 + sum(struct.unpack_from("<HH", local, 26))
+    # Readers differ in which of these sizes they go by; the highest number stands for one in the extra field.
+    packed, size = (number % 0xFFFFFFFF for number in struct.unpack_from("<II", local, 18))
     if not member.method:
-        return window.part(start, max(member.packed, member.size))  # readers differ in which of them they go by
-    return Packed(window.part(start, member.packed), METHODS[member.method])
+        return window.part(start, max(member.packed, member.size, packed, size))
+    return Packed(window.part(start, max(member.packed, packed)), METHODS[member.method])
 
 
-def array_header(stream: io.BufferedReader) -> bytes:
-    """The dict that an .npy file begins with, as text; raises Malformed."""
-    major = exactly(stream, 8)[6]
-    length = int.from_bytes(exactly(stream, 2 if major == 1 else 4), "little")
+def array_header(stream: Stream) -> Array | None:
+    """What an .npy file begins with, None for an array of objects or of records; raises Malformed."""
+    major = stream.exactly(8)[6]
+    length = int.from_bytes(stream.exactly(2 if major == 1 else 4), "little")
     if length > MAX_NPY_HEADER:     # which numpy takes where it may unpickle
-        skip(stream, length - 1)
-        exactly(stream, 1)
-        return b""
-    return exactly(stream, length)
+        stream.skip(length - 1)
+        stream.exactly(1)
+        return None
+    if not (header := NUMERIC.fullmatch(stream.exactly(length))):
+        return None
+    shape = [int(size) for size in header[4].split(b",") if size.strip()]
+    return Array(header[1].decode(), shape, int(header[3]) * (4 if header[2] == b"U" else 1))

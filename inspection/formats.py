@@ -11,7 +11,7 @@ from inspection.found import KNOWN, Found
 from inspection.headers import MAX_HEADER, MAX_SHOWN, MAX_TEXT, parsed
 from inspection.protobuf import protobuf
 from inspection.reader import STEP, UNPACKERS, Budget, BudgetExceeded, Malformed, Window, clip
-from inspection.texts import SUPERBLOCK, has_superblock, hdf5, keras_warning, pattern, skops_warning, warnings
+from inspection.texts import hdf5, keras_warning, pattern, skops_warning, warnings
 from repository.model import Inspection
 from server.errors import HttpError
 
@@ -31,6 +31,10 @@ SIGNATURES: tuple[tuple[str, int, tuple[bytes, ...], Callable[[Window], Details]
     ("tflite", 4, (TFLITE,), headers.tflite), ("ort", 4, (b"ORTM",), headers.flatbuffer),
     ("executorch", 4, (b"ET12",), headers.flatbuffer), ("catboost", 0, (b"CBM1",), None),
     ("fasttext", 0, (b"\xba\x16\x4f\x2f",), headers.fasttext), ("tensorrt", 0, (b"ptrt", b"ftrt"), None))
+# Zips with a config: its member, a key that it has, the member of its version, which may be missing, and what is told.
+CONFIGS: tuple[tuple[str, str, bytes, str, str, Callable[[dict[str, Any]], str]], ...] = (
+    ("skops", "schema.json", b"__class__", "schema.json", "_skops_version", skops_warning),
+    ("keras", "config.json", b"class_name", "metadata.json", "keras_version", keras_warning))
 ON_FILES = re.compile(rb"\b(?:torch|ops\.\w+)\.(save|load|from_file|read_file|write_file)\(")   # of TorchScript
 
 
@@ -118,8 +122,6 @@ def recognise(window: Window, kind: str, members: list[Member], found: Found) ->
             return name, details(window) if details else {}
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= window.length - 8:
         return "safetensors", headers.safetensors(window)
-    if head.startswith(SUPERBLOCK):
-        return hdf5(window)
     if kind == "zip":
         return zip_format(window, members, found)
     pickled = "joblib" if any(name.startswith(JOBLIB) for name in found.imports) else "pickle"
@@ -131,16 +133,11 @@ def recognise(window: Window, kind: str, members: list[Member], found: Found) ->
         return ("pytorch", {"container": "pickles"} | tensors(found)) if found.torch else (pickled, {})
     if kind_of(head) == "zip":
         raise Malformed("it is no whole zip")
-    return unsigned(window)
-
-
-def unsigned(window: Window) -> tuple[str, Details]:
-    """Of the formats that have no signature."""
-    if found := pattern(window):
-        return found
+    if seen := pattern(window):
+        return seen
     with suppress(Malformed):
         return protobuf(window)
-    return hdf5(window) if has_superblock(window) else ("", {})
+    return hdf5(window)
 
 
 def tensors(found: Found) -> Details:
@@ -149,14 +146,16 @@ def tensors(found: Found) -> Details:
 
 def script_warnings(window: Window, members: list[Member]) -> list[str]:
     """What TorchScript runs on files; its text is in the members below code/."""
-    calls = set[str]()
+    said = set[str]()
     for member in members:
         if "/code/" in member.name and member.name.endswith(".py"):
             with suppress(Malformed):
-                text = open_member(window, member).stream().read(MAX_SCRIPT)
-                calls |= {call.decode() for call in ON_FILES.findall(text)}
+                text = open_member(window, member).stream().read(MAX_SCRIPT + 1)
+                said |= {f"reads or writes files with {call.decode()}" for call in ON_FILES.findall(text)}
+                if len(text) > MAX_SCRIPT:
+                    said.add(f"has more than {MAX_SCRIPT >> 20} MiB in a file: what the rest does is not known")
     return ["it is TorchScript: code in it runs when the model is called"] + [
-        f"its TorchScript reads or writes files with {call}" for call in sorted(calls)]
+        f"its TorchScript {each}" for each in sorted(said)]
 
 
 def is_task(window: Window, members: list[Member]) -> bool:
@@ -185,15 +184,13 @@ def zip_format(window: Window, members: list[Member], found: Found) -> tuple[str
         if "constants.pkl" in last:
             details |= {"torchscript": True, "warnings": script_warnings(window, members)}
         return "pytorch", details
-    with suppress(Malformed, KeyError, TypeError):
-        if "schema.json" in names:
-            schema = read(names["schema.json"])
-            version = clip(str(parsed(schema)["_skops_version"]), MAX_TEXT)
-            return "skops", {"skops_version": version, "warnings": warnings(schema, window.budget, skops_warning)}
-        if {"config.json", "metadata.json"} <= names.keys():
-            version = clip(str(parsed(read(names["metadata.json"]))["keras_version"]), MAX_TEXT)
-            return "keras", {"keras_version": version,
-                             "warnings": warnings(read(names["config.json"]), window.budget, keras_warning)}
+    for kind, config, key, versions, version, warning in CONFIGS:
+        data, other = read(names.get(config)), read(names.get(versions))
+        with suppress(Malformed, TypeError):
+            told = parsed(other) if data and other else {}
+            if version in told or b'"%b"' % key in data or (b"\\u" in data and key.decode() in parsed(data)):
+                value = {version.removeprefix("_"): clip(str(told[version]), MAX_TEXT)} if version in told else {}
+                return kind, value | {"warnings": warnings(data, window.budget, warning)}
     if names and all(name.endswith(".npy") for name in names):
         return "npz", {"arrays": [clip(name[:-4], MAX_TEXT) for name in names][:MAX_SHOWN]}
     if is_task(window, members):

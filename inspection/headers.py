@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from inspection.archives import NUMERIC, array_header
+from inspection.archives import array_header
 from inspection.found import MAX_NUMBER
-from inspection.reader import Malformed, Window, clip, exactly, skip
+from inspection.reader import Malformed, Window, clip
 
 MAX_HEADER = 8 << 20    # of JSON: 60,000 tensors of safetensors, which allows 100 MB; parsed it takes ten times that
 MAX_ITEMS = 500_000     # brackets and commas of a JSON document, which say how much memory it takes parsed
@@ -26,10 +26,8 @@ MAX_DIMENSIONS = 8      # of a tensor in GGUF, which has 4
 
 
 def npy(window: Window) -> dict[str, Any]:
-    header = NUMERIC.fullmatch(array_header(window.stream()))
-    if not header:
-        return {}   # of records, or of objects
-    return {"dtype": header[1].decode(), "shape": [int(length) for length in header[2].split(b",") if length.strip()]}
+    array = array_header(window.stream())
+    return {"dtype": array.dtype, "shape": array.shape} if array else {}
 
 
 # ---- graphs
@@ -149,20 +147,20 @@ class Gguf:
 
     def __init__(self, window: Window) -> None:
         self.stream, self._budget = window.stream(), window.budget
-        version = exactly(self.stream, 8)[4:]
+        version = self.stream.exactly(8)[4:]
         self.order = ">" if version[:2] == b"\0\0" else "<"     # models for big-endian machines are written like this
         self.version, = struct.unpack(self.order + "I", version)
 
     def scalar(self, code: str) -> Any:
-        return struct.unpack(self.order + code, exactly(self.stream, struct.calcsize("=" + code)))[0]
+        return struct.unpack(self.order + code, self.stream.exactly(struct.calcsize("=" + code)))[0]
 
     def string(self) -> str | None:
         """None for one that is too long to be of interest."""
         self.length = length = self.scalar("Q")     # of the last one that was met
         if length > MAX_STRING:
-            skip(self.stream, length)
+            self.stream.skip(length)
             return None
-        return exactly(self.stream, length).decode("utf-8", "replace")
+        return self.stream.exactly(length).decode("utf-8", "replace")
 
     def value(self, kind: int, nesting: int = 0) -> Any:
         """A number, a string, or None for an array, which is passed over."""
@@ -174,11 +172,11 @@ class Gguf:
             raise Malformed(f"it has a value of type {kind}")
         kind, length = self.scalar("I"), self.scalar("Q")
         if kind in SCALARS:
-            skip(self.stream, length * struct.calcsize("=" + SCALARS[kind]))
+            self.stream.skip(length * struct.calcsize("=" + SCALARS[kind]))
         elif kind == STRING:    # the words of a tokenizer, of which there may be a million
             self._budget.step(length // WORDS)
             for _ in range(length):
-                skip(self.stream, self.scalar("Q"))
+                self.stream.skip(self.scalar("Q"))
         else:
             for _ in range(length):
                 self._budget.step()
@@ -223,9 +221,10 @@ def gguf(window: Window) -> dict[str, Any]:
     alignment = keys.pop("general.alignment", 32)
     if type(alignment) is not int or alignment < 1:
         raise Malformed(f"its tensors are aligned to {alignment!r:.50}")
-    missing = last and (at := file.stream.tell()) + -at % alignment + last - window.length
+    at = file.stream.tell()
+    missing = at + (last and -at % alignment + last) - window.length
     if missing > 0 or parameters > MAX_NUMBER:
-        raise Malformed(f"its last tensor ends {missing} bytes beyond its end")
+        raise Malformed(f"its last {'tensor' if last else 'key'} ends {missing} bytes beyond its end")
     quantisation = FILE_TYPES.get(keys.pop("general.file_type", -1), next(iter(counted(types)), None))
     architecture = str(keys.pop("general.architecture", ""))
     return {"version": file.version, "architecture": clip(architecture, MAX_TEXT), "quantisation": quantisation,

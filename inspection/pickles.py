@@ -4,324 +4,347 @@ Each one is walked opcode by opcode with a stack of what is known of its values:
 an argument whole however long it is, and gives up on arguments that pickle itself takes.
 """
 
-import io
+import math
 import pickle
 import pickletools
 import re
-from collections.abc import Callable
+import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from inspection.found import (
-    EXTENSION,
-    MAX_NAME,
-    MAX_VALUES,
-    NULL,
-    OTHER,
-    WRAPPER,
-    Found,
-    Global,
-    Made,
-    array_of,
-    kept,
-    text_of,
-    update,
-)
-from inspection.reader import BLOCK, OPCODE, Budget, BudgetExceeded, Malformed, exactly, skip
+from inspection.found import EXTENSION, Found
+from inspection.reader import BLOCK, OPCODE, BudgetExceeded, Malformed, Stream
 
 MAX_MEMO = 750_000      # values a pickle may refer back to, 40 MB; a vocabulary of 250,000 words needs fewer
-TENSOR = "torch._utils._rebuild_tensor"
+MAX_NAME = 128          # characters of a module or of a name in it; the longest of scikit-learn has 60
+MAX_VALUES = 64         # values kept of a tuple or dict: the shape of an array, the fields of its wrapper
 MAX_PADDING = 16        # bytes that joblib puts before an array, which no unpickler takes for opcodes
 CAREFUL = 16            # simple opcodes that any other one costs
-MAX_PICKLES = 64        # one after another in a file; torch's old format has 5
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C    # the first of the pickles in a file of torch.save before 1.6
 TORCH_PICKLES = 5       # the storages follow as raw bytes
 CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")  # what a text has none of
 IMPORTABLE = re.compile(r"[\w<][\w.<>-]*")   # a line of text may begin with the opcode that imports
+TENSOR = "torch._utils._rebuild_tensor"
+WRAPPER = ".NumpyArrayWrapper"      # joblib's, under whatever name it is reached
+DTYPE = re.compile(rb"([biufcSUVmMO])([0-9]{1,9})")
+HAS_OBJECTS = 1         # a flag in the state of a dtype
 
-# Of pickletools' opcodes: how long the length before an argument is, which are signed numbers, and what others push.
+
+# ---- values on the stack of an unpickler: strings as bytes, numbers, tuples and dicts of these, and what follows
+
+
+class Global(NamedTuple):
+    """Something imported."""
+
+    name: str
+
+
+@dataclass(eq=False, slots=True)
+class Made:
+    """What something imported made of arguments, of which the numbers and strings are known, and its state."""
+
+    name: str
+    arguments: Any
+    state: Any = None
+
+
+OTHER, NULL = object(), object()    # OTHER: a value that is no string, NULL: None; None: one that may be
+UNSURE = object()       # a key of a dict that may have other values than are known
+
+
+def kept(values: list[Any]) -> Any:
+    """A tuple of these."""
+    return tuple(values) if len(values) <= MAX_VALUES else OTHER
+
+
+def update(target: Any, items: list[Any]) -> None:
+    """Puts keys and values in turn into a dict, where it is known that it is one."""
+    for key, value in zip(items[::2], items[1::2], strict=False) if type(target) is dict else ():
+        known = type(key) is bytes and (len(target) < MAX_VALUES or key in target)
+        target[key if known else UNSURE] = value
+
+
+def has_no_shape(state: Any) -> bool:
+    """Whether joblib would fail with a wrapper of this state."""
+    return type(state) is dict and UNSURE not in state and b"shape" not in state
+
+
+def array_of(state: Any) -> tuple[int | None, bool] | None:
+    """What joblib reads in the place of a wrapper with this state; None where that is not certain.
+
+    It is so many bytes, None for a pickle; and whether there is padding before it.
+    """
+    if type(state) is not dict or UNSURE in state:
+        return None
+    shape, dtype, alignment = map(
+        state.get, (b"shape", b"dtype", b"numpy_array_alignment_bytes"), (0, 0, NULL))
+    if type(shape) is not tuple or any(type(length) is not int or length < 0 for length in shape):
+        return None
+    if type(dtype) is not Made or dtype.name != "numpy.dtype" or (alignment is not NULL and type(alignment) is not int):
+        return None
+    name, state = dtype.arguments[:1] if type(dtype.arguments) is tuple else (), dtype.state
+    code = DTYPE.fullmatch(name[0]) if name and type(name[0]) is bytes else None
+    if not code or (state is not None and (type(state) is not tuple or len(state) not in (8, 9) or state[0] not in (
+            3, 4) or state[2] is not NULL or type(state[5]) is not int or type(state[7]) is not int)):
+        return None     # numpy's __setstate__ goes by the length, the version, a part that is an array, size and flags
+    if code[1] == b"O" or (state and state[7] & HAS_OBJECTS):
+        return None, False
+    size = int(code[2]) * (4 if code[1] == b"U" else 1)
+    if state and code[1] in b"SUV":     # the other types keep theirs
+        size = state[5]
+    return (math.prod(shape) * size, alignment is not NULL) if size >= 0 else None
+
+
+# ---- opcodes
+
+
+OPCODES = {op.code: op for op in pickletools.opcodes}
+# How long the length before an argument is, by pickletools' codes for it.
 WIDTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
           pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}
-STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINSTRING", "BINSTRING"}
-NUMBERS = {"BININT": True, "BININT1": False, "BININT2": False, "LONG1": True, "LONG4": True}
-CONSTANTS = {"NONE": NULL, "NEWTRUE": OTHER, "NEWFALSE": OTHER, "EMPTY_LIST": OTHER, "EMPTY_SET": OTHER,
-             "EMPTY_TUPLE": ()}
-CALLS = {"REDUCE", "NEWOBJ", "NEWOBJ_EX"}
-SAME = {"APPEND", "APPENDS", "ADDITEMS", "READONLY_BUFFER"}     # what is below stays
-
-# The opcodes that large pickles are made of, by their bytes, and how many each takes with its argument.
-MARK, MEMOIZE, BININT, SHORT_BINBYTES, TUPLE1, TUPLE3, TUPLE, SETITEM, APPEND, REDUCE, NONE = b"(\x94JC\x85\x87tsaRN"
-TO_MARK = b"eu"         # APPENDS, SETITEMS
-NUMBER_WIDTHS = {ord("K"): 2, ord("M"): 3, BININT: 5}
-GETS, PUTS, SIZED = {ord("h"): 2, ord("j"): 5}, {ord("q"): 2, ord("r"): 5}, {0x8C: 2, ord("X"): 5, SHORT_BINBYTES: 2}
-ARGUMENT_WIDTHS = NUMBER_WIDTHS | GETS | PUTS | SIZED
-PLAIN_WIDTHS = dict.fromkeys(b"N\x88\x89]\x8f", 1) | {ord("G"): 9}     # that push a value of no interest
-UNSIZED_WIDTHS = PLAIN_WIDTHS | NUMBER_WIDTHS | dict.fromkeys(b")}", 1)    # of none while there are no arrays
-LONGEST = 9             # of these widths
-
-
-class Operation(NamedTuple):
-    name: str
-    argument: int | None    # its length, or one of pickletools' codes for where the length is
-    pops: int               # below the mark when there is one
-    to_mark: bool
-    pushes: bool
-    result: object          # OTHER, or None where it may be a string
-
-
-def operation(code: pickletools.OpcodeInfo) -> Operation:
-    before, after = ([each.name for each in side] for side in (code.stack_before, code.stack_after))
-    to_mark, result = "mark" in before, CONSTANTS.get(code.name, None if "any" in after else OTHER)
-    return Operation(code.name, code.arg.n if code.arg else None, before.index("mark") if to_mark else len(before),
-                     to_mark, bool(after), result)
-
-
-OPERATIONS = {code.code.encode("latin-1"): operation(code) for code in pickletools.opcodes}
+# What large pickles are made of, by the first byte: what is done, how many bytes it takes with its argument or with the
+# length of that, and what is pushed, or how many values there are to be.
+PUSH, NUMBER, SIZED, PUT, GET, MARK, CALL, ITEMS, TUPLE, TAKE = range(10)
+COSTS = (1, 1, 1, 1, 1, 2, 3, 2, 2, 1)      # more where something is kept that the collector of garbage looks at
+SIMPLE: dict[int, tuple[int, int, Any]] = {
+    **dict.fromkeys(b"\x88\x89]\x8f}", (PUSH, 1, OTHER)), ord("N"): (PUSH, 1, NULL), ord(")"): (PUSH, 1, ()),
+    ord("G"): (PUSH, 9, OTHER), ord("K"): (NUMBER, 2, False), ord("M"): (NUMBER, 3, False),
+    ord("J"): (NUMBER, 5, True), 0x8C: (SIZED, 2, None), ord("X"): (SIZED, 5, None), ord("C"): (SIZED, 2, OTHER),
+    0x94: (PUT, 1, 0), ord("q"): (PUT, 2, 0), ord("r"): (PUT, 5, 0), ord("h"): (GET, 2, 0), ord("j"): (GET, 5, 0),
+    ord("("): (MARK, 1, 0), ord("R"): (CALL, 1, 0), ord("t"): (ITEMS, 1, True), ord("e"): (ITEMS, 1, False),
+    ord("u"): (ITEMS, 1, False), 0x85: (TUPLE, 1, 1), 0x86: (TUPLE, 1, 2), 0x87: (TUPLE, 1, 3),
+    ord("a"): (TAKE, 1, 2), ord("s"): (TAKE, 1, 3)}
+WITH_ARRAYS = {code: simple for code, simple in SIMPLE.items() if simple[0] < ITEMS and code != ord("}")}
+LONGEST = 9 + MAX_NAME  # bytes of one of these with an argument that is kept
 
 
 class Walk:
-    """One pickle from its first opcode to STOP.
+    """Pickles in a stream, one after another, each from its first opcode to STOP.
 
-    `idle` is True while nothing that was imported was called; `unpadded` once raw bytes were passed over that
-    pickle.load may take for opcodes.
+    `idle` is True while nothing that was imported was called or changed; `unpadded` once raw bytes were passed over
+    that pickle.load may take for opcodes.
     """
 
-    def __init__(self, stream: io.BufferedReader, found: Found, budget: Budget, arrays: bool = True) -> None:
-        self._stream, self._found, self._budget, self._arrays = stream, found, budget, arrays
-        self._stack: list[Any] = []
-        self._marks: list[int] = []     # places in the stack
-        self._memo: dict[int, Any] = {}
-        self._sized = self._wrapped = False     # whether values that say the size of an array, and the array, may come
+    def __init__(self, source: Stream, found: Found, arrays: bool = True) -> None:
+        self._source, self._found, self._arrays = source, found, arrays
         self.idle, self.unpadded = True, False
 
     def run(self) -> Any:
-        """What is known of the value; raises BudgetExceeded, and Malformed where every unpickler would fail."""
-        while True:
-            try:
-                self._run_quickly()
-            except LookupError as error:
-                raise Malformed("it takes what is not there") from error
-            op = OPERATIONS.get(self._stream.read(1))
-            if op is None:
-                raise Malformed("it has something else than opcodes")
-            argument = None if op.argument is None else self._argument(op.argument)
-            if op.name == "STOP":
-                return self._pop()
-            if op.name == "MARK":
-                self._marks.append(len(self._stack))
-            elif op.name.endswith(("PUT", "GET", "MEMOIZE")):
-                self._remember(op, argument)
-            elif op.name in ("GLOBAL", "INST"):
-                imported = self._import(name_of(argument or b""), name_of(line(self._stream)))
-                self._operands(op)      # for INST, which the unpickler in Python imports before it looks for them
-                self.idle &= op.name == "GLOBAL"
-                self._stack.append(imported if op.name == "GLOBAL" else Made(imported.name, None))
-            else:
-                result = self._result(op, argument, *self._operands(op))
-                self._stack += [result] * (op.pushes + (op.name == "DUP"))
+        """What is known of the next value; raises BudgetExceeded, and Malformed where every unpickler would fail."""
+        self._stack: list[Any] = []             # above the last mark
+        self._below: list[list[Any]] = []       # the stacks below the marks
+        self._memo: dict[int, Any] = {}
+        self._wrapped = False                   # whether an array may come
+        try:
+            while True:
+                self._run_simple()
+                op = OPCODES[self._source.read(1).decode("latin-1")]
+                if op.name == "STOP":
+                    return self._stack.pop()
+                self._perform(op, self._argument(op.arg.n if op.arg else 0))
+        except LookupError as error:
+            raise Malformed("it takes what is not there") from error
 
-    def _run_quickly(self) -> None:
-        """As run(), for the opcodes that large pickles are made of, as far as the buffer goes; raises LookupError.
-
-        Strings stay bytes until somebody asks for them.
-        """
-        data, at, count = self._stream.peek(), 0, CAREFUL
-        end, simple, width_of = len(data), not self._sized, (PLAIN_WIDTHS if self._sized else UNSIZED_WIDTHS).get
-        stack, push, memo, marks = self._stack, self._stack.append, self._memo, self._marks
-        while at + LONGEST <= end:
-            code, count = data[at], count + 1
-            if width := width_of(code):
-                push(NULL if code == NONE else OTHER)
-            elif width := ARGUMENT_WIDTHS.get(code, 0):
-                number = data[at + 1] if width == 2 else int.from_bytes(
-                    data[at + 1:at + width], "little", signed=code == BININT)
-                if code in PUTS:
-                    memo[number] = stack[-1]
-                elif code in GETS or code in NUMBER_WIDTHS:
-                    push(memo[number] if code in GETS else number)
-                elif at + width + number > end or (number > MAX_NAME and code != SHORT_BINBYTES):
+    def _run_simple(self) -> None:
+        """Goes on up to an opcode that is not simple; raises LookupError. Strings stay bytes until they are needed."""
+        from_bytes, stack, memo, count = int.from_bytes, self._stack, self._memo, CAREFUL
+        data, at, last = self._source.data, self._source.at, len(self._source.data) - LONGEST
+        simple_of = (WITH_ARRAYS if self._wrapped else SIMPLE).get
+        try:
+            while True:
+                if at > last:
+                    (data, at, last), count = self._ahead(at, count), 0
+                if not (simple := simple_of(data[at])):
                     break
+                kind, width, value = simple
+                number = 0 if width == 1 or kind == PUSH else data[at + 1] if width == 2 else from_bytes(
+                    data[at + 1:at + width], "little")
+                at, count = at + width, count + COSTS[kind]
+                if kind == PUSH:
+                    stack.append(value)
+                elif kind == SIZED:
+                    stack.append(data[at:at + number] if number <= MAX_NAME and value is None else value)
+                    at += number
+                elif kind == NUMBER:
+                    stack.append(number - (1 << 32) if value and number >> 31 else number)
+                elif kind == PUT:
+                    memo[number if width > 1 else len(memo)] = stack[-1]
+                elif kind == GET:
+                    stack.append(memo[number])
+                elif kind == MARK:
+                    self._below.append(stack)
+                    stack = []
+                elif kind == CALL:
+                    stack.append(self._call(stack.pop(), stack.pop()))
+                    simple_of = (WITH_ARRAYS if self._wrapped else SIMPLE).get
+                elif kind == ITEMS:
+                    items, stack = stack, self._below.pop()
+                    if value:
+                        stack.append(kept(items))
+                    else:
+                        self._change(stack[-1], data[at - 1:at] == b"u")
+                elif len(stack) < value:
+                    raise LookupError
+                elif kind == TUPLE:
+                    stack[-value:] = (tuple(stack[-value:]),)
                 else:
-                    push(OTHER if code == SHORT_BINBYTES else data[at + width:at + width + number])
-                    width += number
-            elif code == MEMOIZE:
-                memo[len(memo)], width = stack[-1], 1
-            elif code == MARK:
-                marks.append(len(stack))
-                width = 1
-            elif TUPLE1 <= code <= TUPLE3 and len(stack) >= (taken := code - TUPLE1 + 1) and (
-                    not self._wrapped or Global not in map(type, stack[-taken:])):
-                stack[-taken:], width = (OTHER if simple else kept(stack[-taken:]),), 1
-            elif code == REDUCE and type(stack[-2]) is Global:
-                arguments, width = stack.pop(), 1
-                stack[-1] = self._call(stack[-1], arguments)
-            elif simple and code in (APPEND, SETITEM):
-                del stack[-1 if code == APPEND else -2:]
-                width = 1
-            elif not self._wrapped and (code == TUPLE or (simple and code in TO_MARK)):
-                values, width = stack[(begin := marks.pop()):begin + MAX_VALUES + 1], 1
-                del stack[begin:]
-                if code == TUPLE:
-                    push(OTHER if simple else kept(values))
-            else:
-                break
-            at += width
-        self._stream.read(at)
-        self._budget.take(count * OPCODE)
-        if len(memo) > MAX_MEMO:
+                    del stack[1 - value:]
+                    self._change(stack[-1], value == 3)
+        finally:
+            self._stack = stack
+            self._pay(count)
+        self._source.skip(at - self._source.at)
+
+    def _pay(self, count: int) -> None:
+        """Takes from the budget what so many simple opcodes cost."""
+        self._source.budget.take(count * OPCODE)
+        if len(self._memo) > MAX_MEMO:
             raise BudgetExceeded
 
-    def _call(self, function: Any, arguments: Any) -> Made:
-        """What something makes of arguments, if it was imported."""
-        self.idle &= type(function) is not Global
-        name = function.name if type(function) is Global else "?"
-        if name.startswith(TENSOR):
-            self._found.rebuild(arguments)
-        return Made(name, arguments if type(arguments) is tuple else None)
-
-    def _import(self, module: str | None, name: str | None) -> Global:
-        self._budget.step()     # decoding and checking two names takes longer than other opcodes
-        imported = self._found.add(module, name)
-        self._wrapped |= self._arrays and (imported.name.endswith(WRAPPER) or "?" in imported.name)
-        self._sized |= self._wrapped or imported.name == "numpy.dtype" or imported.name.startswith(TENSOR)
-        return imported
+    def _ahead(self, at: int, count: int) -> tuple[bytes, int, int]:
+        """Pays for so many and goes on: the bytes here, where in them, and up to where an opcode is whole there."""
+        self._pay(count)
+        self._source.skip(at - self._source.at)
+        more = len(self._source.ahead(LONGEST)) == LONGEST
+        return self._source.data, self._source.at, len(self._source.data) - LONGEST * more
 
     def _argument(self, kind: int) -> bytes | None:
         """The bytes of an argument; None instead of more than a name has."""
         if kind == pickletools.UP_TO_NEWLINE:
-            return line(self._stream)
+            return line(self._source)
         if kind >= 0:
-            return exactly(self._stream, kind)
-        length = int.from_bytes(exactly(self._stream, WIDTHS[kind]), "little",
+            return self._source.exactly(kind)
+        length = int.from_bytes(self._source.exactly(WIDTHS[kind]), "little",
                                 signed=kind == pickletools.TAKEN_FROM_ARGUMENT4)
         if length < 0:
             raise Malformed("a length in it is negative")
         if length <= MAX_NAME:
-            return exactly(self._stream, length)
-        skip(self._stream, length)
+            return self._source.exactly(length)
+        self._source.skip(length)
         return None
 
-    def _pop(self) -> Any:
-        if len(self._stack) <= (self._marks[-1] if self._marks else 0):
-            raise Malformed("its stack is empty")
-        return self._stack.pop()
+    def _perform(self, op: pickletools.OpcodeInfo, argument: bytes | None) -> None:
+        """Does what an opcode does to the stack and the memo; raises LookupError, and Malformed."""
+        name, result = op.name, None if pickletools.anyobject in op.stack_after else OTHER
+        if name in ("GLOBAL", "INST"):  # first of all, as the unpickler does that is written in Python
+            imported = self._import(name_of(argument or b""), name_of(line(self._source)))
+        below, above = self._operands(op)
+        match name:
+            case "GLOBAL":
+                result = imported
+            case "INST":
+                result, self.idle = Made(imported.name, None), False
+            case "STACK_GLOBAL":
+                result = self._import(*map(written, below))
+            case "EXT1" | "EXT2" | "EXT4":
+                self._found.add(EXTENSION[:-1], str(int.from_bytes(argument or b"", "little")))
+            case "PROTO":
+                if argument and argument[0] > pickle.HIGHEST_PROTOCOL:
+                    raise Malformed("it is of a protocol that is not known")
+            case "PERSID" | "BINPERSID":
+                self._found.persistent_ids = True
+            case "STRING" | "UNICODE":
+                text = (argument or b"")[1:-1] if name == "STRING" else argument or b""     # without its quotes
+                result = None if b"\\" in text else text
+            case "BINUNICODE8" | "BINSTRING" | "SHORT_BINSTRING":
+                result = argument
+            case "LONG1" | "LONG4" if argument is not None:
+                result = int.from_bytes(argument, "little", signed=True)
+            case "GET":
+                result = self._memo[place(argument or b"")]
+            case "PUT":
+                self._memo[place(argument or b"")] = self._stack[-1]
+            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                result = kept(above or below)
+            case "EMPTY_DICT" | "DICT" | "SETITEM" | "SETITEMS":
+                result = {} if name.endswith("DICT") else below[0]
+                update(result, above or below[1:])
+                self._change(result, True)
+            case "DUP" | "APPEND" | "APPENDS" | "ADDITEMS" | "READONLY_BUFFER":
+                result = below[0]
+                self._change(result, False)
+            case "NEWOBJ" | "NEWOBJ_EX":
+                result = self._call(below[1] if name == "NEWOBJ" else None, below[0])
+            case "OBJ":
+                self.idle &= type(above[0]) is not Global
+            case "BUILD":
+                result = self._build(*below)
+        self._stack += [result] * len(op.stack_after)
 
-    def _remember(self, op: Operation, argument: bytes | None) -> None:
-        """Puts the value on top into the memo, or one of the memo on top."""
-        digits, place = argument or b"", int.from_bytes(argument or b"", "little")
-        if op.name == "MEMOIZE":
-            place = len(self._memo)
-        elif op.argument == pickletools.UP_TO_NEWLINE:
-            try:
-                place = int(digits[:MAX_NAME])
-            except ValueError as error:
-                raise Malformed("a number in it is none") from error
-        if len(self._memo) >= MAX_MEMO or len(digits) > MAX_NAME:
-            raise BudgetExceeded
-        if op.name.endswith("GET"):
-            if place not in self._memo:
-                raise Malformed("it refers to what is not there")
-            self._stack.append(self._memo[place])
-        elif not self._stack:
-            raise Malformed("its stack is empty")
-        else:
-            self._memo[place] = self._stack[-1]
-
-    def _operands(self, op: Operation) -> tuple[list[Any], list[Any]]:
+    def _operands(self, op: pickletools.OpcodeInfo) -> tuple[list[Any], list[Any]]:
         """The values that it takes from below the mark, and those from above; without a mark all are below."""
-        above: list[Any] = []
-        if op.to_mark:
-            if not self._marks:
-                raise Malformed("it has no mark")
-            begin = self._marks.pop()
-            above = self._stack[begin:]
-            del self._stack[begin:]
-        elif op.name == "POP" and self._marks and self._marks[-1] == len(self._stack):
-            self._marks.pop()
-            return [], []
-        return [self._pop() for _ in range(op.pops)][::-1], above
+        before, above = op.stack_before, list[Any]()
+        if op.name == "POP" and not self._stack:
+            before = [pickletools.markobject]
+        if pickletools.markobject in before:
+            above, self._stack = self._stack, self._below.pop()
+            before = before[:before.index(pickletools.markobject)]
+        below = [self._stack.pop() for _ in before][::-1]
+        if self._wrapped:
+            taken = (*below[op.name in ("NEWOBJ", "NEWOBJ_EX", "REDUCE"):], *above)
+            if any(type(value) is Global and may_wrap(value.name) for value in taken):
+                self._found.complete = False    # what it is taken for may make an array of it
+        return below, above
 
-    def _result(self, op: Operation, argument: bytes | None, below: list[Any], above: list[Any]) -> Any:
-        """What is known of the value that an opcode pushes."""
-        name = op.name
-        if name == "STACK_GLOBAL":
-            below = [text_of(value) if type(value) is bytes else value for value in below]
-            if any(value is not None and not isinstance(value, str | Made) for value in below):
-                raise Malformed("it imports what is no name")
-            return self._import(*(value if isinstance(value, str) else None for value in below))
-        if name.startswith("EXT"):
-            self._found.add(EXTENSION[:-1], str(int.from_bytes(argument or b"", "little")))
-        elif name == "PROTO":
-            if argument and argument[0] > pickle.HIGHEST_PROTOCOL:
-                raise Malformed("it is of a protocol that is not known")
-        elif name in ("PERSID", "BINPERSID"):
-            self._found.persistent_ids = True
-        elif name in ("STRING", "UNICODE"):
-            text = text_of(argument)
-            return None if not text or "\\" in text else text.strip("'\"") if name == "STRING" else text
-        elif name in NUMBERS:
-            return OTHER if argument is None else int.from_bytes(argument, "little", signed=NUMBERS[name])
-        elif name in STRINGS:
-            return text_of(argument)
-        else:
-            return self._combined(op, below, above)
-        return op.result
+    def _call(self, arguments: Any, function: Any) -> Made:
+        """What something makes of arguments, if it was imported."""
+        self.idle &= type(function) is not Global
+        if type(function) is not Global:
+            self._wrapped |= self._arrays   # of what was made itself
+            return Made("?", arguments)
+        if function.name.startswith(TENSOR):
+            self._found.rebuild(arguments)
+        return Made(function.name, arguments)
 
-    def _combined(self, op: Operation, below: list[Any], above: list[Any]) -> Any:
-        """What an opcode makes of values that it takes."""
-        name = op.name
-        if self._wrapped and Global in map(type, (*below[name in CALLS:], *above)):
-            self._found.complete &= not any(type(value) is Global and value.name.endswith(WRAPPER)
-                                            for value in (*below, *above))
-        if name.startswith("TUPLE"):
-            return kept(above or below)
-        if name in ("EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"):
-            target = {} if name.endswith("DICT") else below[0]
-            if isinstance(target, dict):
-                update(target, above or below[1:])
-            return target if self._sized else OTHER
-        if name in CALLS:
-            return self._call(below[0], below[1] if len(below) == 2 else None)
-        if name == "OBJ":
-            self.idle &= not (above and isinstance(above[0], Global))
-        if name == "BUILD":
-            self.idle &= not isinstance(below[0], Global) or isinstance(below[1], str | bytes | Global)
-            return self._build(*below)
-        return below[0] if name == "DUP" or name in SAME else op.result
+    def _change(self, target: Any, keys: bool) -> None:
+        """Takes what is put into something imported for a call: sys.path has other items, builtins another open()."""
+        if type(target) is Global and (keys or target.name.partition(".")[0] in sys.stdlib_module_names):
+            self.idle = False       # a text may seem to append to what is not there
+
+    def _import(self, module: str | None, name: str | None) -> Global:
+        self._source.budget.step()      # decoding and checking two names takes longer than other opcodes
+        imported = Global(self._found.add(module, name))
+        self._wrapped |= self._arrays and may_wrap(imported.name)
+        return imported
 
     def _build(self, target: Any, state: Any) -> Any:
         """Gives an object its state. In the place of joblib's wrapper of an array come the array's raw bytes then."""
-        if isinstance(target, Made):
+        self.idle &= type(target) is not Global or type(state) in (bytes, Global)
+        if type(target) is Made:
             target.state = state if target.state is None else OTHER     # of two the effect is not known
-            if not target.name.endswith(WRAPPER) and "?" not in target.name:
-                return target
-        if not self._wrapped:
+        if not self._wrapped or (type(target) is Made and not may_wrap(target.name)):
             return target
-        array = array_of(target.state) if isinstance(target, Made) and target.arguments == () else None
+        array = array_of(target.state) if type(target) is Made and target.arguments == () else None
         if array is None:   # whether joblib would read an array here is not known
-            self._found.complete = False
+            self._found.complete &= has_no_shape(state) and type(target) is Made and target.name == "?"
             return target
         size, padded = array
         if size is None:    # an array of objects is a pickle in the pickle
             self._found.complete = False    # for pickle.load the same pickle going on
-            Walk(self._stream, self._found, self._budget, arrays=False).run()
+            Walk(self._source, self._found, arrays=False).run()
             return OTHER
-        padding = exactly(self._stream, 1)[0] if padded else 0
+        padding = self._source.exactly(1)[0] if padded else 0
         if padding > MAX_PADDING:
             raise Malformed("an array in it is not aligned")    # what pickle.load would take for opcodes
         self.unpadded |= not padded
-        skip(self._stream, padding + size)
+        self._source.skip(padding + size)
         return OTHER
 
 
-def line(stream: io.BufferedReader) -> bytes:
+def may_wrap(name: str) -> bool:
+    """Whether this is joblib's wrapper of an array, under whatever name it is reached, or may be."""
+    return name.endswith(WRAPPER) or "?" in name
+
+
+def line(source: Stream) -> bytes:
     """The bytes up to the end of the line, not more than are too many for a name.
 
     A last line without its end loses its last byte, as it does in the unpickler that is written in Python.
     """
-    text = rest = stream.readline(MAX_NAME + 3)     # with quotes and the end
-    while not rest.endswith(b"\n") and (rest := stream.readline(BLOCK)):
-        pass
+    text = b""
+    for piece in source.until(b"\n"):
+        text = (text + piece)[:MAX_NAME + 3]    # with quotes and the end
     return text[:-1]
 
 
@@ -333,57 +356,73 @@ def name_of(text: bytes) -> str | None:
     return name if len(text) <= MAX_NAME else None
 
 
-def look(stream: io.BufferedReader, found: Found, budget: Budget, again: Callable[[], io.BufferedReader]) -> None:
-    """Adds to `found` what unpickling would import here, where there need not be a pickle; raises BudgetExceeded.
+def written(value: Any) -> str | None:
+    """A name on the stack, None where it is not known; raises Malformed for what is none."""
+    if value is not None and type(value) not in (bytes, Made):
+        raise Malformed("it imports what is no name")
+    text = value.decode("utf-8", "replace") if type(value) is bytes else ""
+    return text if 0 < len(text) <= MAX_NAME and text.isprintable() else None
+
+
+def place(digits: bytes) -> int:
+    """The key of a value in the memo, which was written as text."""
+    try:
+        key = int(digits[:MAX_NAME])
+    except ValueError as error:
+        raise Malformed("a number in it is none") from error
+    if len(digits) > MAX_NAME:
+        raise BudgetExceeded
+    return key
+
+
+# ---- pickles in a file
+
+
+def look(source: Stream, found: Found) -> None:
+    """Adds to `found` what unpickling would import here, where there need not be a pickle; raises BudgetExceeded."""
+    here, protocol = Found(), source.ahead(1) == b"\x80"
+    try:
+        if not is_pickle(source, here, protocol):
+            here = Found()
+    except BudgetExceeded:
+        here.pickled = protocol or bool(here.imports)
+        raise
+    finally:
+        found.merge(here)
+
+
+def is_pickle(source: Stream, here: Found, protocol: bool) -> bool:
+    """Whether there is a pickle here, which is then walked, and those behind it.
 
     It is one when it has an import, or when it is whole and either says so in its first byte or ends with the file: in
     the raw bytes of a tensor some first bytes are opcodes by chance, and of those an EXT is an import that nobody has.
     Nor is it one when a text has a word that begins with c and another below it, as lists of labels have, unless STOP
-    is its end or it does something with what it imports. `again` gives what is before it and here from the beginning.
+    is its end or it does something with what it imports.
     """
-    protocol, here = stream.peek(1)[:1] == b"\x80", Found()
-    walk = Walk(stream, here, budget)
-    try:
-        torch = walk.run() == TORCH_MAGIC
-        if protocol or at_end(stream) or (here.named() and not (walk.idle and is_text(again()))):
-            here.pickled, here.torch = True, torch
-            here.complete = here.complete and look_on(stream, here, budget)
-            if walk.unpadded:
-                here.complete &= not hides_more(again(), here, budget)
-            found.merge(here)
-    except Malformed:
-        if (protocol and here.imports) or (here.named() and not (walk.idle and is_text(again()))):
-            here.pickled, here.complete = protocol, False   # performed before the fault shows
-            found.merge(here)
-    except BudgetExceeded:
-        here.pickled = protocol or bool(here.imports)
-        found.merge(here)
-        raise
-
-
-def look_on(stream: io.BufferedReader, found: Found, budget: Budget) -> bool:
-    """Goes through the pickles that follow a first one; False when something else follows."""
-    try:
-        for _ in range(TORCH_PICKLES - 1 if found.torch else MAX_PICKLES):
-            if at_end(stream):
-                return not found.torch
-            Walk(stream, found, budget).run()
-    except Malformed:
-        return False
-    return found.torch
-
-
-def hides_more(stream: io.BufferedReader, found: Found, budget: Budget) -> bool:
-    """Whether pickle.load, for which an array of joblib's is more opcodes, imports what joblib.load does not."""
-    plain = Found()
+    walk, whole, start = Walk(source, here), False, source.tell()
     with suppress(Malformed):
-        Walk(stream, plain, budget, arrays=False).run()
-    return not plain.imports.keys() <= found.imports.keys()
+        here.torch = walk.run() == TORCH_MAGIC
+        whole = True
+    certain = (whole and (protocol or not source.ahead(1))) or (protocol and bool(here.imports))
+    here.complete &= whole and look_on(source, here, walk)
+    if not certain and (not here.named() or (walk.idle and not CONTROL.search(source.part.stream().read(BLOCK)))):
+        return False
+    here.pickled = whole or protocol
+    if walk.unpadded:   # for pickle.load the array is more opcodes
+        rest, plain = source.part.stream(), Found()
+        rest.skip(start)
+        look_on(rest, plain, Walk(rest, plain, arrays=False))
+        here.complete &= plain.imports.keys() <= here.imports.keys()
+    return True
 
 
-def is_text(stream: io.BufferedReader) -> bool:
-    return not CONTROL.search(stream.read(BLOCK))
-
-
-def at_end(stream: io.BufferedReader) -> bool:
-    return not stream.peek(1)
+def look_on(source: Stream, found: Found, walk: Walk) -> bool:
+    """Goes through the pickles that come next; False when something else comes."""
+    with suppress(Malformed):
+        if found.torch:
+            for _ in range(TORCH_PICKLES - 1):
+                walk.run()
+        while not found.torch and source.ahead(1):
+            walk.run()
+        return True
+    return False

@@ -6,9 +6,8 @@ number leads to its name; to the name and the tree of the message in it; or to t
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from itertools import islice
 from typing import Any
 
 from inspection.found import MAX_NUMBER
@@ -21,8 +20,8 @@ NEAR = 4096             # bytes read at once: fields stand close together, and t
 MAX_VARINT = 10         # bytes
 MAX_NESTING = 40        # messages in messages; the body of a loop in ONNX is 3 deeper than the node
 MAX_KINDS = 32          # different fields of the outermost message; ONNX has 12
-MAX_COLLECTED = 4096    # inputs of a model, fields of one
 Tree = dict[int, Any]
+Fields = dict[str, list[Any]]
 Kinds = dict[tuple[int, int], tuple[int, ...]]  # by number and wire type: how many, value and length of the last one
 HAS = 0                 # in a tree, where no field is: bytes without which a message is not of interest
 
@@ -72,27 +71,29 @@ class Message:
                 raise Malformed("it has a field beyond its end")
             yield number, wire, value, length
 
-    def walk(self, at: int, end: int, tree: Tree, nesting: int = 0) -> Iterator[tuple[str, Any]]:
-        """Names and values of the fields in `tree`, in the order of the file: any is allowed, and messages may merge.
+    def read(self, at: int, end: int, tree: Tree, into: Fields | None = None, nesting: int = 0) -> Fields:
+        """The fields in `tree` by their names, in the order of the file: any is allowed, and messages may merge.
 
-        A message has None for its value, or what is collected of it; its own fields come next.
+        A message has None for its value, and its own fields are beside it; or the value is what is collected of them.
         """
+        into = defaultdict(list) if into is None else into
         if nesting > MAX_NESTING:
             raise Malformed("its messages are nested too deeply")
         if HAS in tree and end - at <= NEAR and tree[HAS] not in self.bytes(at, end - at):
-            return
+            return into
         for number, wire, value, length in self.fields(at, end):
             match tree.get(number):
                 case name, inner if wire == BYTES:
-                    yield name, None
-                    yield from self.walk(value, value + length, inner, nesting + 1)
+                    into[name].append(None)
+                    self.read(value, value + length, inner, into, nesting + 1)
                 case name, inner, collect if wire == BYTES:
-                    yield name, collect(islice(self.walk(value, value + length, inner, nesting + 1), MAX_COLLECTED))
+                    into[name].append(collect(self.read(value, value + length, inner, None, nesting + 1)))
                 case str(name) if wire == BYTES:
                     text = self.bytes(value, min(length, 4 * MAX_TEXT)).decode("utf-8", "replace")
-                    yield name, clip(text, MAX_TEXT)
-                case str(name) if wire == VARINT:
-                    yield name, min(value - (1 << 64) * (value >> 63), MAX_NUMBER)      # negative ones have 64 bits
+                    into[name].append(clip(text, MAX_TEXT))
+                case str(name) if wire == VARINT:   # negative ones have 64 bits
+                    into[name].append(min(value - (1 << 64) * (value >> 63), MAX_NUMBER))
+        return into
 
 
 def protobuf(window: Window) -> tuple[str, dict[str, Any]]:
@@ -114,18 +115,9 @@ def protobuf(window: Window) -> tuple[str, dict[str, Any]]:
     raise Malformed("it is no message of a format that is known")
 
 
-def gathered(fields: Iterable[tuple[str, Any]]) -> dict[str, list[Any]]:
-    """All the values of each name."""
-    found = defaultdict[str, list[Any]](list)
-    for name, value in fields:
-        if name:
-            found[name].append(value)
-    return found
-
-
-def last(found: dict[str, list[Any]], *names: str) -> dict[str, Any]:
-    """The last value of those names that there are: of a field that comes twice it counts."""
-    return {name: found[name][-1] for name in names if name in found}
+def last(found: Fields, *names: str) -> dict[str, Any]:
+    """The last value of those names that there are, or of all: of a field that comes twice it counts."""
+    return {name: found[name][-1] for name in names or found if name in found}
 
 
 # ---- ONNX
@@ -138,30 +130,29 @@ ELEMENT_TYPES = dict(enumerate((
     "float6e3m2")))
 
 
-def onnx_input(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def onnx_input(found: Fields) -> dict[str, Any]:
     """Name, type and shape of an input: ValueInfoProto, and of its TypeProto what is a tensor."""
-    found = gathered(fields)
     shape = [each.get("size") for each in found["dimension"][:MAX_SHOWN]] if found["shape"] else None
     kinds = [ELEMENT_TYPES.get(number, f"type {number}") for number in found["type"]]
     return {"name": "", "type": kinds[-1] if kinds else None, "shape": shape} | last(found, "name")
 
 
-TENSOR: Tree = {13: ("external", {1: "key", 2: "value"}, dict)}
+TENSOR: Tree = {13: ("external", {1: "key", 2: "value"}, last)}
 BODY: Tree = {}         # a graph in an attribute, like a loop's: read for its tensors that are in other files
 NODE: Tree = {HAS: b"location", 5: ("", {5: ("", TENSOR), 6: ("", BODY), 10: ("", TENSOR), 11: ("", BODY)})}
 WEIGHT: Tree = {8: "weight", **TENSOR}
 SPARSE: Tree = {1: ("", WEIGHT), 2: ("", TENSOR)}
 BODY |= {1: ("", NODE), 5: ("", TENSOR), 15: ("", SPARSE)}
-SHAPE: Tree = {1: ("dimension", {1: "size", 2: "size"}, dict)}
+SHAPE: Tree = {1: ("dimension", {1: "size", 2: "size"}, last)}
 INPUT: Tree = {1: "name", 2: ("", {1: ("", {1: "type", 2: ("shape", SHAPE)})})}
 MODEL: Tree = {
-    1: "ir_version", 2: "producer", 3: "producer_version", 8: ("opset", {1: "domain", 2: "version"}, dict),
+    1: "ir_version", 2: "producer", 3: "producer_version", 8: ("opset", {1: "domain", 2: "version"}, last),
     7: ("", {1: ("node", NODE), 5: ("", WEIGHT), 11: ("input", INPUT, onnx_input), 15: ("", SPARSE)}),
     20: ("", {1: ("", BODY), 2: ("", BODY)}), 25: ("", {7: ("", NODE)})}
 
 
 def onnx(message: Message, end: int, _: Kinds) -> dict[str, Any]:
-    found = gathered(message.walk(0, end, MODEL))
+    found = message.read(0, end, MODEL)
     details = {"ir_version": 0, "producer": "", "producer_version": ""} | last(
         found, "ir_version", "producer", "producer_version")
     version, weights = details["ir_version"], set(found["weight"])
@@ -194,7 +185,7 @@ PROGRAM: Tree = {1: ("", {1: "block", 4: ("node", {3: "op"})}), 4: ("", {1: "ver
 
 def graph(message: Message, end: int, _: Kinds, tree: Tree = GRAPH, also: str = "op") -> dict[str, Any]:
     """Nodes and operations of a graph, and what else is named in the tree; `also` is a field that there must be."""
-    found = gathered(message.walk(0, end, tree))
+    found = message.read(0, end, tree)
     operations = set(found["op"])
     if not operations or not found[also] or last(found, "schema") not in ({}, {"schema": 1}) or not all(
             isinstance(name, str) and re.fullmatch(r"\w[\w.>]*", name) for name in operations):
@@ -212,7 +203,7 @@ PARTS: Tree = dict.fromkeys((303, 403, 500), ("", LAYERS)) | {555: ("", {10: "cu
 PIPELINE: Tree = {1: ("", PARTS)}
 PARTS |= {202: ("", PIPELINE)} | dict.fromkeys((200, 201), ("", {1: ("", PIPELINE)}))
 COREML: Tree = {1: "specification_version", 2: ("", {
-    1: ("inputs", {1: "name"}, dict), 10: ("outputs", {1: "name"}, dict),
+    1: ("inputs", {1: "name"}, last), 10: ("outputs", {1: "name"}, last),
     100: ("", {1: "description", 2: "model_version", 3: "author", 4: "license"})}), **PARTS}
 PIECE_MODELS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
@@ -220,7 +211,7 @@ PIECE_MODELS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 def coreml(message: Message, end: int, kinds: Kinds) -> dict[str, Any]:
     if max(kinds)[0] < FIRST_KIND:
         raise Malformed("it has no model")
-    found = gathered(message.walk(0, end, COREML))
+    found = message.read(0, end, COREML)
     custom = list(dict.fromkeys(map(str, found["custom"])))[:MAX_SHOWN]
     return {name: [each.get("name") for each in found[name]][:MAX_SHOWN] for name in ("inputs", "outputs")} | last(
         found, "specification_version", "description", "model_version", "author", "license") | {
@@ -229,7 +220,7 @@ def coreml(message: Message, end: int, kinds: Kinds) -> dict[str, Any]:
 
 def sentencepiece(message: Message, _: int, kinds: Kinds) -> dict[str, Any]:
     pieces, (_, trainer, length) = kinds[1, BYTES][0], kinds[2, BYTES]
-    kind = dict(message.walk(trainer, trainer + length, {3: "type"})).get("type", 1)
+    kind = last(message.read(trainer, trainer + length, {3: "type"})).get("type", 1)
     return {"pieces": pieces, "model_type": PIECE_MODELS.get(kind)}
 
 

@@ -1,7 +1,6 @@
 """Reading what may be hostile: windows on a file, and what they unpack to, within one budget for all that is read."""
 
 import bz2
-import io
 import lzma
 import math
 import struct
@@ -64,22 +63,23 @@ class Budget:
             LARGE.release()
 
 
-class Window(io.RawIOBase):
-    """A part of a file, as a file of its own that can be read from any place."""
+class Window:
+    """A part of a file, whose bytes are read from any place."""
 
     def __init__(self, file: BinaryIO, start: int, length: int, budget: Budget) -> None:
         self._file, self._start, self.length, self.budget = file, start, length, budget
-        self._at = 0
 
     def part(self, start: int, length: int) -> "Window":
         return Window(self._file, self._start + start, max(0, min(length, self.length - start)), self.budget)
 
-    def stream(self, size: int = NEAR) -> io.BufferedReader:
-        return io.BufferedReader(self.part(0, self.length), size)
-
     def at(self, start: int, length: int) -> bytes:
         """These bytes, or fewer where the window ends; a `start` before it reads nothing."""
-        return self.part(start, length).stream().read() if 0 <= start < self.length else b""
+        length = min(length, self.length - start)
+        if start < 0 or length <= 0:
+            return b""
+        self.budget.take(length)
+        self._file.seek(self._start + start)
+        return self._file.read(length)
 
     def numbers(self, code: str, at: int = 0) -> tuple[Any, ...]:
         """What struct unpacks here; raises Malformed where the file ends before."""
@@ -88,43 +88,70 @@ class Window(io.RawIOBase):
             raise Malformed("it ends in the middle, or points beyond its end")
         return struct.unpack(code, data)
 
-    def readable(self) -> bool:
-        return True
+    def blocks(self, at: int = 0) -> Iterator[bytes]:
+        """All bytes from here on: few at first, as there may be a leap ahead."""
+        size = NEAR
+        while data := self.at(at, size):
+            yield data
+            at, size = at + len(data), min(2 * size, BLOCK)
 
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), self.length - self._at)
-        if wanted <= 0:
-            return 0    # a file cannot be asked for places that no file has
-        self.budget.take(wanted)
-        self._file.seek(self._start + self._at)
-        data = self._file.read(wanted)
-        buffer[:len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self.length)[whence]
-        return self._at
+    def stream(self) -> "Stream":
+        return Stream(self)
 
 
-class Blocks(io.RawIOBase):
-    """Blocks of bytes, as a file that goes forward only."""
+class Stream:
+    """The bytes of a part in their order. Those in `data` from `at` on are here already."""
 
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks, self._kept = blocks, b""
+    def __init__(self, part: "Part") -> None:
+        self.budget, self.data, self.at = part.budget, b"", 0
+        self.part, self._blocks, self._read = part, part.blocks(), 0
 
-    def readable(self) -> bool:
-        return True
+    def tell(self) -> int:
+        return self._read - len(self.data) + self.at
 
-    def readinto(self, buffer: Any) -> int:
-        while len(self._kept) < len(buffer) and (block := next(self._blocks, None)) is not None:
-            self._kept += block
-        out, self._kept = self._kept[:len(buffer)], self._kept[len(buffer):]
-        buffer[:len(out)] = out
-        return len(out)
+    def ahead(self, count: int) -> bytes:
+        """The next bytes, which stay; fewer where it ends."""
+        if (here := len(self.data) - self.at) < count:
+            pieces = [self.data[self.at:]]
+            while here < count and (block := next(self._blocks, b"")):
+                pieces.append(block)
+                here, self._read = here + len(block), self._read + len(block)
+            self.data, self.at = b"".join(pieces), 0
+        return self.data[self.at:self.at + count]
+
+    def read(self, count: int) -> bytes:
+        """The next bytes, or fewer where it ends."""
+        data = self.ahead(count)
+        self.at += len(data)
+        return data
+
+    def exactly(self, count: int) -> bytes:
+        """The next bytes, of which there may be a few only; raises Malformed when it ends before."""
+        if len(data := self.read(count)) < count:
+            raise Malformed("it ends in the middle")
+        return data
+
+    def until(self, end: bytes) -> Iterator[bytes]:
+        """What comes up to a byte like `end` and with it, or to the end of all, in pieces."""
+        found = 0
+        while not found and self.ahead(1):
+            found = self.data.find(end, self.at) + 1
+            piece = self.data[self.at:found or None]
+            self.at += len(piece)
+            yield piece
+
+    def skip(self, count: int) -> None:
+        """Goes on so many bytes, without reading them where that can be; the end shows with the next read."""
+        missing = self.at + count - len(self.data)
+        if missing <= 0:
+            self.at += count
+        elif isinstance(self.part, Window):
+            self.data, self.at, self._read = b"", 0, self._read + missing
+            self._blocks = self.part.blocks(self._read)
+        else:
+            self.at = len(self.data)
+            while missing > 0 and (data := self.read(min(missing, BLOCK))):
+                missing -= len(data)
 
 
 # What begins to unpack one stream, and what a byte of it costs, where one that is stored costs 1.
@@ -145,64 +172,61 @@ class Packed:
         self.part, self.kind, self.damaged = part, kind, False
         self.budget: Budget = part.budget
 
-    def stream(self, size: int = UNPACKED) -> io.BufferedReader:
-        return io.BufferedReader(Blocks(self._all()), size)
+    def stream(self) -> Stream:
+        return Stream(self)
 
-    def _all(self) -> Iterator[bytes]:
+    def blocks(self) -> Iterator[bytes]:
         calls = 0
         with suppress(Malformed):
             for block in self._calls():
                 calls += 1
-                yield block
+                if block:
+                    yield block
             return
         self.damaged = True
         with suppress(Malformed):   # anew, and from the last call that went well on byte by byte
-            yield from islice(self._calls(calls), calls, None)
+            yield from filter(None, islice(self._calls(calls), calls, None))
 
     def _calls(self, quick: float = math.inf) -> Iterator[bytes]:
         """What each call of a decompressor gives, if anything, after `quick` calls byte by byte; raises Malformed."""
-        source, cost, data, more = self.part.stream(PACKED), UNPACKERS[self.kind][1], b"", True
+        source, (begin, cost), more = self.part.stream(), UNPACKERS[self.kind], True
         while more:
-            machine, used, quick = UNPACKERS[self.kind][0](), 0, quick - 1
+            machine, quick = begin(), quick - 1
             yield unpack(machine, self._header(source), UNPACKED)
             while not machine.eof:
                 self.budget.step()
                 quick -= 1
-                if needed := getattr(machine, "needs_input", True):
-                    self.budget.take(len(source.read(used)) * (cost - 1))
-                    data = source.peek()[:PACKED if quick >= 0 else 1]
-                    used = len(data)
-                out = unpack(machine, data if needed else b"", UNPACKED if quick >= 0 else 1)
-                self.budget.take(len(out))
-                used -= len(machine.unused_data if machine.eof else getattr(machine, "unconsumed_tail", b""))
-                if needed and not data and not out:
+                data, hungry = b"", getattr(machine, "needs_input", True)
+                if hungry and source.ahead(1):
+                    data = source.read(min(PACKED, len(source.data) - source.at) if quick >= 0 else 1)
+                out = unpack(machine, data, UNPACKED if quick >= 0 else 1)
+                source.at -= len(machine.unused_data if machine.eof else getattr(machine, "unconsumed_tail", b""))
+                self.budget.take(len(out) + len(data) * (cost - 1))
+                if hungry and not data and not out:
                     self.damaged = True     # it ends in the middle
                     return
                 yield out
-            source.read(used)
             more = self._follows(source)
 
-    def _header(self, source: io.BufferedReader) -> bytes:
+    def _header(self, source: Stream) -> bytes:
         """What a stream begins with, made a header that is taken; empty where it can stay as it is."""
         self.budget.step(BEGIN)
         head = b""
         if self.kind == "gzip":
             head, whole = gzip_header(source)
             self.damaged |= not whole
-        elif self.kind == "xz" and is_lzma(head := source.read(LZMA_HEADER)):
-            # A dictionary larger than all that is unpacked is never filled.
+        elif self.kind == "xz" and is_lzma(source.ahead(LZMA_HEADER)):
+            head = source.read(LZMA_HEADER)     # a dictionary larger than all that is unpacked is never filled
             head = head[:1] + min(int.from_bytes(head[1:5], "little"), MAX_BYTES).to_bytes(4, "little") + head[5:]
         return head
 
-    def _follows(self, source: io.BufferedReader) -> bool:
+    def _follows(self, source: Stream) -> bool:
         """Whether there is another stream: gzip, bzip2 and xz files may follow one another."""
         if piece := {"gzip": 1, "xz": EMPTY_LZMA}.get(self.kind):   # zeros, which the gzip module takes for padding
-            while zeros := (len(data := source.peek()) - len(data.lstrip(b"\0"))) // piece * piece:
-                source.read(zeros)
-        if self.kind in ("deflate", "zlib"):
-            self.damaged |= self.kind == "zlib" and bool(source.peek())
-            return False
-        return bool(source.peek())
+            while zeros := (len(data := source.ahead(PACKED)) - len(data.lstrip(b"\0"))) // piece * piece:
+                source.skip(zeros)
+        self.damaged |= self.kind == "zlib" and bool(source.ahead(1))
+        return self.kind not in ("deflate", "zlib") and bool(source.ahead(1))
 
 
 Part = Window | Packed
@@ -216,7 +240,7 @@ def unpack(machine: Any, data: bytes, size: int) -> bytes:
         raise Malformed("it does not unpack") from error
 
 
-def gzip_header(source: io.BufferedReader) -> tuple[bytes, bool]:
+def gzip_header(source: Stream) -> tuple[bytes, bool]:
     """Passes over a header as leniently as the gzip module (RFC 1952 2.3): gives one without optional fields.
 
     The other value is False where it has flags without a meaning, or a wrong check of its own.
@@ -227,10 +251,8 @@ def gzip_header(source: io.BufferedReader) -> tuple[bytes, bool]:
         length = source.read(2)
         check = zlib.crc32(length + source.read(int.from_bytes(length, "little")), check)
     for flag in 8, 16:      # a name and a comment, each with a zero at its end
-        ended = not flags & flag
-        while not ended and (data := source.peek()):
-            ended = b"\0" in data
-            check = zlib.crc32(source.read(data.index(b"\0") + 1 if ended else len(data)), check)
+        for piece in source.until(b"\0") if flags & flag else ():
+            check = zlib.crc32(piece, check)
     right = (check & 0xFFFF).to_bytes(2, "little")
     return head[:3] + bytes(7), flags < 32 and (not flags & 2 or source.read(2) == right)
 
@@ -241,25 +263,6 @@ def is_lzma(head: bytes) -> bool:
     top = 1 << max(0, size - 1).bit_length()
     return (len(head) >= LZMA_HEADER and head[0] < 225 and size in (0, top, top * 3 // 4, (1 << 32) - 1)
             and (length < 1 << 38 or length == (1 << 64) - 1))
-
-
-def exactly(stream: io.BufferedReader, count: int) -> bytes:
-    """The next bytes, of which there may be a few only; raises Malformed when it ends before."""
-    data = stream.read(count)
-    if len(data) < count:
-        raise Malformed("it ends in the middle")
-    return data
-
-
-def skip(stream: io.BufferedReader, count: int) -> None:
-    """Goes on so many bytes without reading them where that can be; the end of it shows with the next read."""
-    if stream.seekable():
-        if count >> 62:
-            raise Malformed("it tells of more bytes than a file can have")
-        stream.seek(count, io.SEEK_CUR)
-        return
-    while count > 0 and (data := stream.read(min(count, BLOCK))):
-        count -= len(data)
 
 
 def clip(text: str, length: int) -> str:

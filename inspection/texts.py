@@ -97,20 +97,19 @@ def skops_warning(each: dict[str, Any]) -> str:
 
 SUPERBLOCK = b"\x89HDF\r\n\x1a\n"
 SEARCHED = 32 << 20     # bytes: Keras writes what a model is made of before its weights
+MAX_BLOCK = 40          # doublings of 512 bytes that a block of the user may have
 ATTRIBUTE = b"model_config\0"
 TEXT = re.compile(rb'\0(\s*\{\s*"[^\0]*\})')    # a text of JSON, before which there are sizes with zeros in them
 
 
-def has_superblock(window: Window) -> bool:
-    """At the beginning, or behind a block of the user, whose length is a power of two."""
-    return any(window.at(at, 8) == SUPERBLOCK for at in (0, *(512 << n for n in range(16))))
-
-
 def hdf5(window: Window) -> tuple[str, dict[str, Any]]:
-    """The format and its details: Keras when it has the config of a model.
+    """The format and its details: Keras when it has the config of a model; none when it is no HDF5.
 
-    Each text of JSON is looked at, whatever attribute it belongs to, as there are many ways to lay them out.
+    It begins at the beginning, or behind a block of the user, whose length is a power of two. Each text of
+    JSON is looked at, whatever attribute it belongs to, as there are many ways to lay them out.
     """
+    if not any(window.at(at, 8) == SUPERBLOCK for at in (0, *(512 << n for n in range(MAX_BLOCK)))):
+        return "", {}
     data = window.at(0, SEARCHED)
     rest = window.length > SEARCHED
     said = [f"only its first {SEARCHED >> 20} MiB are searched for what Keras would run"] * rest

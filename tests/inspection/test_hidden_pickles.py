@@ -17,7 +17,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.inspected import imports, inspect
-from support.samples import CHANGES, EVAL, OS_SYSTEM, P4, PACKED, SAMPLES, gzipped, mutated, stack_global, text, zipped
+from support.samples import (
+    CHANGES,
+    EVAL,
+    OS_SYSTEM,
+    P4,
+    PACKED,
+    SAMPLES,
+    gzipped,
+    mutated,
+    npy,
+    stack_global,
+    text,
+    zipped,
+)
 
 from inspection import formats as inspection
 
@@ -25,7 +38,7 @@ from inspection import formats as inspection
 
 
 WHOLE = {name for name in PACKED if not re.search(
-    "tar|zip behind|with lzma|before a zip|wrong check|no meaning|in a zip|xz with a large", name)}
+    "tar|zip behind|array behind|with lzma|before a zip|wrong check|no meaning|in a zip|xz with a large", name)}
 WHOLE |= {"joblib of before 0.9.3 in a zip", "lzma in a zip"}
 
 
@@ -214,19 +227,44 @@ def test_of_arrays_without_padding_the_next_opcode_is_found(module):
     assert imports(none) == (OLD, True)
 
 
-def test_an_array_whose_bytes_are_opcodes_for_pickle_is_incomplete():
-    array = b"0" + EVAL[2:-1] + b"."
-    fields = {"shape": b"K" + bytes([len(array)]) + b"\x85", "dtype": U1["dtype"]}
-    assert imports(wrapped(fields.items(), array + b"0N.")) == (OLD[:2], False)
+OPCODES = b"0" + EVAL[2:-1] + b"."     # as the bytes of an array
+AN_ARRAY = wrapped([("shape", b"K" + bytes([len(OPCODES)]) + b"\x85"), ("dtype", U1["dtype"])], OPCODES + b"0N.")
+
+
+@pytest.mark.parametrize("data", [
+    AN_ARRAY, pickle.dumps(1) + AN_ARRAY, npy("'|O'", AN_ARRAY),
+    b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {})) + AN_ARRAY + pickle.dumps([], 2)],
+    ids=["alone", "behind another pickle", "in an npy", "in a file of the old torch"])
+def test_an_array_whose_bytes_are_opcodes_for_pickle_is_incomplete(data):
+    assert imports(data) == (OLD[:2], False)
+
+
+SWALLOWED = (EVAL[2:-1] + b"0").ljust(46, b"N").replace(b"NN", b"N0") + b"K\0"      # by an opcode that is in the array
+GIVEN = (stack_global("builtins", "getattr") + stack_global("importlib", "import_module")
+         + text("joblib.numpy_pickle") + b"\x85R" + text("NumpyArrayWrapper") + b"\x86R")
+
+
+@pytest.mark.parametrize("data", [
+    wrapped([("shape", b"K\x05\x85"), ("dtype", U1["dtype"])],
+            b"B" + struct.pack("<I", len(SWALLOWED)) + SWALLOWED + b"00N.", GIVEN),
+    wrapped([*U1.items(), (b"S\"'shape'\"\n", b"K\x02\x85")], b"\x0dKC0" + SWALLOWED + b"00N."),
+], ids=["the wrapper is given by a call", "a key with quotes in its quotes"])
+def test_an_array_swallows_no_import(data):
+    found, complete = imports(data)
+    assert "builtins.eval" in found or not complete
+
+
+def test_an_instance_of_a_class_that_is_computed_is_read_to_its_end():
+    made = stack_global("types", "new_class") + text("Mine") + b"\x85R)\x81}" + text("size") + b"K\x02sb"
+    assert imports(P4 + made + EVAL[2:-1] + b"\x86.") == (["types.new_class", "builtins.eval"], True)
 
 
 # ---- text
 
 
-TEXTS = ["cat\ndog\nbird\n", "cat\ndog\nbird", "car\nbus\nVan\nbike\n", "cat\ndog\n.gitignore\n", "(a)\n(b)\n",
-         "c\nd\ne\n", "[section]\nkey=1\n", "class,name\n1,2\n", "id\nname\nvalue\n", "cat\r\ndog\r\nbird\r\n",
-         "cat\ncaf\u00e9\n\u732b\n",
-         "cos\nsystem\n", "Vase\nPot\n"]
+TEXTS = ["cat\ndog\nbird\n", "cat\ndog\nbird", "car\nbus\nVan\nbike\n", "cat\ndog\nVan\napple\n", "cat\ndog\nNap\n",
+         "cat\ndog\n.gitignore\n", "(a)\n(b)\n", "c\nd\ne\n", "[section]\nkey=1\n", "class,name\n1,2\n",
+         "id\nname\nvalue\n", "cat\r\ndog\r\nbird\r\n", "cat\ncaf\u00e9\n\u732b\n", "cos\nsystem\n", "Vase\nPot\n"]
 
 
 @pytest.mark.parametrize("label", TEXTS, ids=range(len(TEXTS)))
@@ -244,6 +282,25 @@ def test_text_is_no_pickle(label, wrap):
 def test_a_pickle_in_letters_is_one(data):
     found, _ = imports(data)
     assert found and found[0].endswith(".system")
+
+
+@pytest.mark.parametrize("data", [
+    b"cbuiltins\n__dict__\nVopen\ncos\nsystem\ns.\n", b"cbuiltins\n__dict__\nVopen\ncos\nsystem\ns~",
+    b"cos\nenviron\n(VLD_PRELOAD\nV/tmp/x.so\nu.\n", b"csys\npath\nV/tmp\na.\n", b"csys\npath\n(V/tmp\ne.\n",
+    b"cos\nsystem\n." + OS_SYSTEM + b"\n",
+], ids=["a key", "a key before a fault", "keys", "an item", "items", "in a second pickle"])
+def test_a_pickle_in_letters_before_more_text_is_one_when_it_does_something(data):
+    found, complete = imports(data + b"some text\n")
+    assert found and not complete
+
+
+@pytest.mark.parametrize("before", [b"I1\n.", b"N.", b"N." * 500, b"I1\n.cos\nsystem\n."], ids=[
+    "a number", "None", "many", "an import that is not called"])
+@pytest.mark.parametrize("behind", [b"", b"\0junk"], ids=["last", "before something else"])
+@pytest.mark.parametrize("data", [EVAL, EVAL[2:], OS_SYSTEM], ids=["protocol 4", "no protocol", "letters"])
+def test_a_pickle_is_found_behind_others_that_do_nothing(before, data, behind):
+    found, complete = imports(before + data + behind)
+    assert found[-1] in ("builtins.eval", "posix.system") and complete == (not behind)
 
 
 # ---- what stands first

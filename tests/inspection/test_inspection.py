@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 import zlib
 from contextlib import suppress
@@ -22,11 +23,13 @@ from hypothesis import strategies as st
 from support.common import ROOT, drafting, sha256, staged
 from support.inspected import imports, inspect
 from support.samples import (
+    LAMBDA,
     OS_SYSTEM,
     P4,
     PLAIN,
     REBUILDING,
     SAMPLES,
+    SKOPS,
     TENSOR,
     bundled,
     field,
@@ -127,6 +130,19 @@ def test_what_a_person_should_look_at_is_told_in_plain_words(name):
     assert inspect(SAMPLES[name][0]).details.get("warnings", []) == WARNINGS.get(name, [])
 
 
+@pytest.mark.parametrize("name", ["keras with a Lambda layer", "skops"])
+def test_a_zip_without_the_version_that_its_library_does_without_is_what_it_is(name):
+    members = {"config.json": LAMBDA} if "keras" in name else {"schema.json": SKOPS.replace("_skops_version", "x")}
+    found = inspect(zipped(members))
+    assert (found.format, found.details) == (SAMPLES[name][1], {"warnings": WARNINGS[name]})
+
+
+def test_of_torchscript_that_is_too_long_it_is_told_that_the_rest_is_not_known():
+    code = b"#" * (1 << 20) + b"\ntorch.save(1, 'x')"
+    members = {"m/data.pkl": PLAIN, "m/constants.pkl": PLAIN, "m/code/__torch__.py": code}
+    assert any("not known" in warning for warning in inspect(zipped(members)).details["warnings"])
+
+
 def test_many_imports_are_one_warning():
     data = b"\x80\x02" + b"".join(b"cos\na%d\n0" % n for n in range(9)) + b"N."
     assert inspect(data).details["warnings"] == [
@@ -153,9 +169,11 @@ CONFIGS = {     # of Keras: an object of it, and what is said of that
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("write", [
     lambda config: zipped({"metadata.json": b'{"keras_version": "3.8"}', "config.json": config.encode()}),
+    lambda config: zipped({"config.json": config.encode()}),
+    lambda config: zipped({"config.json": config.replace("c", "\\u0063").encode()}),
     lambda config: hdf5([("keras_version", "2.15.0"), ("model_config", config)]),
     lambda config: hdf5([("model_config", config), ("keras_version", "2.15.0")], heap=True)],
-    ids=["keras", "hdf5", "hdf5 with a heap"])
+    ids=["keras", "keras without its version", "keras with escapes", "hdf5", "hdf5 with a heap"])
 def test_what_keras_would_run_or_look_up_outside_itself_is_told(name, write):
     inner, said = CONFIGS[name]
     outer = {"module": "keras", "class_name": "Sequential", "config": {"layers": [{"class_name": "Dense"}, inner]}}
@@ -348,6 +366,11 @@ def test_what_a_file_tells_is_cut_to_a_length_that_a_list_can_carry():
     assert len(found.details["metadata"]) == 32 and len(found.details["metadata"]["0"]) == 200
     inputs = b"".join(field(11, field(1, "i" * 9000)) for _ in range(1000))
     assert len(inspect(onnx(graph=inputs)).details["inputs"]) == 32
+
+
+def test_an_array_with_a_shape_of_5000_digits_is_an_array_of_which_nothing_is_told():
+    found = inspect(npy("'<f8'", bytes(16), f"({'9' * 5000},)"))
+    assert (found.format, found.details) == ("npy", {})
 
 
 def test_a_fault_of_the_disk_is_no_answer():
@@ -571,6 +594,8 @@ HOSTILE = {     # name: (what makes it, format)
     "a bomb": (lambda: zlib.compress(BOMB), "pickle"),
     "a zip of bombs": (lambda: zipped({f"{n}": BOMB for n in range(3)}, zipfile.ZIP_DEFLATED), "zip"),
     "a zip of 60,000 members": (lambda: zipped(dict.fromkeys(map(str, range(60_000)), PLAIN)), "zip"),
+    "tuples in tuples behind an array of joblib's": (
+        lambda: P4 + stack_global("joblib.numpy_pickle", "NumpyArrayWrapper") + b")" + b"\x85" * 1_500_000, "joblib"),
     "100,000 tensors": (lambda: safetensors(
         b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % n for n in range(100_000)) + b"}"),
         "unknown"),
@@ -643,6 +668,20 @@ def test_one_large_file_is_looked_at_after_the_other_and_no_small_one_waits_for_
         assert large.is_alive() and done == []
     large.join()
     assert done == [(["builtins.eval"], True)]
+
+
+def test_a_large_pickle_lets_other_threads_in_again_and_again():
+    before, turns = sys.getswitchinterval(), 0
+    large = threading.Thread(target=lambda: imports(LONG))
+    sys.setswitchinterval(60)   # the interpreter itself makes nobody give way
+    try:
+        large.start()
+        while large.is_alive():
+            turns += 1
+            time.sleep(0)
+    finally:
+        sys.setswitchinterval(before)
+    assert turns > 50   # there are some 250 slices; without them it is none
 
 
 MEMORY = """

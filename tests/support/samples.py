@@ -336,6 +336,12 @@ def tar_checksum(data, write):
     return data[:148] + write(total).ljust(8, b"\0")[:8] + data[156:]
 
 
+def unsized(data):
+    """The same zip for a reader that goes by what stands before a member, and without its sizes in the directory."""
+    at = data.index(b"PK\1\2") + 20
+    return data[:at] + bytes(8) + data[at + 8:]
+
+
 PACKED = {
     "gzip": gzipped, "gzip with a check of its header": lambda data: gzipped(data, 2, b"\x1d\x26"),
     "gzip with a wrong check of its header": lambda data: gzipped(data, 2, b"xx"),
@@ -367,11 +373,17 @@ PACKED = {
     "tar": lambda data: tarred("m", data),
     "tar with its checksum in base 256":
         lambda data: tar_checksum(tarred("m", data), lambda total: b"\x80" + total.to_bytes(7)),
+    "tar with its checksum of signed bytes":
+        lambda data: tar_checksum(b"\xe9" + tarred("m", data)[1:], lambda total: b"%o" % (total - 256)),
     "tar with its checksum as 0o": lambda data: tar_checksum(tarred("m", data), lambda total: b"0o%o" % total),
     "tar with its checksum as +": lambda data: tar_checksum(tarred("m", data), lambda total: b"+%o" % total),
     "tar with its checksum as 0_": lambda data: tar_checksum(tarred("m", data), lambda total: b"0_%o" % total),
     "tar in a zip": lambda data: zipped({"m": tar_checksum(tarred("m", data), lambda total: b"0o%o" % total)}),
     "a pickle before a zip": lambda data: data + zipped({"a.npy": npy("'<f8'", bytes(16))}),
+    "zip with sizes of 0 in its directory": lambda data: unsized(zipped({"m/data.pkl": data})),
+    "zip, deflated, with sizes of 0 in its directory":
+        lambda data: unsized(zipped({"m/data.pkl": data}, zipfile.ZIP_DEFLATED)),
+    "an array behind an array": lambda data: npy("'<f8'", bytes(16)) + npy("'|O'", data),
     "a zip behind an array": lambda data: npy("'<f8'", bytes(16)) + zipped({"m": data}),
     "a zip behind a gzip": lambda data: gzipped(b"text") + zipped({"m": data}),
 }
