@@ -189,7 +189,7 @@ class Model:
 
 def told_by(line: bytes) -> dict[str, Any]:
     """What the line of a model says; only its `url` is still without the base URL."""
-    told: dict[str, Any] = OF_LINES.decode(line.decode())
+    told: dict[str, Any] = OF_LINES.raw_decode(line.decode())[0]    # decode() would look for spaces around it
     return told
 
 

@@ -311,22 +311,25 @@ class Index:
 
     def _read(self, names: Names, directory: Directory, state: State) -> None:
         """Reads a directory that has changed or was removed."""
-        mtime = state.mtime_ns
+        mtime, moment = state.mtime_ns, time.monotonic()
         self._reads += 1
         children = self._children(*names) if mtime >= 0 else []
-        models = {}
+        models, lines = {}, {}
         if len(names) >= VERSION_DEPTH:
-            signatures = self._signatures(names, children)
-            models = {name: signature.stamp.size for name, signature in signatures.items() if signature}
-            directory.fingerprint = hash(tuple((name, signatures[name]) for name in models)) if models else 0
-            directory.compared = 0.0
-            if len(names) == MAX_DEPTH - 1:
-                children = list(models)
-        folders = {name for name in directory.children if name not in directory.models}
-        if len(names) != VERSION_DEPTH:     # a version may be another directory, with all that is in it
-            folders = folders.difference(name for name in children if name not in models)
-        for gone in folders:
-            self._drop((*names, gone))
+            found = {name: each for name, each in self._signatures(names, children).items() if each}
+            models = {name: signature.stamp.size for name, signature in found.items()}
+            lines = {name: directory.lines[name] for name, signature in found.items()
+                     if signature.state == directory.states.get(name)}
+            directory.fingerprint = hash(tuple(found.items())) if models else 0
+            directory.compared = moment
+            children = list(models) if len(names) == MAX_DEPTH - 1 else children
+        is_other = len(names) == VERSION_DEPTH and inode_of(directory.state) != state.inode
+        folders = set[str]() if is_other else set(children).difference(models)
+        for name in directory.children:
+            if name not in folders and name not in directory.models:
+                self._drop((*names, name))
+            elif len(names) >= VERSION_DEPTH:   # it may be another one all the same, where an inode is used again
+                self._doubt((*names, name))
         self.seen(names, [name for name in models if name not in directory.models])
         self._changes += directory.checked > 0      # the first check changes no total
         directory.children, directory.models, directory.state = children, models, state
@@ -336,7 +339,14 @@ class Index:
                 above.total = None
         if len(models) == len(children) and len(names) >= VERSION_DEPTH:
             directory.total = Total(len(models), sum(models.values()))
-        self._replace(directory, {name: directory.lines[name] for name in models if name in directory.lines})
+        self._replace(directory, lines)
+
+    def _doubt(self, names: Names) -> None:
+        """Makes the next list check a directory and those below it; what is known of them stays until then."""
+        if directory := self._directories.get(names):
+            directory.checked -= FRESH
+            for name in directory.children:
+                self._doubt((*names, name))
 
     def _drop(self, names: Names) -> None:
         """Removes a directory and all those below it from the cache."""

@@ -127,6 +127,31 @@ def test_a_version_with_more_models_than_are_read_at_once_is_whole_and_in_order(
         assert listed() == names
 
 
+def test_a_change_of_one_model_has_no_other_one_read_again(tmp_path, monkeypatch):
+    with Storage(tmp_path) as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+        names = ["a", "b", "f/a", "f/b", "g/h/a", "g/h/b"]
+        for name in names:
+            app.put(f"/models/p/a/1/{name}", b"old", status=201)
+        read, described = [], store._reader.described
+        monkeypatch.setattr(store._reader, "described",
+                            lambda place, key, stamp: read.append(key.model_name) or described(place, key, stamp))
+        for change in (lambda name: app.put(f"/models/p/a/1/{name}", name.encode(), status=200),
+                       lambda name: app.patch_json(f"/models/p/a/1/{name}/info", {"description": name})):
+            for name in names:
+                app.get("/models/list")
+                change(name)
+                read.clear()
+                assert app.get("/models/list").json["total_models"] == len(names)
+                assert read == [name]
+        read.clear()
+        (tmp_path / "p/a/1/f/a/metadata.json").write_text("{}")
+        (tmp_path / "p/a/1/g/h").rename(tmp_path / "p/a/1/i")
+        eventually(lambda: app.get("/models/list?format=txt").text.split()[2:] == [
+            f"p/a/1/{name}" for name in ("f/a", "f/b", "i/a", "i/b")])
+        eventually(lambda: app.get("/models/list") and sorted(read) == ["f/a", "i/a", "i/b"])
+
+
 def test_a_change_while_a_list_reads_shows_in_the_next_one(tmp_path):
     (tmp_path / "p/a/1/m").mkdir(parents=True)
     said = ["old"]
