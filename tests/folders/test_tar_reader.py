@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import hashlib
 import itertools
 import lzma
 import random
@@ -112,6 +113,21 @@ def test_the_tar_of_git_archive_is_read(tree):
     assert cut(tar) == {**FILES, LONG: b"long"}
     assert cut(subprocess.run(f"{git} archive --prefix=bert/ HEAD", shell=True, capture_output=True).stdout) == {
         f"bert/{name}": data for name, data in {**FILES, LONG: b"long"}.items()}
+
+
+def test_what_docker_save_writes_is_read_and_refused_where_it_has_links():
+    layer, config = b"of a layer" * 999, b'{"architecture": "amd64"}'
+    blobs = {f"blobs/sha256/{hashlib.sha256(data).hexdigest()}": data for data in (layer, config)}
+    images = {**blobs, "index.json": b"{}", "manifest.json": b"[]", "oci-layout": b"{}", "repositories": b"{}"}
+    folders = [member(f"{name}/", type=tarfile.DIRTYPE) for name in ("blobs", "blobs/sha256")]
+    tar = tar_of(*folders, *(member(name, data, mtime=0) for name, data in images.items()), form=tarfile.USTAR_FORMAT)
+    assert cut(tar) == images
+    # before Docker 25; a layer that several images have is a link to the first one
+    old = [(member(f"{image}/", type=tarfile.DIRTYPE), member(f"{image}/VERSION", b"1.0"), layer) for image, layer in (
+        ("0" * 64, member(f"{'0' * 64}/layer.tar", layer)),
+        ("1" * 64, member(f"{'1' * 64}/layer.tar", type=tarfile.SYMTYPE, linkname=f"../{'0' * 64}/layer.tar")))]
+    assert list(cut(tar_of(*old[0]))) == [f"{'0' * 64}/VERSION", f"{'0' * 64}/layer.tar"]
+    assert f"'{'1' * 64}/layer.tar' in the tar is a link" in refused(tar_of(*old[0], *old[1]))
 
 
 def test_sizes_and_names_of_every_encoding_are_read():

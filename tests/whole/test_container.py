@@ -416,6 +416,21 @@ def test_docker_stop_lets_an_upload_in_flight_finish(image, tmp_path):
     assert [path.name for path in (tmp_path / "models/.staging").iterdir() if len(path.name) > 15] == []
 
 
+def test_an_image_that_docker_saved_goes_up_as_a_version_and_docker_loads_what_comes_down(image, tmp_path):
+    with container() as it:
+        it.start()
+        version = f"{it.url}/models/images/{image}/1.0.0"
+        sh("bash", "-o", "pipefail", "-c", f"docker save {image} | curl -fsS -o {tmp_path}/answer -T - {version}")
+        names = [model["model_name"] for model in json.loads((tmp_path / "answer").read_text())["models"]]
+        assert "manifest.json" in names
+        before = docker("image", "inspect", "-f", "{{.Id}}", image)
+        loaded = sh("bash", "-o", "pipefail", "-c", f"curl -fsS '{version}?format=tar' | docker load").stdout
+        assert image in loaded and docker("image", "inspect", "-f", "{{.Id}}", image) == before
+        # its files are those of a system, with links and devices
+        refused = sh("bash", "-c", f"docker export {it.id} | curl -sS -T - {it.url}/models/images/exported/1").stdout
+        assert "'.dockerenv' in the tar is not a name" in json.loads(refused)["detail"]
+
+
 # ---- the README's lines and compose
 
 
