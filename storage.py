@@ -35,7 +35,7 @@ from repository.errors import (
     StorageFull,
     StoreError,
 )
-from repository.model import Details, Inspection, Model, ModelKey, Names
+from repository.model import VERSION_DEPTH, Details, Inspection, Model, ModelKey, Names
 from repository.reading import ModelReader, OpenModel
 from repository.replacement import Replacement
 from repository.staging import Staging
@@ -259,7 +259,7 @@ class Storage:
             return VersionDraft(self._tree, self.staging, version)
 
     def publish_version(self, draft: VersionDraft, check: Callable[[list[ModelKey]], None]) -> bool:
-        """Makes a draft of which all models are sealed the whole version; returns whether there was none.
+        """Makes a draft of which all models are synced the whole version; returns whether there was none.
 
         `check` may raise to refuse the change, given the models that are stored; those that the draft does not have are
         gone. Readers see the old or the new version, complete; the new one is on disk when this returns. Raises
@@ -285,7 +285,8 @@ class Storage:
     def delete(self, key: ModelKey, check: Check) -> Model:
         """Deletes one model, and returns what it was; the deletion is on disk when this returns.
 
-        `check` may raise to refuse it. Raises ModelNotFound, ReadOnly, StorageFailed. Works on a full disk.
+        `check` may raise to refuse it. Raises ModelNotFound, NotEmpty if an alias would point at nothing, ReadOnly,
+        StorageFailed. Works on a full disk.
         """
         grave = self.staging.new_name()
         with filesystem.as_store_errors(), ExitStack() as undo:
@@ -294,7 +295,9 @@ class Storage:
                 check(model)
                 session = undo.enter_context(self.staging.session())
                 with self._tree.walk(*key.names[:-1]) as parent:
-                    parent.rename(key.name, session, grave)
+                    version = key.names[:VERSION_DEPTH]
+                    with self.aliases.followed(version, lambda: all(other == key for other in self.keys(*version))):
+                        parent.rename(key.name, session, grave)
                     undo.callback(session.remove, grave)
                     self.index.forget(key.names)
                     parent.sync()

@@ -9,11 +9,13 @@ import errno
 import logging
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from repository import filesystem
 from repository.directories import LISTED, Directory, Tree
-from repository.errors import ModelExists
+from repository.errors import ModelExists, NotEmpty
 from repository.model import NAME, Names
 from repository.staging import Staging
 
@@ -22,6 +24,7 @@ MARK = "@"          # before its name: no version can begin with it
 ALIAS = re.compile(MARK + NAME.pattern)
 Check = Callable[[str | None], None]
 MAX_TOLD = 100      # foreign entries that are logged; more would only fill the log
+STATE = 16          # bytes in the lock file that are others after each change of an alias
 
 
 class Aliases:
@@ -30,6 +33,7 @@ class Aliases:
     def __init__(self, tree: Tree, staging: Staging) -> None:
         self._tree, self._staging = tree, staging
         self._told: set[str] = set()
+        self._last: tuple[Names, bytes, dict[str, str]] = ((), b"", {})     # an application, the state, and its aliases
 
     def version(self, project_id: str, app_name: str, alias: str) -> str | None:
         """The version that `alias` points at, whether anything is there or not; None if there is no such alias."""
@@ -57,8 +61,9 @@ class Aliases:
     def point(self, project_id: str, app_name: str, alias: str, version: str, check: Check) -> None:
         """Makes an alias or moves it; it is on disk when this returns. `check`, given where it points, may raise."""
         scratch = f"{self._staging.new_name()}.link"
-        with filesystem.as_store_errors(), self._staging.locked_aliases(), self._staging.session() as session:
+        with filesystem.as_store_errors(), self._staging.locked_aliases() as lock, self._staging.session() as session:
             check(self.version(project_id, app_name, alias))
+            os.pwrite(lock, secrets.token_bytes(STATE), 0)
             with self._tree.walk(project_id, app_name) as parent:
                 os.symlink(version, scratch, dir_fd=session.descriptor)
                 try:
@@ -77,6 +82,21 @@ class Aliases:
                 parent.unlink(alias)
                 parent.sync()
         self._tree.prune(project_id, app_name)
+
+    @contextmanager
+    def followed(self, version: Names, is_last: Callable[[], bool]) -> Iterator[None]:
+        """While something of a version is removed: no alias is made then, and none is left that points at nothing.
+
+        Raises NotEmpty if an alias points at the version, and `is_last` tells that nothing would be left of it.
+        """
+        with self._staging.locked_aliases() as lock:
+            state, application = os.pread(lock, STATE, 0), version[:-1]
+            if self._last[:2] != (application, state):  # or each of thousands of deletes would read the directory
+                self._last = application, state, self._listed(application)
+            for alias, name in self._last[2].items():
+                if name == version[-1] and self.version(version[0], version[1], alias) == name and is_last():
+                    raise NotEmpty(points_at(alias, version))
+            yield
 
     def _listed(self, names: Names) -> dict[str, str]:
         try:
@@ -106,3 +126,9 @@ class Aliases:
             self._told.add(where)
             log.warning("%s is not a link to the name of a version beside it, so it is no alias: remove it", where)
         return None
+
+
+def points_at(alias: str, version: Names) -> str:
+    """Why a version is not deleted."""
+    return (f"the alias {alias} of {'/'.join(version[:-1])} points at {version[-1]}: move it to another version first, "
+            "or add ?recursive=true&aliases=true to remove it, too")

@@ -168,12 +168,12 @@ class Staging:
             yield
 
     @contextmanager
-    def locked_aliases(self) -> Iterator[None]:
-        """Holds the lock of all aliases. Its holder must not wait for that of a model."""
+    def locked_aliases(self) -> Iterator[int]:
+        """Holds the lock of all aliases, an open file of its own. Its holder must not wait for that of a model."""
         with self.at(LOCKED, create=True) as locks, as_obstructed():
-            lock = locks.lock(ALIASES)
+            lock = locks.lock(ALIASES, access=os.O_RDWR)
         try:
-            yield
+            yield lock
         finally:
             os.close(lock)
 

@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
+from repository.aliases import points_at
 from repository.errors import InvalidName, ModelNotFound, NotEmpty, absent
 from repository.model import VERSION_DEPTH, Model, ModelKey, names_in
 from repository.versions import precedence
@@ -45,8 +46,7 @@ def leave_no_alias(request: Request, store: Storage, keys: Collection[ModelKey])
             if names not in versions or any(key not in keys for key in store.keys(*names)):
                 continue
             if not request.flag("aliases"):
-                raise NotEmpty(f"the alias {alias} of {project_id}/{app_name} points at {version}: move it to another "
-                               "version first, or add ?recursive=true&aliases=true to remove it, too")
+                raise NotEmpty(points_at(alias, names))
             request.caller.check("update", (project_id, app_name))
             store.aliases.remove(project_id, app_name, alias, lambda current: None)
             request.audit("delete", (project_id, app_name, alias), None, 200, version=version)

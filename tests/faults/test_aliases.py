@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 from support.common import sha256, staged
@@ -115,3 +116,33 @@ def test_of_16_clients_of_two_servers_one_moves_it(tmp_path, count):
             assert len(set(winners) - {at}) <= 1 and set(statuses) <= {200, 412} and winners
             at = (set(winners) - {at} or {at}).pop()
             assert send(second, "GET", f"{ALIAS}/m").body == at.encode()
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_an_alias_never_points_at_a_version_that_is_deleted_at_that_moment(tmp_path, count, say, servers):
+    outcomes = Counter()
+    with ExitStack() as running_ones, ThreadPoolExecutor(4) as pool:
+        several = [running_ones.enter_context(running(tmp_path / "models")) for _ in range(servers)]
+        for number in range(count(60, 1500)):
+            for name in "ab":
+                assert perform(several[0], put(f"p/a/{number}/{name}", VERSIONS["1"])).status == 201
+            start, path = threading.Barrier(3), f"{APP}/{number}"
+            whole = [("DELETE", f"{path}?recursive=true", None)] * 2
+            single = [("DELETE", f"{path}/{name}", None) for name in "ab"]
+            requests = [*(whole if number % 2 else single), ("PUT", f"{ALIAS}?version={number}", b"")]
+
+            def ask(n, start=start, requests=requests):
+                start.wait()
+                return send(several[n % servers], *requests[n]).status
+
+            statuses = list(pool.map(ask, range(3)))
+            assert set(statuses[:2]) <= {200, 404, 409} and statuses[2] in (200, 201, 404)
+            found = {send(server, "GET", f"{ALIAS}?format=txt").status for server in several}
+            aliased = {send(server, "GET", APP).json["aliases"].get("@production") for server in several}
+            made = statuses[2] != 404
+            assert (found, aliased) == (({200}, {str(number)}) if made else ({404}, {None})), statuses
+            outcomes[made] += 1
+            if made:
+                assert send(several[0], "DELETE", f"{path}?recursive=true&aliases=true").status == 200
+    say(f"{servers} servers: {outcomes[True]} aliases came before, {outcomes[False]} after their version was deleted")
+    assert outcomes[True] and outcomes[False]

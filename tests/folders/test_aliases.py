@@ -8,6 +8,9 @@ import threading
 import pytest
 from support.common import sha256, staged
 
+from repository.errors import NotEmpty
+from repository.model import ModelKey
+
 ONE, TWO = b"one", b"two!"
 APP, ALIAS = "/models/p/a", "/models/p/a/@production"
 
@@ -138,10 +141,30 @@ def test_each_route_that_tells_of_aliases_takes_them(versions):
 
 def test_aliases_are_looked_for_once_in_an_application_and_not_for_each_version(versions, store, monkeypatch):
     """Thousands of versions would each list thousands of names."""
-    looks, look = [], store.aliases.below
-    monkeypatch.setattr(store.aliases, "below", lambda *names: looks.append(names) or look(*names))
+    looks, look = [], store.aliases._listed
+    monkeypatch.setattr(store.aliases, "_listed", lambda names: looks.append(names) or look(names))
     versions.delete(f"{APP}?recursive=true")
-    assert looks == [("p", "a")]
+    assert looks == [("p", "a")] * 2    # before the first delete, and in it, when no alias can be made any more
+
+
+def test_an_alias_that_is_made_while_its_version_is_deleted_keeps_the_last_file(versions, store):
+    last = ModelKey("p", "a", "1.0.0", "onnx/model")
+    versions.delete(f"{APP}/1.0.0/m")
+
+    def meanwhile(model):
+        store.aliases.point("p", "a", "@production", "1.0.0", lambda before: None)
+
+    for _ in range(2):      # the second one knows the aliases of the application from before
+        with pytest.raises(NotEmpty, match="the alias @production of p/a points at"):
+            store.delete(last, meanwhile)
+        assert versions.get(f"{ALIAS}/onnx/model").body == ONE * 2
+        versions.delete(ALIAS)
+        versions.put(f"{APP}/@other?version=2.0.0")
+    versions.put(f"{APP}/1.0.0/m", ONE)
+    assert store.delete(last, meanwhile).key == last, "it is not the last one any more"
+    assert versions.get(f"{ALIAS}/m").body == ONE
+    (store.root / "p/a/@production").unlink()       # by hand
+    versions.delete(f"{APP}/1.0.0/m", status=200)
 
 
 def test_the_last_file_of_a_version_is_the_version(versions):
