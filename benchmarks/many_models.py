@@ -4,7 +4,7 @@ The models are made without a server (tree.py): 100 projects of 10 apps of 20 ve
 time to start; the first page after a change through the server and after one by hand on disk, and how long until the
 latter is visible; the full list, after some idle seconds and again at once, compared with a script that reads every
 metadata.json; `latest`; memory. MLflow has 100,000 model versions in SQLite, pypiserver a directory with as many files.
-A smoke run: --models 1000 --rounds 1
+One version of 10,000 files: --models 10000 --each 10000. A smoke run: --models 1000 --rounds 1
 """
 
 import json
@@ -172,8 +172,9 @@ def fill_pypiserver(directory: Path, shape: tuple[int, ...]) -> None:
 
 def main() -> None:
     options = peers.arguments(__doc__, models=(int, 100_000, "how many"),
+                              each=(int, tree.SHAPE[-1], "how many of them in a version, 5 or more"),
                               peers=(int, 1, "0 leaves MLflow and pypiserver out"))
-    shape = tree.shape_of(options.models)
+    shape = tree.shape_of(options.models, options.each)
     with peers.scratch(options.scratch) as root, ExitStack() as running:
         models = root / "models"
         count = tree.build(models, shape)
