@@ -9,7 +9,6 @@ import errno
 import logging
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,7 +23,6 @@ MARK = "@"          # before its name: no version can begin with it
 ALIAS = re.compile(MARK + NAME.pattern)
 Check = Callable[[str | None], None]
 MAX_TOLD = 100      # foreign entries that are logged; more would only fill the log
-STATE = 16          # bytes in the lock file that are others after each change of an alias
 
 
 class Aliases:
@@ -33,7 +31,7 @@ class Aliases:
     def __init__(self, tree: Tree, staging: Staging) -> None:
         self._tree, self._staging = tree, staging
         self._told: set[str] = set()
-        self._last: tuple[Names, bytes, dict[str, str]] = ((), b"", {})     # an application, the state, and its aliases
+        self._last: tuple[Names, int, dict[str, str]] = ((), 0, {})     # an application, a state, its aliases then
 
     def version(self, project_id: str, app_name: str, alias: str) -> str | None:
         """The version that `alias` points at, whether anything is there or not; None if there is no such alias."""
@@ -63,7 +61,8 @@ class Aliases:
         scratch = f"{self._staging.new_name()}.link"
         with filesystem.as_store_errors(), self._staging.locked_aliases() as lock, self._staging.session() as session:
             check(self.version(project_id, app_name, alias))
-            os.pwrite(lock, secrets.token_bytes(STATE), 0)
+            # its length is the state of all aliases: on a network file system, a text could be read from a cache
+            os.ftruncate(lock, os.fstat(lock).st_size + 1)
             with self._tree.walk(project_id, app_name) as parent:
                 os.symlink(version, scratch, dir_fd=session.descriptor)
                 try:
@@ -90,7 +89,7 @@ class Aliases:
         Raises NotEmpty if an alias points at the version, and `is_last` tells that nothing would be left of it.
         """
         with self._staging.locked_aliases() as lock:
-            state, application = os.pread(lock, STATE, 0), version[:-1]
+            state, application = os.fstat(lock).st_size, version[:-1]
             if self._last[:2] != (application, state):  # or each of thousands of deletes would read the directory
                 self._last = application, state, self._listed(application)
             for alias, name in self._last[2].items():

@@ -1,15 +1,15 @@
 """Aliases when something goes wrong: kill -9 at each system call, two servers that move them while others read."""
 
+import random
 import signal
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 
 import pytest
 from support.common import sha256, staged
-from support.live import running
+from support.live import several
 from support.tracing import CALLS, count_calls, points, strace, threads_of
 from support.witness import Version, attempt, perform, put, send
 
@@ -69,80 +69,88 @@ def test_a_crash_at_any_system_call_leaves_an_alias_as_it_was_or_as_it_is_to_be(
     say(f"{name}: {len(cases)} crashes of {sum(counted.values())} calls; {dict(outcomes)}")
 
 
-def test_two_servers_move_an_alias_and_readers_see_one_version_whole(tmp_path, count, say):
-    with running(tmp_path / "models") as first, running(tmp_path / "models") as second:
-        servers, rounds, done, wrong, read = (first, second), count(100, 2000), threading.Event(), [], Counter()
-        upload_both(first)
-        set_to(first, "1")
-
-        def watch(n):
-            while not done.is_set():
-                got = attempt(servers[n % 2], "GET", f"{ALIAS}/m")
-                version = got and got.headers.get("x-model-version")
-                if not got or got.status != 200 or got.headers["etag"] != f'"{sha256(VERSIONS[version].data)}"' \
-                        or got.body != VERSIONS[version].data:
-                    wrong.append(got)
-                read[version] += 1
-
-        readers = [threading.Thread(target=watch, args=(n,)) for n in range(4)]
-        [reader.start() for reader in readers]
-        for number in range(rounds):
-            version = "21"[number % 2]
-            set_to(servers[number // 2 % 2], version)
-            assert {pointing(server) for server in servers} == {version}, "a move shows at once"
-        done.set()
-        [reader.join() for reader in readers]
-        assert wrong == [] and len(read) == 2
-        say(f"{rounds} moves at two servers, {sum(read.values())} reads, each of one version whole")
+@pytest.fixture(params=[1, 2], ids=["one server", "two servers"])
+def servers(request, tmp_path):
+    with several(request.param, tmp_path / "models") as started:
+        yield started
 
 
-def test_of_16_clients_of_two_servers_one_moves_it(tmp_path, count):
-    with running(tmp_path / "models") as first, running(tmp_path / "models") as second:
-        for version in range(16):
-            assert perform(first, put(f"p/a/{version}/m", Version(b"%d" % version, "x"))).status == 201
-        assert send(first, "PUT", f"{ALIAS}?version=0", b"").status == 201
-        at = "0"
-        for _ in range(count(5, 50)):
-            barrier = threading.Barrier(16)
+def test_an_alias_is_moved_and_readers_see_one_version_whole(servers, count, say):
+    rounds, done, wrong, read = count(100, 2000), threading.Event(), [], Counter()
+    upload_both(servers[0])
+    set_to(servers[0], "1")
 
-            def move(n, barrier=barrier, at=at):
-                barrier.wait()
-                return send((first, second)[n % 2], "PUT", f"{ALIAS}?version={n}", b"", If_Match=f'"{at}"').status
+    def watch(n):
+        while not done.is_set():
+            got = attempt(servers[n % len(servers)], "GET", f"{ALIAS}/m")
+            version = got and got.headers.get("x-model-version")
+            if not got or got.status != 200 or got.headers["etag"] != f'"{sha256(VERSIONS[version].data)}"' \
+                    or got.body != VERSIONS[version].data:
+                wrong.append(got)
+            read[version] += 1
 
-            with ThreadPoolExecutor(16) as pool:
-                statuses = list(pool.map(move, range(16)))
-            # the one that leaves it where it is lets another one move it, too
-            winners = [str(n) for n, status in enumerate(statuses) if status == 200]
-            assert len(set(winners) - {at}) <= 1 and set(statuses) <= {200, 412} and winners
-            at = (set(winners) - {at} or {at}).pop()
-            assert send(second, "GET", f"{ALIAS}/m").body == at.encode()
+    readers = [threading.Thread(target=watch, args=(n,)) for n in range(4)]
+    [reader.start() for reader in readers]
+    for number in range(rounds):
+        version = "21"[number % 2]
+        set_to(servers[number // 2 % len(servers)], version)
+        assert {pointing(server) for server in servers} == {version}, "a move shows at once"
+    done.set()
+    [reader.join() for reader in readers]
+    assert wrong == [] and len(read) == 2
+    say(f"{rounds} moves, {sum(read.values())} reads, each of one version whole")
 
 
-@pytest.mark.parametrize("servers", [1, 2])
-def test_an_alias_never_points_at_a_version_that_is_deleted_at_that_moment(tmp_path, count, say, servers):
-    outcomes = Counter()
-    with ExitStack() as running_ones, ThreadPoolExecutor(4) as pool:
-        several = [running_ones.enter_context(running(tmp_path / "models")) for _ in range(servers)]
+def test_of_16_clients_that_move_an_alias_from_one_version_one_does(servers, count):
+    for version in range(16):
+        assert perform(servers[0], put(f"p/a/{version}/m", Version(b"%d" % version, "x"))).status == 201
+    assert send(servers[0], "PUT", f"{ALIAS}?version=0", b"").status == 201
+    at = "0"
+    for _ in range(count(5, 50)):
+        barrier = threading.Barrier(16)
+
+        def move(n, barrier=barrier, at=at):
+            barrier.wait()
+            server = servers[n % len(servers)]
+            return send(server, "PUT", f"{ALIAS}?version={n}", b"", If_Match=f'"{at}"').status
+
+        with ThreadPoolExecutor(16) as pool:
+            statuses = list(pool.map(move, range(16)))
+        # the one that leaves it where it is lets another one move it, too
+        winners = [str(n) for n, status in enumerate(statuses) if status == 200]
+        assert len(set(winners) - {at}) <= 1 and set(statuses) <= {200, 412} and winners
+        at = (set(winners) - {at} or {at}).pop()
+        assert send(servers[-1], "GET", f"{ALIAS}/m").body == at.encode()
+
+
+def test_an_alias_never_points_at_a_version_that_is_deleted_at_that_moment(servers, count, say):
+    outcomes, moments, took = Counter(), random.Random(), 0.0
+    with ThreadPoolExecutor(3) as pool:
         for number in range(count(60, 1500)):
             for name in "ab":
-                assert perform(several[0], put(f"p/a/{number}/{name}", VERSIONS["1"])).status == 201
+                assert perform(servers[0], put(f"p/a/{number}/{name}", VERSIONS["1"])).status == 201
             start, path = threading.Barrier(3), f"{APP}/{number}"
             whole = [("DELETE", f"{path}?recursive=true", None)] * 2
             single = [("DELETE", f"{path}/{name}", None) for name in "ab"]
             requests = [*(whole if number % 2 else single), ("PUT", f"{ALIAS}?version={number}", b"")]
 
-            def ask(n, start=start, requests=requests):
-                start.wait()
-                return send(several[n % servers], *requests[n]).status
+            late = moments.random() * 1.5 * took
 
+            def ask(n, start=start, requests=requests, late=late):
+                start.wait()
+                time.sleep(late if n == 2 else 0)   # the alias comes at any moment of the deletes
+                return send(servers[n % len(servers)], *requests[n]).status
+
+            begun = time.monotonic()
             statuses = list(pool.map(ask, range(3)))
+            took = time.monotonic() - begun if number == 0 else took
             assert set(statuses[:2]) <= {200, 404, 409} and statuses[2] in (200, 201, 404)
-            found = {send(server, "GET", f"{ALIAS}?format=txt").status for server in several}
-            aliased = {send(server, "GET", APP).json["aliases"].get("@production") for server in several}
+            found = {send(server, "GET", f"{ALIAS}?format=txt").status for server in servers}
+            aliased = {send(server, "GET", APP).json["aliases"].get("@production") for server in servers}
             made = statuses[2] != 404
             assert (found, aliased) == (({200}, {str(number)}) if made else ({404}, {None})), statuses
             outcomes[made] += 1
             if made:
-                assert send(several[0], "DELETE", f"{path}?recursive=true&aliases=true").status == 200
-    say(f"{servers} servers: {outcomes[True]} aliases came before, {outcomes[False]} after their version was deleted")
+                assert send(servers[0], "DELETE", f"{path}?recursive=true&aliases=true").status == 200
+    say(f"{outcomes[True]} aliases came before, {outcomes[False]} after their version was deleted")
     assert outcomes[True] and outcomes[False]

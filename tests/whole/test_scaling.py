@@ -17,6 +17,11 @@ from pathlib import Path
 
 import pytest
 import requests
+from faults.test_aliases import (
+    test_an_alias_is_moved_and_readers_see_one_version_whole,
+    test_an_alias_never_points_at_a_version_that_is_deleted_at_that_moment,
+    test_of_16_clients_that_move_an_alias_from_one_version_one_does,
+)
 from faults.test_races import (
     assert_clean,
     everywhere,
@@ -37,7 +42,10 @@ from support.witness import Version, half_models, listed, perform, put, see
 
 __all__ = [
     "test_a_delete_that_prunes_never_takes_an_upload_with_it",
+    "test_an_alias_is_moved_and_readers_see_one_version_whole",
+    "test_an_alias_never_points_at_a_version_that_is_deleted_at_that_moment",
     "test_delete_upload_list_and_download_together",
+    "test_of_16_clients_that_move_an_alias_from_one_version_one_does",
     "test_of_16_clients_on_one_upload_all_get_there",
     "test_of_16_writers_with_if_match_each_old_version_is_replaced_once",
     "test_of_16_writers_with_if_none_match_one_wins",
