@@ -1,7 +1,8 @@
 """A tar on its way to the models of a version: they are written, hashed and inspected while it arrives."""
 
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,17 +13,19 @@ from repository.model import Details, ModelKey, Names
 from server.digests import Hashes
 from server.errors import BadRequest, HttpError, TooLarge
 from server.request import Services
-from server.uploads import CHUNKED_STEP, Upload
+from server.uploads import CHUNKED_STEP, SerialQueue, Upload
 from storage import Storage
 
 COST = 64 << 10     # bytes that a file counts for in addition: to make and sync one takes as long as to write these
-AT_ONCE = 16        # files that wait for inspection and sync; as many again may be known by then
+SYNCED = 32         # files that are synced at once: what the first of them commits to the journal is that of all
+EACH = 4            # of them that one worker syncs, so that all workers have some
+AT_ONCE = 3 * SYNCED    # files on their way, of up to three descriptors each; as many as may wait for others, and more
 RECORD = 512        # bytes of memory for what is kept of each file until all are there
 
 
 @dataclass(eq=False)
-class FileBegin:
-    """A mark in the queues: the blocks of a file follow."""
+class File:
+    """A mark in the queues, before the blocks of a file and behind them."""
 
     key: ModelKey
     hashes: Hashes = field(default_factory=Hashes)
@@ -30,17 +33,7 @@ class FileBegin:
     halves: int = 0     # 1 when all of it is written or hashed, 2 when it is both
 
     def __len__(self) -> int:
-        return COST
-
-
-@dataclass(eq=False)
-class FileEnd:
-    """A mark in the queues: the file is complete."""
-
-    file: FileBegin
-
-    def __len__(self) -> int:
-        return 0
+        return COST // 2
 
 
 @dataclass(eq=False)
@@ -66,10 +59,14 @@ class TarUpload(Upload):
         self.step = CHUNKED_STEP    # headers take time to parse
         self._examine, self._version, self._details = services.examine, version, details
         self._cutter = TarCutter()
-        self._file: FileBegin | None = None         # the current one of the cutter, and of the two queues
-        self._writing: FileBegin | None = None
-        self._hashing: FileBegin | None = None
-        self._files = self._sealing = 0     # files so far, and those that are being inspected and synced
+        # the current one of the cutter, and of the two queues
+        self._file: File | None = None
+        self._writing: File | None = None
+        self._hashing: File | None = None
+        self._files = 0
+        self._ends = SerialQueue(services.intake, type(self)._complete)
+        self._at_work = 0       # files that are being inspected or synced, or wait for a worker
+        self._unsynced: list[StagedModel] = []
         self.version: VersionDraft | None = None
 
     # ---- on the network thread
@@ -90,7 +87,7 @@ class TarUpload(Upload):
 
     def _end_file(self) -> None:
         assert self._file
-        self.mark(FileEnd(self._file))
+        self.mark(self._file)
 
     def _count(self, size: int) -> None:
         with self._intake.changed:
@@ -109,14 +106,14 @@ class TarUpload(Upload):
         for _ in self._cutter.skip(end - begin):
             self._end_file()
 
-    def _begin(self, member: Member) -> FileBegin:
+    def _begin(self, member: Member) -> File:
         self._files += 1
         shown = repr(member.name[:MAX_SHOWN])
         if self.limit is not None and member.size > self.limit:
             raise TooLarge(f"{shown} in the tar has {member.size} bytes, more than the {self.limit} that this server "
                            "accepts for a model (MODEL_MAX_SIZE)")
         try:
-            return FileBegin(ModelKey.at((*self._version, member.name)))
+            return File(ModelKey.at((*self._version, member.name)))
         except InvalidName as error:
             raise BadRequest(f"{shown} in the tar cannot be stored: {error}. Or leave it out: tar c "
                              f"{exclude(member.name)}") from error
@@ -126,58 +123,86 @@ class TarUpload(Upload):
         return self._cutter.held + RECORD * self._files
 
     def congested(self) -> bool:
-        return super().congested() or self._pause(self._sealing > AT_ONCE)
+        synced = len(self.version.models) if self.version else 0
+        return super().congested() or self._pause(self._files - synced > AT_ONCE)
 
     # ---- on the workers
 
     def write(self, batch: Sequence[Any]) -> None:
         self.version = self.version or self._store.version_draft(self._version)
         blocks: list[memoryview] = []
-        for item in batch:
+        for item in (*batch, None):
             if isinstance(item, memoryview):
                 blocks.append(item)
                 continue
-            if self._writing and self._writing.model and blocks:
+            if blocks and self._writing and self._writing.model:
                 self._writing.model.write(blocks)
                 blocks = []
-            if isinstance(item, FileBegin):
-                self._writing, item.model = item, self.version.add(item.key)
-            elif isinstance(item, FileEnd):
-                self._half_done(item.file)
-        if self._writing and self._writing.model and blocks:
-            self._writing.model.write(blocks)
+            if isinstance(item, File):
+                if item is self._writing:
+                    self._half_done(item)
+                else:
+                    self._writing, item.model = item, self.version.add(item.key)
 
     def hash(self, batch: Sequence[Any]) -> None:
         for item in batch:
             if isinstance(item, Raw):
                 self._digests.update(item.data)
-            elif isinstance(item, FileBegin):
-                self._hashing = item
-            elif isinstance(item, FileEnd):
-                self._half_done(item.file)
-            elif self._hashing:
+            elif not isinstance(item, File):
+                assert self._hashing
                 self._hashing.hashes.update(item)
+            elif item is self._hashing:
+                self._half_done(item)
+            else:
+                self._hashing = item
 
-    def _half_done(self, file: FileBegin) -> None:
-        """Has a file sealed once it is written and hashed, on any worker: a disk syncs several at once faster."""
+    def _half_done(self, file: File) -> None:
         with self._intake.changed:
             file.halves += 1
             if file.halves < 2:
                 return
-            self._sealing += 1
-        self._intake.submit(self._seal, file)
+            self._at_work += 1
+        self._ends.put(self, file)
 
-    def _seal(self, file: FileBegin) -> None:
+    def _complete(self, batch: Sequence[Any]) -> None:
+        """Inspects files that are written and hashed; one after the other, because several would wait for Python."""
+        with self._working(len(batch)):
+            for file in batch:
+                if self.over:
+                    return
+                try:
+                    seen = file.model.examine(self._examine) if self._examine else None
+                except HttpError as error:
+                    raise type(error)(f"{file.key.model_name!r} in the tar: {error}") from error
+                file.model.complete(file.key, file.hashes.digests()["sha256"], self._details, seen)
+                file.model.begin_sync()
+                self._unsynced.append(file.model)
+                if len(self._unsynced) == SYNCED:
+                    self._sync()
+
+    def _sync(self) -> None:
+        """Has all complete files synced: several at once, which is faster on any disk."""
+        models, self._unsynced = self._unsynced, []
+        with self._intake.changed:
+            self._at_work += len(models)
+        for start in range(0, len(models), EACH):
+            self._intake.submit(self._sync_some, models[start : start + EACH])
+
+    def _sync_some(self, models: Sequence[StagedModel]) -> None:
+        with self._working(len(models)):
+            for model in models:
+                if self.version and not self.over:
+                    self.version.sync_model(model)
+
+    @contextmanager
+    def _working(self, files: int) -> Iterator[None]:
+        """Counts that these are done with; what is raised meanwhile refuses the upload."""
         try:
-            if not self.over and self.version and file.model:
-                seen = file.model.examine(self._examine) if self._examine else None
-                self.version.seal(file.model, file.key, file.hashes.digests()["sha256"], self._details, seen)
-        except HttpError as error:
-            self.refuse(type(error)(f"{file.key.model_name!r} in the tar: {error}"))
+            yield
         except Exception as error:  # noqa: BLE001  kept, and raised when the upload is finished
             self.refuse(error)
         with self._intake.changed:
-            self._sealing -= 1
+            self._at_work -= files
             self._intake.changed.notify_all()
         self.advance()
         if self.over:
@@ -185,7 +210,7 @@ class TarUpload(Upload):
 
     def discard(self) -> None:
         with self._intake.changed:
-            if self._sealing:
+            if self._at_work:
                 return
         if self.version:
             self.version.discard()
@@ -199,6 +224,8 @@ class TarUpload(Upload):
             self._cutter.finish()
         self._end_landing()
         self.settle()
+        self._sync()
+        self.settle()
         if self.refusal:
             raise self.refusal
         return self._digests.digests()
@@ -206,5 +233,5 @@ class TarUpload(Upload):
     def settle(self) -> None:
         super().settle()
         with self._intake.changed:
-            self._intake.changed.wait_for(lambda: not self._sealing)
+            self._intake.changed.wait_for(lambda: not self._at_work)
         self._writes.join()

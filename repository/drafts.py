@@ -26,6 +26,8 @@ class StagedModel:
     def __init__(self, directory: Directory, file: filesystem.NewFile | None = None) -> None:
         self._directory, self._closed = directory, False
         self._file = file or filesystem.NewFile(directory.create(filesystem.MODEL))
+        self._model: Model | None = None        # both once it is complete
+        self._metadata: int | None = None
 
     @property
     def size(self) -> int:
@@ -42,28 +44,53 @@ class StagedModel:
         with filesystem.as_store_errors():
             return inspect(self._file.written(), self._file.size)
 
-    def seal(self, key: ModelKey, sha256: str, details: Details, inspection: Inspection | None,
-             group: int | None = None) -> Model:
-        """Finishes the file, writes metadata.json beside it, and syncs both and their directory; closes them.
+    def complete(self, key: ModelKey, sha256: str, details: Details, inspection: Inspection | None,
+                 group: int | None = None) -> None:
+        """Writes the rest of the model and metadata.json beside it, which sync() brings to the disk.
 
         They are given to `group`, see filesystem.give(). Raises InvalidMetadata, StorageFull and StorageFailed.
         """
         with filesystem.as_store_errors():
             filesystem.give(group, self._file.descriptor)
-            stat, moment = self._file.finish(), now()
-            model = Model(key, stat.st_size, sha256, details, moment, moment, stat.st_mtime_ns, stat.st_ino, inspection)
-            document = metadata.encoded(model.as_document())
+            self._file.written()
+            moment = now()
+            self._model = Model(key, self.size, sha256, details, moment, moment, inspection=inspection)
+            document = metadata.encoded(self._model.as_document())
             try:
-                descriptor = self._directory.create(filesystem.METADATA)
+                self._metadata = self._directory.create(filesystem.METADATA)
             except OSError as error:
                 if error.errno not in filesystem.GONE:
                     raise
                 raise StorageFailed(f"{key}: {REMOVED}") from error
-            filesystem.give(group, descriptor, self._directory.descriptor)
-            filesystem.write_new(descriptor, document)
+            filesystem.give(group, self._metadata, self._directory.descriptor)
+            filesystem.write_all(self._metadata, document)
+
+    def begin_sync(self) -> None:
+        """Has what complete() wrote be on its way to the disk, for a sync() of many models; waits for nothing."""
+        assert self._metadata is not None
+        with filesystem.as_store_errors():
+            for descriptor in (self._file.descriptor, self._metadata):
+                filesystem.begin_sync(descriptor)
+
+    def sync(self, inspected: bool = True) -> Model:
+        """Syncs what complete() wrote, and the directory; closes them. Raises StorageFull and StorageFailed.
+
+        Returns the model, without its inspection, which may be long, unless it is to be `inspected`.
+        """
+        with filesystem.as_store_errors():
+            assert self._model and self._metadata is not None
+            stat = self._file.finish()
+            os.fsync(self._metadata)
             os.fsync(self._directory.descriptor)
             self.close()
-            return model
+            inspection = self._model.inspection if inspected else None
+            return replace(self._model, mtime_ns=stat.st_mtime_ns, inode=stat.st_ino, inspection=inspection)
+
+    def seal(self, key: ModelKey, sha256: str, details: Details, inspection: Inspection | None,
+             group: int | None = None) -> Model:
+        """complete() and sync() in one."""
+        self.complete(key, sha256, details, inspection, group)
+        return self.sync()
 
     def finish(self) -> None:
         """Writes and syncs all of the model; nothing can be written after this. Raises StorageFull, StorageFailed."""
@@ -75,20 +102,22 @@ class StagedModel:
         if not self._closed:
             self._closed = True
             os.close(self._file.descriptor)
+            if self._metadata is not None:
+                os.close(self._metadata)
             self._directory.close()
 
 
 class VersionDraft:
     """All models of a version, in a directory of `.staging` that has the shape of the version.
 
-    One thread at a time calls add() and writes to what that returned; others may seal() what is written meanwhile. Call
-    discard() in the end, when no thread uses it any more, after it was published too.
+    One thread at a time calls add() and writes to what that returned; others may complete and sync what is written
+    meanwhile. Call discard() in the end, when no thread uses it any more, after it was published too.
     """
 
     def __init__(self, tree: Tree, staging: Staging, version: Names) -> None:
         self._staging = staging
         self.version, self.name = version, staging.new_name()
-        self.models: list[Model] = []       # that are sealed, without their inspection
+        self.models: list[Model] = []       # that are synced, without their inspection
         self._open = set[StagedModel]()
         self._folders: set[Names] = {()}    # by their path in the version
         with staging.session() as session:
@@ -109,15 +138,13 @@ class VersionDraft:
         self._open.add(model)
         return model
 
-    def seal(self, model: StagedModel, key: ModelKey, sha256: str, details: Details,
-             inspection: Inspection | None) -> None:
-        """Ends what add() began: see StagedModel.seal()."""
-        sealed = model.seal(key, sha256, details, inspection)
-        self.models.append(replace(sealed, inspection=None))    # which may be long
+    def sync_model(self, model: StagedModel) -> None:
+        """Ends what add() began, when the model is complete: see StagedModel.sync()."""
+        self.models.append(model.sync(inspected=False))
         self._open.discard(model)
 
     def sync(self) -> None:
-        """Syncs the folders, from the innermost to the top: all models are sealed, and so synced. Raises OSError."""
+        """Syncs the folders, from the innermost to the top: all models are synced. Raises OSError."""
         for folder in sorted(self._folders, key=len, reverse=True):
             with self._directory() as directory:
                 for name in folder:

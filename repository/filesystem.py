@@ -126,6 +126,19 @@ def write_new(descriptor: int, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def write_all(descriptor: int, data: bytes) -> None:
+    while data:     # when the disk fills up, one call writes a part and the next one fails
+        data = data[os.write(descriptor, data) :]
+
+
+def begin_sync(descriptor: int) -> None:
+    """Has the kernel begin to write a file out, without waiting.
+
+    When that was done for many files, the first fsync commits all of them to the journal, and the others take less.
+    """
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # posix_fadvise(2); what is being written stays cached
+
+
 def give(group: int | None, *descriptors: int) -> None:
     """Gives files and directories to a group, directories with the setgid bit; nothing if `group` is None.
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from support.common import sha256, sparse
 from support.live import running
+from support.tars import tar_with
+
+from folders.tar_upload import AT_ONCE, SYNCED
 
 MIB = 1 << 20
 
@@ -74,3 +77,25 @@ def test_readers_of_large_files_cost_neither_memory_nor_descriptors(tmp_path, ht
         say(f"4 tars of {whole >> 30} GiB: {(peak(server) - before) / MIB:.0f} MiB of memory, at most "
             f"{max(most) - idle} descriptors more")
         assert peak(server) - before < 16 * MIB and max(most) - idle <= 3 * 4
+
+
+def test_many_small_files_going_up_cost_few_descriptors_and_little_memory(tmp_path, http, say):
+    files = {f"d{number // 200}/f{number % 200:03}": b"%d" % number * 50 for number in range(2000)}
+    with running(tmp_path / "models") as server:
+        http.put(f"{server.url}/models/p/a/0", data=tar_with({"warm": b""}))
+        before, idle, most, done = peak(server), server.descriptors(), [], threading.Event()
+
+        def watch():
+            while not done.wait(0.005):
+                most.append(server.descriptors())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            assert http.put(f"{server.url}/models/p/a/1", data=tar_with(files)).status_code == 201
+        finally:
+            done.set()
+            watcher.join()
+        say(f"2,000 files up: {(peak(server) - before) / MIB:.0f} MiB of memory, {max(most) - idle} descriptors")
+        assert max(most) - idle <= 3 * (AT_ONCE + SYNCED) and peak(server) - before < 32 * MIB
+        assert server.descriptors() <= idle + 2
