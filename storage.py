@@ -35,11 +35,12 @@ from repository.errors import (
     StorageFull,
     StoreError,
 )
+from repository.indexed import Batch
 from repository.model import VERSION_DEPTH, Details, Inspection, Model, ModelKey, Names
 from repository.reading import ModelReader, OpenModel
 from repository.replacement import Replacement
 from repository.staging import Staging
-from repository.tree_index import Batch, Index
+from repository.tree_index import Index
 
 log = logging.getLogger("model_server.storage")
 T = TypeVar("T")
@@ -80,7 +81,7 @@ class Storage:
         find = partial(self.find, keep=False)
         self.index = Index(self._reader.subdirectories, self._reader.changed, self._reader.sign, find,
                            self._reader.models_in)
-        self.index.recall, self.index.keep = self.staging.recall_count, self.staging.keep_count
+        self.index.recall, self.index.keep = self.staging.recall_index, self._keep_index
         # ask the mount instead of trying to write: missing permissions would be reported first
         if root.is_dir() and self.read_only:
             log.warning("%s is mounted read-only: models are served, but no changes are accepted", root)
@@ -184,6 +185,11 @@ class Storage:
             self.index.forget(place)
         with filesystem.as_store_errors():
             yield from self.index.lines(names, after)
+
+    def _keep_index(self, blocks: Iterator[bytes]) -> None:
+        for place in self._reader.retry_unreadable():   # of which no stamp will tell that it has become readable
+            self.index.forget(place)
+        self.staging.keep_index(blocks)
 
     def versions(self, project_id: str, app_name: str, path: Names) -> Iterator[str]:
         """The versions that have something at or below this path, in the order of their names as text."""

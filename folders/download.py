@@ -12,8 +12,8 @@ from typing import BinaryIO, NamedTuple
 
 from folders.layout import Layout, Member, Part
 from repository.errors import ModelCorrupt, StoreError, absent
+from repository.indexed import Batch
 from repository.model import Model, ModelKey, Names, counted, names_in, told_by
-from repository.tree_index import Batch
 from server.conditional import etag_of
 from server.errors import BadRequest
 from server.listing import ListQuery, selected

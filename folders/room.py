@@ -9,8 +9,8 @@ from folders.download import entry_of, etag_of_all, tar_response
 from folders.tar_upload import TarUpload
 from folders.version_tags import version_tag
 from repository import metadata
+from repository.indexed import Batch
 from repository.model import VERSION_DEPTH, Model, ModelKey, Names
-from repository.tree_index import Batch
 from server.application import Room, Route
 from server.conditional import check_write
 from server.digests import check_claims, claims_of

@@ -13,9 +13,9 @@ from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 from repository import filesystem, metadata
 from repository.directories import REACHED, Directory, Tree
 from repository.errors import ModelUnreadable, absent
+from repository.indexed import Signature, State
 from repository.model import RESERVED_ENDINGS, RESERVED_PROJECTS, VERSION_DEPTH, Model, ModelKey, Names, Stamp
 from repository.staging import REPLACED, REPLACED_VERSIONS, STAGING, Staging
-from repository.tree_index import Signature, State
 
 log = logging.getLogger("model_server.storage")
 T = TypeVar("T")
@@ -188,14 +188,18 @@ class ModelReader:
                 return None
             raise
 
-    def signature(self, directory: int, names: Names) -> Signature | None:
-        """The signature of the model in a directory, None if there is no model. Raises OSError."""
-        stamp = filesystem.stamp(filesystem.MODEL, directory)
+    def signature(self, directory: int, names: Names, inside: str = "") -> Signature | None:
+        """The signature of the model in a directory, None if there is no model. Raises OSError.
+
+        `inside` is the path from an open directory around it, with a slash at its end. It may lead over a link.
+        """
+        stamp = filesystem.stamp(inside + filesystem.MODEL, directory)
         if stamp is None or (len(names) > VERSION_DEPTH + 1 and names[-1] in RESERVED_ENDINGS):
             return None     # the latter was put there by hand, under a path that is a route
-        written = filesystem.stamp(filesystem.METADATA, directory)
+        written = filesystem.stamp(inside + filesystem.METADATA, directory)
         again = time.monotonic() if names in self._unreadable else 0    # never equal, so that it is read again
-        return Signature(hash((stamp, written, self._verdicts.get(names), again)), stamp)
+        # () and not None, whose hash differs between processes
+        return Signature(hash((stamp, written or (), self._verdicts.get(names) or (), again)), stamp)
 
     def models_in(self, place: Names) -> "ModelsIn":
         """The models right below these names; close it."""
@@ -230,7 +234,8 @@ class ModelReader:
         try:
             with self._reach(names) as directory:
                 status = os.fstat(directory.descriptor)
-                return State(status.st_mtime_ns, status.st_ino)
+                # not only the mtime: tools set that back, and chmod leaves it alone
+                return State(max(status.st_mtime_ns, status.st_ctime_ns), status.st_ino)
         except OSError as error:
             if error.errno in filesystem.ABSENT:
                 return State(-1)
@@ -274,6 +279,19 @@ class ModelsIn:
     def sign(self, name: str) -> Signature | None:
         """ModelReader.sign() of the model of this name."""
         return self._look(name, self._reader.signature) or self._reader.sign((*self._place, name))
+
+    def is_still(self, name: str, state: int) -> bool:
+        """Whether the files of a model are still in this state, for which its directory need not be opened.
+
+        A link in place of that, which this follows, leads to other files, or shows when the directory around it is
+        looked at.
+        """
+        if self._directory is None:
+            return False
+        with suppress(OSError):
+            signature = self._reader.signature(self._directory.descriptor, (*self._place, name), f"{name}/")
+            return signature is not None and signature.state == state
+        return False
 
     def read(self, name: str) -> tuple[Signature, Model] | None:
         """The model of this name and its signature; None if it has to be looked for from the top, as when it moves."""

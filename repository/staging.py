@@ -2,7 +2,7 @@
 
     .staging/{session}/, {session}.lock     the drafts of one process, and a lock that it holds while it lives
     .staging/uploads/, uploads.lock         unfinished uploads that outlive a process: see resumption/shelf.py
-    .staging/count                          how many models there were; it may be missing or wrong
+    .staging/index                          what was known of the tree: see repository/indexed.py; it may be missing
     .staging/start.lock, locks/             allow one start, one change of a model, one of an alias, at a time
     .staging/replaced/{p}/{a}/{v}/{m…}/     old models, while they are replaced without an atomic exchange
     .staging/replaced-versions/{p}/{a}/{v}/ the same for whole versions
@@ -34,8 +34,8 @@ LOCKED, REPLACED, REPLACED_VERSIONS, CORRUPT = "locks", "replaced", "replaced-ve
 START = "start.lock"
 SESSION = re.compile("[0-9a-f]{16}")
 ALIASES = "aliases"     # their lock
-COUNT = "count"
-MAX_COUNT = 200         # bytes of it that are read: three numbers and their names
+INDEX = "index"
+MAX_BLOCK = 64 << 20    # bytes of a block of it, which is longer only if it is damaged
 LOCKS = 64              # files that all models share: more than there are threads, few enough to be created at startup
 VERSION_LOCKS = 16      # files that all versions share: they exclude one another only where a whole one is replaced
 LOCK_NAMES = [f"{stripe:02}" for stripe in range(LOCKS)]
@@ -179,23 +179,33 @@ class Staging:
 
     # ---- what the index knew
 
-    def recall_count(self) -> str:
-        """What keep_count() was given last, by whichever process; "" if that cannot be read."""
-        with suppress(OSError, Obstructed, ValueError), self.at() as staging, \
-                filesystem.open_regular(COUNT, staging.descriptor) as file:
-            return file.read(MAX_COUNT).decode("ascii")
-        return ""
+    def recall_index(self) -> Iterator[bytes]:
+        """The blocks that keep_index() was given last, by whichever process, up to the first that is damaged."""
+        with suppress(OSError, Obstructed, zlib.error), self.at() as staging, \
+                filesystem.open_regular(INDEX, staging.descriptor) as file:
+            while size := int.from_bytes(file.read(4), "big"):
+                packed = zlib.decompressobj()
+                block = packed.decompress(file.read(min(size, MAX_BLOCK)), MAX_BLOCK)
+                if not packed.eof:
+                    break
+                yield block
 
-    def keep_count(self, text: str) -> None:
-        """Replaces it; logs what is in the way. It is not synced, because it can always be counted again."""
+    def keep_index(self, blocks: Iterator[bytes]) -> None:
+        """Replaces them; logs what is in the way. They are not synced, because all of them can be made again."""
         try:
             # not session(), which would create one, after which Storage has repairs to do
             with self.at(self._session) as session, self.at() as staging:
-                with open(session.create(name := self.new_name()), "w", encoding="ascii") as file:
-                    file.write(text)
-                session.rename(name, staging, COUNT)
+                name = self.new_name()
+                try:
+                    with open(session.create(name), "wb") as file:
+                        for block in blocks:
+                            packed = zlib.compress(block, 1)
+                            file.write(len(packed).to_bytes(4, "big") + packed)
+                    session.rename(name, staging, INDEX)
+                finally:
+                    session.unlink(name)
         except (OSError, Obstructed) as error:
-            log.info("the number of models is not kept for the next start: %s", error)
+            log.info("the index is not kept for the next start: %s", error)
 
     # ---- marks of corrupt models
 

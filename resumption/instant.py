@@ -19,6 +19,7 @@ from storage import Draft, Storage
 
 FICLONE = 0x40049409    # ioctl_ficlone(2)
 SHARE = 4               # seconds of rest for each second of work, when many models are learnt at once
+LISTED = 0.05           # seconds of rest in addition while a long list is made, which would take twice as long
 STALE = 1000            # hints that may be out of date, beside as many as there are models
 CANDIDATES = 100        # models with the same digest that are looked at for one that the caller may read
 
@@ -54,7 +55,7 @@ class Hints:
                     if model and model.sha256:
                         self._add(model.sha256, place, name)
                 if len(names) > 1 or self._new:
-                    time.sleep(SHARE * (time.monotonic() - begun))
+                    time.sleep(SHARE * (time.monotonic() - begun) + LISTED * self._store.index.is_listed())
         if len(self._digests) > 2 * self._store.index.total(at_most=3600).models + STALE:
             with self._lock:
                 del self._digests[:], self._places[:], self._names[:]

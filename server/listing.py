@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
+from repository.indexed import Batch
 from repository.model import (
     NAME_FIELDS,
     URL_PLACEHOLDER,
@@ -18,7 +19,6 @@ from repository.model import (
     told_by,
     with_url,
 )
-from repository.tree_index import Batch
 from server.errors import BadRequest
 from server.request import flag_in
 from server.responses import Response

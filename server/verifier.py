@@ -21,9 +21,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 from repository import filesystem, metadata
 from repository.errors import InvalidMetadata, ModelNotFound, ReadOnly, StorageFailed, StorageFull, StoreError
+from repository.indexed import Total
 from repository.model import VERSION_DEPTH, Model, ModelKey, Names, counted, now
 from repository.reading import OpenModel
-from repository.tree_index import Total
 from server import threads
 from server.errors import QueueFull
 from server.metrics import Metrics

@@ -4,16 +4,19 @@
 are not, which finds files that have a name and no content.
 """
 
+import gc
 import os
 import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
-from support.common import eventually, sha256
+from support.common import ROOT, eventually, sha256
 from support.disk import Disk
 from support.ledger import Ledger
 from support.live import running
@@ -22,9 +25,32 @@ from support.tracing import count_calls, points, strace, threads_of
 from support.versions import put_version, stored
 from support.witness import Version, assert_knows, assert_whole, attempt, perform, put, send
 
+from storage import Storage
+
 pytestmark = pytest.mark.power
 SIZES = (0, 100, 5_000, 70_000, 300_000)
 SHUTDOWNS = ("shutdown", "shutdown -f")
+LISTS = """
+import random, sys, threading
+from pathlib import Path
+from repository import tree_index
+from repository.model import ModelKey
+from server.settings import Settings
+from storage import Storage
+from support.common import TestApp
+from model_server import create_app
+
+tree_index.REMEMBERED, tree_index.REMEMBERED_EVERY, tree_index.REMEMBERED_SHARE, tree_index.RACY = 1, 0.0, 0, 0.05
+with Storage(Path(sys.argv[1])) as store:
+    app = TestApp(create_app(store, Settings()), lint=False)
+    threading.Thread(target=store.index.watch, daemon=True).start()
+    while True:
+        model = f"/models/p/a{random.randrange(5)}/{random.randrange(5)}/m{random.randrange(5)}"
+        app.put(f"{model}?description={random.random()}", random.randbytes(100))
+        app.delete(model) if random.random() < 0.3 else app.get("/models/list")
+        store.index._write()
+        print("wrote", flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +231,39 @@ def test_a_power_cut_while_an_upload_replaces_a_model_loses_nothing_of_it(disk, 
             assert_knows(server, "p/app/1/m", new)
             server.stop()
     say(f"{len(cases)} power cuts ({how}) while an upload replaced a model")
+
+
+@pytest.mark.parametrize("how", SHUTDOWNS)
+def test_after_a_power_cut_what_was_kept_of_the_tree_changes_no_list(disk, count, say, how):
+    took_over = 0
+    for _ in range(count(3, 30)):
+        with disk.mounted() as storage:
+            environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+            with subprocess.Popen([sys.executable, "-c", LISTS, storage], env=environment, text=True,
+                                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+                for _ in range(random.randrange(20, 60)):
+                    process.stdout.readline()
+                os.sync()
+                for _ in range(random.randrange(1, 20)):
+                    process.stdout.readline()
+                disk.cut_power(how)
+                process.kill()
+        with disk.mounted() as storage:
+            took_over += takes_over(storage)
+            gc.collect()    # a store keeps its directory open, which would prevent the unmount
+    assert took_over
+    say(f"{took_over} indices of a time before a power cut ({how}) were taken over, and changed no list")
+
+
+def takes_over(storage):
+    """Whether anything is taken over from .staging/index; if so, it must not make a difference."""
+    with Storage(storage) as store:
+        store.index._take_over()
+        known = len(store.index._directories)
+        models, total = [batch.lines for batch in store.lines(())], store.index.total()
+    with suppress(FileNotFoundError):
+        (storage / ".staging/index").unlink()
+    with Storage(storage) as store:
+        assert [batch.lines for batch in store.lines(())] == models
+        assert store.index.total() == total
+    return known > 0

@@ -2,10 +2,10 @@
 
 import json
 import re
-import shutil
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 from urllib.parse import quote
@@ -16,9 +16,9 @@ from support.common import TestApp, eventually, sha256
 from support.shelf import MODELS, names_of
 
 from model_server import create_app
-from repository import tree_index
+from repository.indexed import State, size_of
 from repository.model import Stamp
-from repository.tree_index import BATCH_MODELS, Index, Signature, State, size_of
+from repository.tree_index import BATCH_MODELS, Index, Signature
 from server.listing import PAGE_BYTES
 from server.settings import Settings
 from storage import Storage
@@ -177,62 +177,43 @@ def test_a_change_while_a_list_reads_shows_in_the_next_one(tmp_path):
         return Signature(hash(said[-1]), Stamp(1, 1, 1))
 
     def models_in(place):
-        return nullcontext(SimpleNamespace(sign=sign, read=lambda name: None))
+        def is_still(name, state):
+            return sign(name).state == state
+
+        return nullcontext(SimpleNamespace(sign=sign, is_still=is_still, read=lambda name: None))
 
     index = Index(children, changed, sign, find, models_in)
     assert listed() == [b"old"]
     assert listed() == [b"new"]
 
 
-def test_a_count_is_remembered_until_the_next_one_is_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(tree_index, "REMEMBERED", 2)
+def test_no_list_waits_for_the_look_of_another_one():
+    reached, stalled = threading.Event(), threading.Event()
 
-    def following(store):
-        thread = threading.Thread(target=store.index.watch, daemon=True)
-        thread.start()
-        return thread
+    def changed(names):
+        if names == ("p", "slow"):
+            reached.set()
+            assert stalled.wait(30)
+        return State(1)
 
-    with Storage(tmp_path) as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
-        for name in "abc":
-            app.put(f"/models/p/a/1/{name}", name.encode(), status=201)
-        thread = following(store)
-        eventually(lambda: store.staging.recall_count().startswith("3 of "))
-        app.delete("/models/p/a/1/c")
-        eventually(lambda: store.staging.recall_count().startswith("2 of "))    # though nobody asks for a list
-        for name in "xyz":
-            app.put(f"/models/p/a/1/{name}", name.encode(), status=201)
-        eventually(lambda: store.staging.recall_count().startswith("5 of "))
-    thread.join(10)
-    shutil.rmtree(tmp_path / "p/a/1/x")     # while no server runs
+    def children(*names):
+        return [["p", "q"], ["quick", "slow"], ["1"], ["m"]][len(names)]
 
-    with Storage(tmp_path) as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
-        with store.index._lock:             # so that the count cannot begin
-            thread = following(store)
-            eventually(lambda: store.index._remembered == 5)
-            page = app.get("/models/list?limit=1").json
-            assert page["total_models"] == 5 and page["next"] == "p/a/1/a"
-            assert app.get("/models/p?limit=1").json["total_models"] == 4
-        eventually(lambda: app.get("/models/list?limit=1").json["total_models"] == 4)
-    thread.join(10)
+    def sign(names):
+        return Signature(1, Stamp(1, 1, 1))
 
-    (tmp_path / "q").mkdir()                # a project that came while no server ran: nothing is taken from before
-    with Storage(tmp_path) as store:
-        with store.index._lock:
-            thread = following(store)
-            assert store.index.count(()) == 4
-        eventually(lambda: store.index.count(()) == 4)
-    thread.join(10)
+    def models_in(place):
+        return nullcontext(SimpleNamespace(sign=sign, is_still=lambda name, state: True, read=lambda name: None))
 
-
-@pytest.mark.parametrize("text", ["", "many", "7 of State(mtime_ns=1, inode=1)", "\xff" * 1000])
-def test_what_is_remembered_is_not_believed_if_it_is_not_of_this_storage(tmp_path, text):
-    with Storage(tmp_path) as store:
-        (tmp_path / ".staging/count").write_text(text, encoding="utf-8")
-        store.index.close()
-        store.index.watch()
-        assert store.index.count(()) == 0
+    index = Index(children, changed, sign, lambda key: SimpleNamespace(line=str(key).encode()), models_in)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(list, index.lines(("p",)))
+        assert reached.wait(30)
+        assert [lines for _, lines in index.lines(("p", "quick"))] == [{"m": b"p/quick/1/m"}]
+        assert [lines for _, lines in index.lines(("q",))] == [{"m": b"q/quick/1/m"}, {"m": b"q/slow/1/m"}]
+        index.forget(("p", "quick", "1", "m"))
+        stalled.set()
+        assert [lines for _, lines in slow.result(30)] == [{"m": b"p/quick/1/m"}, {"m": b"p/slow/1/m"}]
 
 
 def test_a_change_makes_the_next_page_count(tmp_path):
@@ -244,7 +225,7 @@ def test_a_change_makes_the_next_page_count(tmp_path):
 
 
 def test_what_the_index_has_no_room_for_is_read_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("repository.tree_index.KEPT_BYTES", 100_000)
+    monkeypatch.setattr("repository.indexed.KEPT_BYTES", 100_000)
     sizes = {f"m{number:03}": 10 + number % 7 * 6000 for number in range(2 * BATCH_MODELS)}    # some too long to keep
     for place in ("p/a/1", "p/a/2", "q/a/1"):
         for name, size in sizes.items():
@@ -259,8 +240,8 @@ def test_what_the_index_has_no_room_for_is_read_again(tmp_path, monkeypatch):
         def kept():
             directories = store.index._directories.values()
             assert all(directory.lines.keys() == directory.states.keys() for directory in directories)
-            assert sum(map(size_of, (directory.lines for directory in directories))) == store.index._kept
-            return store.index._kept
+            assert sum(map(size_of, (directory.lines for directory in directories))) == store.index._directories.held
+            return store.index._directories.held
 
         whole = app.get("/models/list").json
         assert len(whole["models"]) == 3 * len(sizes) + 1

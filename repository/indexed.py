@@ -1,0 +1,230 @@
+"""What the index knows of one directory, and its text in `.staging/index`, from which the next start takes it over.
+
+The text is never believed over the files. A directory in it is checked like one that this process has seen: by its
+state and, for each line, by the state of the two files that it was read from. It may be deleted at any time.
+"""
+
+import json
+import sys
+import time
+import zlib
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
+
+from repository import metadata, model
+from repository.model import NAME, Model, Names, Stamp
+
+LINE_OVERHEAD = 200     # bytes that the cache needs for a line in addition: two dictionary entries, the object
+KEPT_BYTES = 128 << 20  # of all lines in the cache: 100,000 ordinary models take some 85 MiB
+WATCHED = 60.0          # seconds after the last list during which the directories are checked in the background
+TEXT_LINES = 8 << 20    # bytes of lines in one directory that are written; those of larger ones are read again
+BLOCK = 256 * 1024      # bytes that are written and read at once, some 80 versions of 5 models
+PAUSE = 0.001           # seconds of rest in the background, which let requests run
+NO_LINES: dict[str, Any] = {}   # one for all directories without lines; never changed
+
+
+class Batch(NamedTuple):
+    """Some models of a version or of a folder in it: its names, and the models' lines by their last name, in order."""
+
+    place: Names
+    lines: dict[str, bytes]
+
+
+class Signature(NamedTuple):
+    """Identifies the state of a model's two files; `stamp` is that of the model. The same in every process."""
+
+    state: int
+    stamp: Stamp
+
+
+class ModelsIn(Protocol):
+    """The models in one directory, by name. What read() has no answer to is asked for by `sign` and `find`."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+    def sign(self, name: str) -> Signature | None: ...
+    def is_still(self, name: str, state: int) -> bool: ...
+    def read(self, name: str) -> tuple[Signature, Model] | None: ...
+
+
+class State(NamedTuple):
+    """Identifies the state of a directory, and that it is the same one."""
+
+    changed_ns: int     # -1 if it does not exist
+    inode: int = 0
+
+
+class Total(NamedTuple):
+    """Sums over the models in a part of the tree."""
+
+    models: int
+    size: int   # bytes
+
+
+@dataclass(slots=True)
+class Directory:
+    """What a directory contained when it was looked at; another look replaces it as a whole.
+
+    `total` is None if it has to be computed again. With many models, lines are added to `lines`; else these are in
+    order and only replaced.
+    """
+
+    children: tuple[str, ...] = ()  # names, in order, of models and of directories
+    models: tuple[str, ...] = ()    # those that are models; the same tuple if all are
+    size: int = 0                   # bytes of the models
+    fingerprint: int = 0            # of the models' files; 0 if there is no model
+    state: State | None = None      # None if nobody has looked yet
+    stamp: int = 0                  # state.changed_ns; 0 if the directory may have changed since without a new one
+    checked: float = 0.0            # when the state was the same; 0 if that has to be looked at again in any case
+    total: Total | None = None
+    compared: float = 0.0           # when the lines were last compared with the models' files
+    lines: dict[str, bytes] = field(default_factory=lambda: NO_LINES)
+    states: dict[str, int] = field(default_factory=lambda: NO_LINES)    # of the files that the lines were read from
+    held: int = 0                   # bytes of memory that the lines take
+
+    @property
+    def folders(self) -> Sequence[str]:
+        """The names in it that are not models, in order."""
+        if self.models is self.children or not self.models:
+            return self.children if not self.models else ()
+        models = set(self.models)
+        return [name for name in self.children if name not in models]
+
+    def hold(self, lines: dict[str, bytes], states: dict[str, int]) -> None:
+        """Replaces its lines; `states` has one for each, and may have more."""
+        self.lines = lines or NO_LINES
+        self.states = {name: states[name] for name in lines} or NO_LINES
+        self.held = size_of(lines)
+
+
+def is_in(names: Sequence[str], name: str) -> bool:
+    """Whether a name is among these, which are in order."""
+    index = bisect_left(names, name)
+    return index < len(names) and names[index] == name
+
+
+def inode_of(state: State | None) -> int:
+    return state.inode if state else 0
+
+
+def size_of(lines: dict[str, bytes]) -> int:
+    """Bytes of memory that these lines take in the cache."""
+    return sum(map(len, lines.values())) + LINE_OVERHEAD * len(lines)
+
+
+class Known(dict[Names, Directory]):
+    """Directories by their names. `held` are the bytes of memory that all lines take. Not safe for threads."""
+
+    held = 0
+    _cleared = 0.0
+
+    def put(self, names: Names, directory: Directory) -> None:
+        """Adds a directory that is not in it, with its lines if there is room."""
+        if not self.has_room(directory.held):
+            directory.hold(NO_LINES, NO_LINES)
+        self[names] = directory
+        self.held += directory.held
+
+    def drop(self, names: Names) -> None:
+        """Removes a directory and all those below it."""
+        if directory := self.pop(names, None):
+            self.held -= directory.held
+            for name in directory.folders:
+                self.drop((*names, name))
+
+    def replace(self, directory: Directory, lines: dict[str, bytes], states: dict[str, int]) -> None:
+        """Replaces the lines of a directory in it."""
+        self.held -= directory.held
+        directory.hold(lines, states)
+        self.held += directory.held
+
+    def has_room(self, size: int) -> bool:
+        """Whether `size` more bytes of lines fit in; those that no list needed recently are dropped for them."""
+        moment = time.monotonic()
+        if self.held + size > KEPT_BYTES and moment - self._cleared > WATCHED:
+            self._cleared = moment
+            for directory in self.values():
+                if moment - directory.compared > WATCHED:
+                    self.replace(directory, NO_LINES, NO_LINES)
+        return self.held + size <= KEPT_BYTES
+
+
+@cache
+def written_by() -> str:
+    """Differs between versions of Python, and of the modules that decide what a line says, unless they agree."""
+    sources = [Path(module.__file__ or "").read_bytes() for module in (metadata, model, sys.modules[__name__])]
+    return f"{zlib.crc32(b''.join(sources)):08x} {sys.version}"
+
+
+def heading(models: int, top: State) -> bytes:
+    """The first block: how many models there are, and the state of the top directory."""
+    return json.dumps([written_by(), models, top]).encode()
+
+
+def heading_in(block: bytes) -> tuple[int, State] | None:
+    """What heading() was given; None if another version of this server wrote the block, or something else did."""
+    try:
+        by, models, top = json.loads(block)
+        return (int(models), State(*top)) if by == written_by() else None
+    except (ValueError, TypeError):
+        return None
+
+
+def blocks_of(known: Mapping[Names, Directory], lock: AbstractContextManager[object], models: int, top: State,
+              ) -> Iterator[bytes]:
+    """All that is known, in blocks of which each can be read alone; `lock` is held while a directory is looked at."""
+    yield heading(models, top)
+    texts, size = list[bytes](), 0
+    for names, directory in list(known.items()):
+        if directory.state:
+            with lock:
+                texts.append(text_of(names, directory))
+            size += len(texts[-1])
+        if size > BLOCK:
+            yield b"".join(texts)
+            texts, size = [], 0
+    yield b"".join(texts)
+
+
+def text_of(names: Names, directory: Directory) -> bytes:
+    """A directory that was looked at, as a line of JSON and those of its models."""
+    lines = directory.lines if directory.held <= TEXT_LINES else NO_LINES
+    models = None if directory.models is directory.children else directory.models
+    head = [names, directory.state, directory.stamp, directory.children, models, directory.size, directory.fingerprint,
+            [[name, directory.states[name]] for name in lines]]
+    return b"\n".join((json.dumps(head).encode(), *lines.values(), b""))
+
+
+def directories_of(blocks: Iterator[bytes]) -> Iterator[tuple[Names, Directory]]:
+    """The directories in these blocks without the heading, up to one that somebody else has written."""
+    for block in blocks:
+        try:
+            yield from directories_in(block)
+        except (ValueError, TypeError, RecursionError):
+            return
+        time.sleep(PAUSE)
+
+
+def directories_in(block: bytes) -> Iterator[tuple[Names, Directory]]:
+    """The directories in texts that follow one another; raises ValueError or TypeError if these are something else."""
+    texts = iter(block.split(b"\n"))
+    for head in texts:
+        if not head:
+            return
+        names, state, stamp, children, models, size, fingerprint, states = json.loads(head)
+        if not all(map(NAME.fullmatch, (*names, *children))):
+            raise ValueError("there are names in it that no directory has")
+        children = tuple(map(sys.intern, children))
+        directory = Directory(
+            children, children if models is None else tuple(map(sys.intern, models)), int(size), int(fingerprint),
+            State(*map(int, state)), int(stamp))
+        if states:
+            of_lines = dict(states)
+            directory.hold(dict(zip(of_lines, islice(texts, len(of_lines)), strict=True)), of_lines)
+        yield tuple(map(sys.intern, names)), directory

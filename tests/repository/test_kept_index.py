@@ -1,0 +1,245 @@
+"""What is known of the tree, kept for the next start: it saves reading, and is never believed over the files."""
+
+import json
+import os
+import shutil
+import threading
+import zlib
+from contextlib import contextmanager
+
+import pytest
+from support.common import TestApp, eventually, sha256, staged
+
+from model_server import create_app
+from repository import indexed, tree_index
+from server.settings import Settings
+from storage import Storage
+
+INDEX = ".staging/index"
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """A tree of any size is kept, whenever something new is known; and in several blocks."""
+    monkeypatch.setattr(tree_index, "REMEMBERED", 1)
+    monkeypatch.setattr(tree_index, "REMEMBERED_EVERY", 0.0)
+    monkeypatch.setattr(tree_index, "REMEMBERED_SHARE", 0)
+    monkeypatch.setattr(indexed, "BLOCK", 1000)
+    monkeypatch.setattr(tree_index, "RACY", 0.0)    # else what has just changed is read again in any case
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Some models, one of them in a folder."""
+    for place in ("p/a/1", "p/a/2", "p/b/1", "q/a/1", "q/a/1/folder"):
+        for name in ("m1", "m2", "m3"):
+            write(tmp_path / place / name, f"{place}/{name}")
+    return tmp_path
+
+
+def write(model, text):
+    model.mkdir(parents=True)
+    (model / "model").write_text(text)
+    document = {"size": len(text), "sha256": sha256(text.encode()), "description": text}
+    (model / "metadata.json").write_text(json.dumps(document))
+
+
+@contextmanager
+def started(root):
+    """A store that has done what a server does in the background when it starts."""
+    with Storage(root) as store:
+        store.index._take_over()
+        store.index._refresh()
+        yield store
+
+
+def listed(store):
+    return TestApp(create_app(store, Settings()), lint=False).get("/models/list").json["models"]
+
+
+def kept(root):
+    """What is kept now, by the names of the directories."""
+    with Storage(root) as store:
+        blocks = list(store.staging.recall_index())[1:]
+    return {names: directory for block in blocks for names, directory in indexed.directories_in(block)}
+
+
+def keep(root):
+    """Starts a server, lists everything and has that kept; returns the list."""
+    with started(root) as store:
+        models = listed(store)
+        store.index._write()
+    assert sum(len(directory.lines) for directory in kept(root).values()) == len(models)
+    return models
+
+
+def test_what_is_kept_is_told_without_reading_it_again(root):
+    models = keep(root)
+    assert len(models) == 15
+    with started(root) as store:
+        assert sum(len(directory.lines) for directory in store.index._directories.values()) == 15
+        assert (store.index._reads, store.index._news) == (0, 0)
+        assert listed(store) == models
+        assert store.index._news == 0
+    assert not staged(root)
+
+
+def in_place(root):
+    (root / "p/a/1/m2/metadata.json").write_text('{"framework": "edited"}')
+
+
+def other_bytes(root):
+    (root / "p/a/1/m2/model").write_text("other")
+
+
+def as_if_older(root):
+    """Another file of the same size, with the time of the old one, as rsync -a would leave it."""
+    metadata = root / "p/a/1/m2/metadata.json"
+    was = metadata.stat()
+    other = root / "other"
+    other.write_text(metadata.read_text().replace("description", "Description"))
+    os.utime(other, ns=(was.st_atime_ns, was.st_mtime_ns))
+    other.rename(metadata)
+
+
+def outside(root):
+    """A link out of the tree, to a copy of what was there."""
+    shutil.move(root / "p/a/1/m2", root.parent / "elsewhere")
+    (root / "p/a/1/m2").symlink_to(root.parent / "elsewhere")
+
+
+def whole_version(root):
+    write(root / "p/a/3/m9", "new")
+    (root / "p/a/2").rename(root / "old")
+    (root / "p/a/3").rename(root / "p/a/2")
+    shutil.rmtree(root / "old")
+
+
+@pytest.mark.parametrize("change", [
+    lambda root: None, in_place, other_bytes, as_if_older, outside, whole_version,
+    lambda root: write(root / "p/a/1/m4", "new"),
+    lambda root: write(root / "r/a/1/m4", "new"),
+    lambda root: write(root / "q/a/1/folder/in/m4", "new"),
+    lambda root: shutil.rmtree(root / "p/a/1/m2"),
+    lambda root: shutil.rmtree(root / "p/a/1"),
+    lambda root: shutil.rmtree(root / "p"),
+    lambda root: (root / "p/a/1/m2/model").unlink(),
+    lambda root: (root / "p/a/1/m2/metadata.json").unlink(),
+    lambda root: (root / "p/a/1/m2/metadata.json").write_text("{"),
+    lambda root: write(root / "q/a/1/folder", "a model now") if shutil.rmtree(root / "q/a/1/folder") else None,
+    lambda root: (root / "q/a/1/folder").rename(root / "q/a/1/moved"),
+    lambda root: (root / "p/a/@production").symlink_to("1"),
+])
+def test_what_changed_while_no_server_ran_is_seen(root, change):
+    keep(root)
+    change(root)
+    with started(root) as store:
+        taken_over, total = listed(store), store.index.total()
+    (root / INDEX).unlink()
+    with Storage(root) as store:
+        assert listed(store) == taken_over
+        assert store.index.total() == total
+    assert "elsewhere" not in json.dumps(taken_over)
+
+
+def flipped(at):
+    def flip(file):
+        data = bytearray(file.read_bytes())
+        data[at % len(data)] ^= 0x55
+        file.write_bytes(data)
+    return flip
+
+
+def blocks(*texts):
+    packed = [zlib.compress(text) for text in texts]
+    return lambda file: file.write_bytes(b"".join(len(each).to_bytes(4, "big") + each for each in packed))
+
+
+HEADING = indexed.heading(7, indexed.State(1, 1))
+
+
+@pytest.mark.parametrize("damage", [
+    *map(flipped, (0, 3, 5, 30, 200, 600, -300, -1)),
+    *(lambda file, size=size: os.truncate(file, size) for size in (0, 3, 50, 400)),
+    lambda file: file.write_bytes(b"\0" * 5000),       # as after a power cut
+    lambda file: file.write_bytes(b"\xff" * 5000),
+    lambda file: file.unlink(),
+    lambda file: file.unlink() or file.mkdir(),
+    lambda file: file.unlink() or os.mkfifo(file),
+    lambda file: file.rename(file.with_name("moved")) and file.symlink_to("moved"),
+    blocks(b'["another version", 7, [1, 1]]'),
+    blocks(b"{}"),
+    blocks(HEADING, b"[]"),
+    blocks(HEADING, b"[" * 100_000),
+    blocks(HEADING, b'[["p", "a", "1"], [1, 1], 1, ["m1"], null, 4, 5, [["m1", 6], ["m2", 6]]]\n{}'),
+    blocks(HEADING, b'[["p", "a", ".."], [1, 1], 1, ["m1"], null, 4, 5, []]'),
+    blocks(HEADING, b'[["p"], [1, 1], 1, ["../../etc"], null, 4, 5, []]'),
+    blocks(HEADING, b'[["p"], ["x", 1], 1, ["a"], [], 4, 5, []]'),
+])
+def test_what_is_kept_may_be_damaged(root, damage):
+    models = keep(root)
+    damage(root / INDEX)
+    with started(root) as store:
+        assert listed(store) == models
+        assert store.index.total().models == 15
+        store.index._write()
+    assert (root / INDEX).is_dir() or set(kept(root)) > {("p", "a", "1"), ("q", "a", "1", "folder")}
+
+
+def test_of_two_servers_the_last_one_is_taken_over(root):
+    with started(root) as one, started(root) as other:
+        for number, store in enumerate((one, other, one)):
+            TestApp(create_app(store, Settings()), lint=False).put(f"/models/p/a/1/new{number}", b"new", status=201)
+            models = eventually(lambda: (now := listed(one)) == listed(other) and now)
+            assert len(models) == 16 + number
+            other.index._refresh()
+            other.index._write()
+            one.index._write()
+    with started(root) as store:
+        assert listed(store) == models
+
+
+def test_a_count_is_told_until_the_next_one_is_there(root):
+    keep(root)
+    shutil.rmtree(root / "p/a/1")
+    with Storage(root) as store:
+        store.index._take_over()
+        app = TestApp(create_app(store, Settings()), lint=False)
+        page = app.get("/models/list?limit=1").json
+        assert page["total_models"] == 15 and page["next"] == "p/a/2/m1"
+        assert app.get("/models/p?limit=1").json["total_models"] == 6
+        app.put("/models/p/a/1/m", b"m", status=201)
+        assert app.get("/models/list?limit=1").json["total_models"] == 13
+    shutil.rmtree(root / "q")               # a project that went while no server ran: nothing is told
+    with Storage(root) as store:
+        store.index._take_over()
+        assert store.index.count(()) == 7
+
+
+def test_a_directory_that_could_not_be_read_is_read_again_after_the_next_start(root):
+    keep(root)
+    with started(root) as store:
+        write(root / "p/a/2/m4", "new")
+        assert len(listed(store)) == 16
+        store._reader._closed.add(("p", "a", "1"))      # as root, the tests can read everything
+        store.index._write()
+    directories = kept(root)
+    assert directories["p", "a", "1"].stamp == 0 and directories["p", "a", "2"].stamp != 0
+
+
+def test_the_thread_of_the_index_keeps_it(root):
+    with Storage(root) as store:
+        thread = threading.Thread(target=store.index.watch, daemon=True)
+        thread.start()
+        eventually((root / INDEX).exists)
+    thread.join(10)
+    assert not staged(root)
+    assert sum(len(directory.models) for directory in kept(root).values()) == 15
+
+
+def test_a_small_storage_keeps_nothing(root, monkeypatch):
+    monkeypatch.setattr(tree_index, "REMEMBERED", 16)
+    with started(root) as store:
+        assert len(listed(store)) == 15
+        store.index._write()
+    assert not (root / INDEX).exists()
