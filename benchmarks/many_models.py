@@ -1,10 +1,12 @@
 """Goal 6, 100,000 models: .venv/bin/python benchmarks/many_models.py (docs/benchmarks.md)
 
 The models are made without a server (tree.py): 100 projects of 10 apps of 20 versions of 5 names. Measured are: the
-time to start; the first page after a change through the server and after one by hand on disk, and how long until the
-latter is visible; the full list, after some idle seconds and again at once, compared with a script that reads every
-metadata.json; `latest`; memory. MLflow has 100,000 model versions in SQLite, pypiserver a directory with as many files.
-One version of 10,000 files: --models 10000 --each 10000. A smoke run: --models 1000 --rounds 1
+time to start, the first page and the first full list then; the first page after a change through the server and after
+one by hand on disk, and how long until the latter is visible; the full list, after some idle seconds and again at once,
+compared with a script that reads and parses every metadata.json; pages, quiet and while models come and go; `latest`;
+memory. MLflow has 100,000 model versions in SQLite, pypiserver a directory with as many files.
+A smoke run: --models 1000 --rounds 1. A million: --models 1000000 --peers 0 --rounds 1, with 10 GB and 2.5 million
+inodes free; --tree makes the models in a directory that is kept, or takes those that are there.
 """
 
 import json
@@ -12,6 +14,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -28,6 +31,9 @@ FULL = "/models/list"
 SEARCH = "/api/2.0/mlflow/model-versions/search?max_results="
 SEEN_WITHIN = 10.0
 Ask = Callable[[], dict[str, float]]
+PAGES = 200
+KEPT_FROM = 10_000      # models from which on the server writes what it knows for the next start
+KEPT_WITHIN = 600.0     # seconds
 PAUSE = 3.0     # seconds in which nobody asks: longer than what was seen on disk may be believed
 READ_ALL = """
 import sys, time, tree
@@ -126,20 +132,71 @@ def full_list(server: Server, count: int) -> dict[str, float]:
     return {**first, **{f"again {name}": value for name, value in timed(server, FULL, complete).items()}}
 
 
+def pages(server: Server) -> dict[str, float]:
+    """Pages here and there."""
+    connection, took = server.connect(timeout=600), []
+    for number in range(PAGES):
+        after = f"&after=project{number * 7 % 10:03}/app{number % 10:02}/1.{number % 20}.0/model1"
+        begun = time.perf_counter()
+        status, body = get(connection, PAGE + after * (number % 2))
+        took.append((time.perf_counter() - begun) * 1000)
+        assert status == 200, body
+        time.sleep(0.02)
+    connection.close()
+    return {"p50": peers.percentile(took, 50), "p99": peers.percentile(took, 99)}
+
+
+def pages_in_churn(server: Server) -> dict[str, float]:
+    """Pages while models come and go, some 50 a second."""
+    stopping = threading.Event()
+
+    def change() -> None:
+        connection, number = server.connect(timeout=600), 0
+        while not stopping.wait(0.02):
+            model = f"/models/project{number // 2 % 10:03}/app00/1.0.0/comes_and_goes"
+            status, answer = get(connection, *((model, "DELETE") if number % 2 else (model, "PUT", b"x")))
+            assert status in (200, 201), answer
+            number += 1
+        connection.close()
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        return pages(server)
+    finally:
+        stopping.set()
+        changing.join()
+
+
 def read_all(root: Path) -> dict[str, float]:
     command = [sys.executable, "-c", READ_ALL, str(root)]
     seconds = subprocess.run(command, stdout=subprocess.PIPE, check=True, env={"PYTHONPATH": str(peers.HERE)}).stdout
     return {"total": float(seconds) * 1000}
 
 
-def start(root: Path) -> dict[str, float]:
-    """Milliseconds from the start of the process to the first answer; the memory it has then."""
+def very_first(root: Path, count: int) -> dict[str, float]:
+    """The first full list there ever was, and MiB that are written for the next start, for which this waits."""
+    index = root / ".staging/index"
+    index.unlink(missing_ok=True)
+    with OURS.running(root) as server:
+        took = timed(server, FULL, partial(enough, count, b'"sha256"'))
+        listed = time.time()
+        while count >= KEPT_FROM and not (index.exists() and index.stat().st_mtime > listed):
+            assert time.time() < listed + KEPT_WITHIN, "nothing is written for the next start"
+            time.sleep(0.1)
+    return {"total": took["total"], "written": index.stat().st_size / peers.MIB if index.exists() else 0.0}
+
+
+def start(root: Path, count: int) -> dict[str, float]:
+    """Milliseconds from the start of the process to the first answer, of the first page and of the first full list."""
     with OURS.running(root) as server:
         started = server.started * 1000
         begun = time.perf_counter()
-        _, body = page(server.connect())
+        _, body = page(server.connect(timeout=600))
         assert json.loads(body)["models"]
-        return {"start": started, "page": (time.perf_counter() - begun) * 1000}
+        first = (time.perf_counter() - begun) * 1000
+        full = timed(server, FULL, partial(enough, count, b'"sha256"'))
+        return {"start": started, "page": first, "full": full["total"]}
 
 
 # ---- the peers' models
@@ -172,27 +229,31 @@ def fill_pypiserver(directory: Path, shape: tuple[int, ...]) -> None:
 
 def main() -> None:
     options = peers.arguments(__doc__, models=(int, 100_000, "how many"),
-                              each=(int, tree.SHAPE[-1], "how many of them in a version, 5 or more"),
-                              peers=(int, 1, "0 leaves MLflow and pypiserver out"))
-    shape = tree.shape_of(options.models, options.each)
+                              peers=(int, 1, "0 leaves MLflow and pypiserver out"),
+                              tree=(str, "", "where the models are made, or are already, and stay"))
+    shape = tree.shape_of(options.models)
     with peers.scratch(options.scratch) as root, ExitStack() as running:
-        models = root / "models"
-        count = tree.build(models, shape)
-        starts = interleaved(options.rounds, {"start": partial(start, models), "empty": partial(start_empty, root)})
+        models = Path(options.tree or root / "models")
+        count = tree.count_of(shape) if options.tree and models.exists() else tree.build(models, shape)
+        first = very_first(models, count)
+        starts = interleaved(options.rounds, {
+            "start": partial(start, models, count), "read_all": partial(read_all, models),
+            "empty": partial(start_empty, root)})
         ours = running.enter_context(OURS.running(models))
         before = ours.memory("VmRSS")
         page(ours.connect())
         contestants = {
             "page": partial(timed, ours, PAGE), "full": partial(full_list, ours, count),
             "read_all": partial(read_all, models), "by server": partial(change_by_server, ours),
-            "by hand": partial(change_by_hand, ours), "latest": partial(latest, ours),
+            "by hand": partial(change_by_hand, ours), "latest": partial(latest, ours), "pages": partial(pages, ours),
+            "pages in churn": partial(pages_in_churn, ours),
         }
         if options.peers:
             contestants |= peer_lists(root, shape, count, running)
         timed(ours, FULL)   # warm
         results = interleaved(options.rounds, contestants)
         after, peak = ours.memory("VmRSS"), ours.memory()
-    report(results, starts, count, options.rounds, (before, after, peak))
+    report(results, starts, first, count, options.rounds, (before, after, peak))
 
 
 def start_empty(root: Path) -> dict[str, float]:
@@ -227,15 +288,21 @@ def peer_lists(root: Path, shape: tuple[int, ...], count: int, running: ExitStac
     return lists
 
 
-def report(results: dict[str, Series], starts: dict[str, Series], count: int, rounds: int, memory: tuple[float, ...],
-           ) -> None:
+def report(results: dict[str, Series], starts: dict[str, Series], first: dict[str, float], count: int, rounds: int,
+           memory: tuple[float, ...]) -> None:
     def row(what: str, series: Series, figure: str, goal: str, unit: str = "ms", form: str = ".1f") -> list[str]:
         return [what, f"{series.median(figure):{form}} {unit}", series.spread(figure, form), goal]
 
     full, plain = results["full"], results["read_all"]
     rows = [
         row("start until /health answers", starts["start"], "start", "1000 ms"),
-        row("first page right after the start", starts["start"], "page", "", ),
+        row("first page right after the start", starts["start"], "page", "100 ms"),
+        row("full list right after that", starts["start"], "full", ""),
+        row("a script reads every metadata.json, meanwhile", starts["read_all"], "total", ""),
+        ["full list after the start / script",
+         f"{starts['start'].median('full') / starts['read_all'].median('total'):.2f}", "", "1.5"],
+        ["the same after the very first start", f"{first['total'] / starts['read_all'].median('total'):.2f}", "", ""],
+        ["written for the next start", f"{first['written']:.1f} MiB", "", ""],
         row("page, nothing changed", results["page"], "total", "10 ms"),
         *(row(f"page after a {what} through the server", results["by server"], what, "10 ms")
           for what in ("new", "patch", "delete")),
@@ -249,6 +316,8 @@ def report(results: dict[str, Series], starts: dict[str, Series], count: int, ro
         row("a script reads every metadata.json", plain, "total", ""),
         ["script / full list after a pause", f"{plain.median('total') / full.median('total'):.1f}", "", ""],
         ["script / full list again at once", f"{plain.median('total') / full.median('again total'):.1f}", "", "10"],
+        *(row(f"{what}, {figure}", results[what], figure, "20 ms" if figure == "p99" else "")
+          for what in ("pages", "pages in churn") for figure in ("p50", "p99")),
         row("info of latest", results["latest"], "p50", "5 ms"),
         row("info of latest, the slowest of 20", results["latest"], "max", "5 ms"),
         ["memory, nothing stored", f"{starts['empty'].median('memory'):.0f} MiB", "", ""],

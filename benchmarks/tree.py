@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 SHAPE = (100, 10, 20, 5)    # projects, apps in each, versions in each, names in each: 100,000 models
@@ -19,9 +20,13 @@ def names(shape: tuple[int, ...]) -> Iterator[tuple[str, str, str, str]]:
                     yield f"project{project:03}", f"app{app:02}", f"1.{version}.0", f"model{name}"
 
 
-def shape_of(models: int, each: int = SHAPE[-1]) -> tuple[int, ...]:
-    """The shape for so many models, `each` in a version, close to SHAPE: with fewer projects, apps, then versions."""
-    _, apps, versions, _ = SHAPE
+def count_of(shape: tuple[int, ...]) -> int:
+    return prod(shape)
+
+
+def shape_of(models: int) -> tuple[int, ...]:
+    """The shape for this number of models, close to SHAPE: with fewer projects, then fewer apps."""
+    _, apps, versions, each = SHAPE
     below = apps * versions * each
     return (max(1, models // below), min(apps, max(1, models // (versions * each))),
             min(versions, max(1, models // each)), each)
