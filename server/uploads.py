@@ -230,6 +230,7 @@ class Upload(Body):
         self._size = 0          # bytes of the model that have arrived
         self._writes, self._hashes = SerialQueue(intake, type(self)._write), SerialQueue(intake, type(self)._hash)
         self._landing = Landing(intake.slabs, self._make_way, start)
+        self._begun = False     # whether any bytes have come
         self._beside = 0        # bytes of the form that do not belong to the model
         self._fields_held = self._fields_counted = 0    # bytes of memory, and number, of the fields so far
         self.draft: Draft | None = None
@@ -323,7 +324,10 @@ class Upload(Body):
 
     def _hand_over_if_due(self) -> None:
         most = min(self.handover, SLAB if self._landing.fast else self._intake.apart)
-        # the first page at once, to find out early whether the disk accepts anything
+        # a draft at the first byte, and the first page at once, to find out early whether the disk accepts anything
+        if not self._begun:
+            self._begun = True
+            self._writes.put(self, memoryview(b""))
         if self._landing.full or self._landing.gathered >= (most if self._landing.handed else ALIGNMENT):
             self._hand_over(all_of_it=False)
 
