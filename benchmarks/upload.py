@@ -102,7 +102,8 @@ def main() -> None:
         # four at once of those that the goal is about; the others only ever get slower
         many = peers.interleaved(options.rounds, {
             f"{peer.name}|{how}": partial(measure, servers[peer.name], commands, source, options.at_once)
-            for peer, how, commands in here if peer in (peers.OURS, peers.FLOOR, peers.NGINX_PEER)})
+            for peer, how, commands in here
+            if peer in (peers.OURS, peers.FLOOR, peers.NGINX_PEER) and "sync" not in how})
         memory = {name: server.memory() for name, server in servers.items()}
     rows = []
     for count, results in ((1, one), (options.at_once, many)):

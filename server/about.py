@@ -167,6 +167,6 @@ ERRORS = {
     500: error("the storage failed for this request"),
     501: error("a `Transfer-Encoding` other than `chunked`"),
     503: error("nothing in the storage can be read; for `/health`: it cannot be written", RETRY_AFTER),
-    507: error("the model does not fit on the disk"),
+    507: error("the model does not fit on the disk, or too many uploads are unfinished"),
 }
 OF_EVERY_ROUTE = (400, 421, 429, 431, 500, 501, 503)
