@@ -54,6 +54,8 @@ class Upload {
                 this.show("done", await this.send(this.sha256));
             } catch (error) {
                 if (this.state === "cancelled") break;
+                const isThere = await this.file.slice(0, 1).arrayBuffer().catch(() => false);
+                if (!isThere) return this.show("failed", "The file has changed meanwhile: choose it again.");
                 const exists = "There is a model of this name: tick “Replace models that exist” to replace it.";
                 if (!TEMPORARY.includes(error.status))
                     return this.show("failed", error.status === 412 ? exists : error.message);

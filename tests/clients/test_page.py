@@ -500,6 +500,15 @@ def test_a_server_that_comes_back_gets_the_rest_of_an_upload(start, tab, tmp_pat
     assert info(again, "p/b/1/large")["size"] == 96 << 20
 
 
+def test_a_file_that_changes_while_it_is_sent_is_not_tried_again(start, tab, tmp_path):
+    t = tab(start(), "/models/p/b/1")
+    slow(t, 16 << 20)
+    begin_large(t, tmp_path / "large", 96 << 20)
+    t.wait_for(".say", "Sending")
+    (tmp_path / "large").write_bytes(b"something else")
+    t.wait_for(".failed", "The file has changed meanwhile: choose it again.")
+
+
 @needs_resumption
 def test_what_arrived_before_a_break_is_not_sent_again(start, tab, tmp_path):
     server = start()
