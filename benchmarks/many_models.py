@@ -5,8 +5,9 @@ time to start, the first page and the first full list then; the first page after
 one by hand on disk, and how long until the latter is visible; the full list, after some idle seconds and again at once,
 compared with a script that reads and parses every metadata.json; pages, quiet and while models come and go; `latest`;
 memory. MLflow has 100,000 model versions in SQLite, pypiserver a directory with as many files.
-A smoke run: --models 1000 --rounds 1. A million: --models 1000000 --peers 0 --rounds 1, with 10 GB and 2.5 million
-inodes free; --tree makes the models in a directory that is kept, or takes those that are there.
+One version of 10,000 files: --models 10000 --each 10000. A smoke run: --models 1000 --rounds 1
+A million: --models 1000000 --peers 0 --rounds 1, with 10 GB and 2.5 million inodes free; --tree makes the models in a
+directory that is kept, or takes those that are there.
 """
 
 import json
@@ -229,9 +230,10 @@ def fill_pypiserver(directory: Path, shape: tuple[int, ...]) -> None:
 
 def main() -> None:
     options = peers.arguments(__doc__, models=(int, 100_000, "how many"),
+                              each=(int, tree.SHAPE[-1], "how many of them in a version, 5 or more"),
                               peers=(int, 1, "0 leaves MLflow and pypiserver out"),
                               tree=(str, "", "where the models are made, or are already, and stay"))
-    shape = tree.shape_of(options.models)
+    shape = tree.shape_of(options.models, options.each)
     with peers.scratch(options.scratch) as root, ExitStack() as running:
         models = Path(options.tree or root / "models")
         count = tree.count_of(shape) if options.tree and models.exists() else tree.build(models, shape)

@@ -24,9 +24,9 @@ def count_of(shape: tuple[int, ...]) -> int:
     return prod(shape)
 
 
-def shape_of(models: int) -> tuple[int, ...]:
-    """The shape for this number of models, close to SHAPE: with fewer projects, then fewer apps."""
-    _, apps, versions, each = SHAPE
+def shape_of(models: int, each: int = SHAPE[-1]) -> tuple[int, ...]:
+    """The shape for so many models, `each` in a version, close to SHAPE: with fewer projects, apps, then versions."""
+    _, apps, versions, _ = SHAPE
     below = apps * versions * each
     return (max(1, models // below), min(apps, max(1, models // (versions * each))),
             min(versions, max(1, models // each)), each)
