@@ -132,7 +132,7 @@ def test_nothing_that_is_planted_while_the_server_runs_leads_out(around, prefix)
 
 
 PART = f"/models/half/app/1/m/upload?sha256={sha256(NEW.data)}"
-FIRST = "0" * 32    # before all others
+FIRST, SECOND = "0" * 32, f"{1:032}"    # before all others
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,10 +141,11 @@ def test_what_is_planted_among_unfinished_uploads_hides_neither_their_figures_no
     assert send(server, "PUT", PART, NEW.data[:50], Upload_Offset="0", Upload_Complete="?0").status == 204
     server.stop(signal.SIGKILL)
     uploads = around / "models/.staging/uploads"
-    record, = uploads.glob("*.json")
-    shutil.copy(record, uploads / f"{FIRST}.json")
+    record, = uploads.glob("*.lock")
+    shutil.copy(record, uploads / f"{SECOND}.lock")
     before = everything(around / "outside")
-    with planted(around, f"uploads/{FIRST}.lock", kind), planted(around, f"uploads/{FIRST}", kind):
+    with (planted(around, f"uploads/{FIRST}.lock", kind), planted(around, f"uploads/{FIRST}", kind),
+          planted(around, f"uploads/{SECOND}", kind)):
         for path in uploads.rglob("*"):
             os.utime(path, (0, 0), follow_symlinks=False)
         server = LiveServer(around / "models", *wrapper(around), MODEL_UPLOAD_AGE="1h")
