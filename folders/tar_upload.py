@@ -55,7 +55,8 @@ class TarUpload(Upload):
     def __init__(self, store: Storage, services: Services, version: Names, details: Details,
                  algorithms: Iterable[str]) -> None:
         self._algorithms = [*algorithms]
-        super().__init__(store, services.intake, None, services.settings.max_size, self._algorithms)
+        super().__init__(store, services.intake, None, None, self._algorithms)
+        self._largest = services.settings.max_size
         self.step = CHUNKED_STEP    # headers take time to parse
         self._examine, self._version, self._details = services.examine, version, details
         self._cutter = TarCutter()
@@ -89,10 +90,6 @@ class TarUpload(Upload):
         assert self._file
         self.mark(self._file)
 
-    def _count(self, size: int) -> None:
-        with self._intake.changed:
-            self._size += size
-
     @property
     def lands(self) -> bool:
         return self._cutter.left > 0 and not self._algorithms
@@ -109,9 +106,9 @@ class TarUpload(Upload):
     def _begin(self, member: Member) -> File:
         self._files += 1
         shown = repr(member.name[:MAX_SHOWN])
-        if self.limit is not None and member.size > self.limit:
-            raise TooLarge(f"{shown} in the tar has {member.size} bytes, more than the {self.limit} that this server "
-                           "accepts for a model (MODEL_MAX_SIZE)")
+        if self._largest is not None and member.size > self._largest:
+            raise TooLarge(f"{shown} in the tar has {member.size} bytes, more than the {self._largest} that this "
+                           "server accepts for a model (MODEL_MAX_SIZE)")
         try:
             return File(ModelKey.at((*self._version, member.name)))
         except InvalidName as error:

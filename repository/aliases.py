@@ -61,8 +61,7 @@ class Aliases:
         scratch = f"{self._staging.new_name()}.link"
         with filesystem.as_store_errors(), self._staging.locked_aliases() as lock, self._staging.session() as session:
             check(self.version(project_id, app_name, alias))
-            # its length is the state of all aliases: on a network file system, a text could be read from a cache
-            os.ftruncate(lock, os.fstat(lock).st_size + 1)
+            filesystem.lengthen(lock)   # which tells that aliases may have changed
             with self._tree.walk(project_id, app_name) as parent:
                 os.symlink(version, scratch, dir_fd=session.descriptor)
                 try:

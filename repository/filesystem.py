@@ -74,14 +74,19 @@ class NewFile:
         """Appends blocks of any size; raises OSError."""
         for data in blocks:
             block = memoryview(data)
-            in_pages = isinstance(block.obj, mmap.mmap)
             while block:    # when the disk fills up, one call writes a part and the next one fails
-                ahead = -self.size % ALIGNMENT
-                whole = 0 if ahead or not in_pages else len(block) - len(block) % ALIGNMENT
-                part = block[:whole] if whole else block[:ahead or len(block)] if in_pages else block
-                written = self._put(part, direct=bool(whole))
+                written = self._put(*self._next_part(block))
                 self.size += written
                 block = block[written:]
+
+    def _next_part(self, block: memoryview) -> tuple[memoryview, bool]:
+        """What of a block is to be written next, and whether these are whole pages of a mmap."""
+        if not isinstance(block.obj, mmap.mmap):
+            return block, False
+        if ahead := -self.size % ALIGNMENT:
+            return block[:ahead], False
+        whole = len(block) - len(block) % ALIGNMENT
+        return (block[:whole], True) if whole else (block, False)
 
     def _put(self, data: memoryview, direct: bool) -> int:
         self._set_direct(direct and self._can_be_direct)
@@ -120,15 +125,25 @@ class NewFile:
 
 def write_new(descriptor: int, data: bytes) -> None:
     """Writes a new file, syncs it to the disk and closes it."""
-    with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
+    """Writes all of this to a file; raises OSError."""
     while data:     # when the disk fills up, one call writes a part and the next one fails
         data = data[os.write(descriptor, data) :]
+
+
+def lengthen(descriptor: int) -> None:
+    """Makes a file one byte longer, of which the length tells a state.
+
+    On network file systems other machines see that at once, while they may read old contents from a cache.
+    """
+    os.ftruncate(descriptor, os.fstat(descriptor).st_size + 1)
 
 
 def begin_sync(descriptor: int) -> None:

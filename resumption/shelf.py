@@ -359,7 +359,7 @@ def write(lock: int, record: Record) -> None:
 
 def supersede(lock: int) -> None:
     """Makes every claim on a draft void. The caller holds the lock."""
-    os.ftruncate(lock, os.fstat(lock).st_size + 1)
+    filesystem.lengthen(lock)
 
 
 def staged(directory: Directory) -> StagedModel:

@@ -115,11 +115,12 @@ class FormCutter:
         What is before it is content, and need not be given to feed().
         """
         at = data.find(self._delimiter, begin, end)
-        if at < 0:
-            at = data.rfind(b"\r", max(begin, end - len(self._delimiter) + 1), end)
-            if not self._delimiter.startswith(data[at:end]):
-                at = -1
-        return end if at < 0 else at
+        return at if at >= 0 else self._unfinished(data, begin, end)
+
+    def _unfinished(self, data: bytes | mmap.mmap, begin: int, end: int) -> int:
+        """Where a boundary may begin that goes on behind `end`, else `end`."""
+        at = data.rfind(b"\r", max(begin, end - len(self._delimiter) + 1), end)
+        return at if at >= 0 and self._delimiter.startswith(data[at:end]) else end
 
     def _delimiter_line(self, end: bytes) -> bytes:
         return re.escape(self._delimiter) + end
@@ -134,8 +135,7 @@ class FormCutter:
             if LINE_BEGUN.fullmatch(data, at + len(self._delimiter)):
                 return at, -1, False
             at = data.find(self._delimiter, at + 2)
-        at = data.rfind(b"\r", max(position, len(data) - len(self._delimiter) + 1))
-        return (at if at >= 0 and self._delimiter.startswith(data[at:]) else len(data)), -1, False
+        return self._unfinished(data, position, len(data)), -1, False
 
     def _end_of_headers(self, data: bytes, position: int) -> int:
         # position is at the CRLF that ends the boundary's line, so that no headers at all end in CRLF CRLF too

@@ -301,24 +301,20 @@ class Upload(Body):
 
     def _keep(self, block: memoryview) -> None:
         self._count(len(block))
-        self._put(block)
+        with self._intake.changed:
+            self._landing.put(block)
+        self._hand_over_if_due()
 
     def _count(self, size: int) -> None:
         """Counts bytes of the model; raises TooLarge."""
         if self.limit is not None and self._size + size > self.limit:
             raise TooLarge(f"the model is larger than the {self.limit} bytes that this server accepts (MODEL_MAX_SIZE)")
-        with self._intake.changed:
-            self._size += size
-
-    def _put(self, block: memoryview) -> None:
-        with self._intake.changed:
-            self._landing.put(block)
-        self._hand_over_if_due()
+        self._size += size
 
     def mark(self, mark: Mark) -> None:
         """Lets write() and hash() have this between what has come before it and what comes next."""
+        self._count(len(mark))
         with self._intake.changed:
-            self._size += len(mark)
             self._landing.mark(mark)
         self._hand_over_if_due()
 

@@ -155,9 +155,8 @@ class StreamingChannel(HTTPChannel):
         while left > 0 and self.request is not None and not self.request.congested():
             room = self.request.room()
             size = self.request.appetite if room is None else len(room)
-            if not (self.read(size) if room is None else self.read_into(self.request, room)):
-                break
-            if time.monotonic() > until:
+            more = self.read(size) if room is None else self.read_into(self.request, room)
+            if not more or time.monotonic() > until:
                 break
             left -= size
 
