@@ -35,7 +35,7 @@ Ask = Callable[[], dict[str, float]]
 PAGES = 200
 KEPT_FROM = 10_000      # models from which on the server writes what it knows for the next start
 KEPT_WITHIN = 600.0     # seconds
-PAUSE = 3.0     # seconds in which nobody asks: longer than what was seen on disk may be believed
+PAUSE = 3.0     # seconds without a request, after which the server looks at the disk again
 READ_ALL = """
 import sys, time, tree
 begun = time.perf_counter()

@@ -21,7 +21,7 @@ from peers import CURL, MIB, Server
 DISCARD = ("curl", "-sS", "--fail", "-o", "/dev/null")
 VERSION = "/models/p/a/1.0.0"
 SMALL = 2048        # bytes of each of many files: a page of text
-PAUSE = 3.0         # seconds in which nobody asks: longer than what was seen on disk may be believed
+PAUSE = 3.0         # seconds without a request, after which the server looks at the disk again
 
 
 def packed(path: Path, sizes: list[int]) -> Path:

@@ -42,14 +42,15 @@ class Global(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Made:
-    """What something imported made of arguments, of which the numbers and strings are known, and its state."""
+    """The result of calling something imported, with its arguments, as far as they are known, and its state."""
 
     name: str
     arguments: Any
     state: Any = None
 
 
-OTHER, NULL = object(), object()    # OTHER: a value that is no string, NULL: None; None: one that may be
+# values that are not followed: OTHER is no string, NULL is a None of the pickle, and None is one that may be a string
+OTHER, NULL = object(), object()
 UNSURE = object()       # a key of a dict that may have other values than are known
 
 
@@ -103,8 +104,8 @@ OPCODES = {op.code: op for op in pickletools.opcodes}
 # How long the length before an argument is, by pickletools' codes for it.
 WIDTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
           pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}
-# What large pickles are made of, by the first byte: what is done, how many bytes it takes with its argument or with the
-# length of that, and what is pushed, or how many values there are to be.
+# The opcodes that large pickles consist of, by their byte: the action, the number of bytes of the opcode with its
+# argument (or with the length of the argument), and what is pushed or how many values are taken.
 PUSH, NUMBER, SIZED, PUT, GET, MARK, CALL, ITEMS, TUPLE, TAKE = range(10)
 COSTS = (1, 1, 1, 1, 1, 2, 3, 2, 2, 1)      # more where something is kept that the collector of garbage looks at
 SIMPLE: dict[int, tuple[int, int, Any]] = {
@@ -284,7 +285,7 @@ class Walk:
         if self._wrapped:
             taken = (*below[op.name in ("NEWOBJ", "NEWOBJ_EX", "REDUCE"):], *above)
             if any(type(value) is Global and may_wrap(value.name) for value in taken):
-                self._found.complete = False    # what it is taken for may make an array of it
+                self._found.complete = False    # whatever takes it may use it to read an array
         return below, above
 
     def _call(self, arguments: Any, function: Any) -> Made:
