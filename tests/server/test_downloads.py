@@ -7,13 +7,14 @@ import socket
 import subprocess
 import time
 from collections import namedtuple
+from contextlib import ExitStack
 from email.utils import format_datetime
 from http.client import HTTPConnection
 from urllib.parse import quote, unquote
 
 import pytest
 import requests
-from support.common import TestApp, sha256
+from support.common import TestApp, eventually, sha256
 
 from model_server import create_app
 from repository.model import Details, Model, ModelKey
@@ -426,14 +427,11 @@ def test_a_client_that_leaves_in_the_middle_frees_its_descriptors(start, http):
     server = start()
     assert http.put(f"{server.url}/models/p/a/1/big", data=DATA * 100_000).status_code == 201
     before = server.descriptors()
-    readers = [server.connect() for _ in range(10)]
-    for reader in readers:
-        reader.send("GET /models/p/a/1/big HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert reader.head()[0] == 200
-    assert server.descriptors() >= before + 20     # a socket and a file each
-    for reader in readers:
-        reader.close()
-    deadline = time.monotonic() + 10
-    while server.descriptors() > before and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert server.descriptors() <= before
+    with ExitStack() as readers:
+        for _ in range(10):
+            reader = readers.enter_context(server.connect())
+            reader.send("GET /models/p/a/1/big HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert reader.head()[0] == 200
+        assert server.holds("p/a/1/big/model") == 10
+    eventually(lambda: server.holds("p/a/1/big/model") == 0)
+    eventually(lambda: server.descriptors() <= before)      # and no socket either

@@ -188,7 +188,7 @@ def test_a_live_server_answers_the_same_and_goes_on(start, http, tmp_path):
     for _ in range(5):
         assert http.get(server.url + BAD).status_code == http.head(server.url + BAD).status_code == 409
     assert http.get(server.url + BAD + "?allow_corrupt=true", headers={"Range": "bytes=0-9"}).content == DATA[:10]
-    eventually(lambda: server.descriptors() == before)     # the last file is closed behind its last byte
+    eventually(lambda: server.descriptors() <= before)     # the last file is closed behind its last byte
     assert server.stop() == 0
     assert "Traceback" not in server.log()
 

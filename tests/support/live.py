@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -61,6 +61,14 @@ class LiveServer:
 
     def descriptors(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def holds(self, path):
+        """How many descriptors the server has open on this file of its storage."""
+        held, path = 0, (self.storage / path).resolve()
+        for descriptor in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):   # closed since it was named
+                held += descriptor.readlink() == path
+        return held
 
     def stop(self, sign=signal.SIGTERM):
         if self.process.poll() is None:
