@@ -7,7 +7,7 @@ from collections.abc import Callable, Sized
 from repository.filesystem import ALIGNMENT
 
 SLAB = 2 << 20      # bytes of one, and so of one write: twice as much is not faster, and leaves the processor's caches
-SLABS = 7           # of all uploads together, which is most of their memory
+SLABS = 6           # of all uploads together, which is most of their memory: a seventh made four at once no faster
 AHEAD = 4           # of one upload that are hashed and written while it fills another: more were no faster
 PLENTY = 3          # free ones with which an upload has one at once
 ENOUGH = 128 << 10  # bytes that come before it has one otherwise: most slow ones would keep theirs almost empty
