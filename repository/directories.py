@@ -207,7 +207,11 @@ class Directory:
             else:
                 self.unlink(name)
         except (OSError, RecursionError) as error:      # RecursionError: a thousand nested directories
-            if getattr(error, "errno", None) not in filesystem.GONE:
+            number = getattr(error, "errno", None)
+            if number == errno.EBUSY:   # on NFS, whose client keeps a file that is open under another name
+                log.info("somebody still reads %s/%s, which is removed when this server stops: %s", self.place, name,
+                         error)
+            elif number not in filesystem.GONE:
                 log.error("cannot remove %s/%s: %s", self.place, name, error)
 
 

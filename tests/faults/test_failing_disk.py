@@ -306,3 +306,15 @@ def test_a_model_that_the_disk_cannot_read_is_corrupt_and_what_cannot_be_written
         assert perform(server, put(KEY, large)).status == 200
         assert send(server, "GET", "/health").json["status"] == "healthy"
         assert send(server, "GET", "/models/kept/app/1/m/info").json["verified_at"]
+
+
+def test_what_nfs_keeps_of_a_model_that_is_read_is_no_error_and_goes_when_the_server_stops(tmp_path, single):
+    server = single(tmp_path / "models")
+    reset(server, OLD)
+    with strace(tmp_path / "log", [threads_of(server)["intake"]], "trace=unlinkat", "inject=unlinkat:error=EBUSY"):
+        assert perform(server, put(KEY, NEW)).status == 200
+        server.wait_for_log("somebody still reads ")
+    assert staged(server.storage) != []
+    assert_knows(server, KEY, NEW)
+    assert server.stop() == 0
+    assert staged(server.storage) == [] and " ERROR " not in server.log()
