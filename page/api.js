@@ -1,4 +1,4 @@
-// What the other scripts share: requests to the API, the token, elements and the dialog of the page.
+// What the other scripts share: the address, requests to the API, the token, elements and the dialog of the page.
 export const base = new URL("../", import.meta.url);    // the root of the server, below whatever path a proxy has it
 export const FIELDS = ["project_id", "app_name", "version", "model_name"];
 export const $ = id => document.getElementById(id);
@@ -9,31 +9,36 @@ export const say = text => { $("status").textContent = text; };     // to a scre
 export const token = () => sessionStorage.getItem("token") ?? "";   // of this tab, until it is closed
 let credentials = "omit";   // for a 401 to a request with credentials the browser asks for a password by itself
 
-/** What could not be done, in words. The status is that of the answer, 0 if the server could not be reached. */
-export class Failure extends Error {
-    constructor(text, status) {
-        super(text);
-        this.status = status;
-    }
+/** The names in the address of the page: those of a list, a fourth for a file. */
+export function place() {
+    const path = location.pathname.slice(base.pathname.length).split("/").filter(Boolean).slice(1);
+    const names = path.join() === "list" ? [] : path.map(decodeURIComponent);
+    const encoded = location.hash.slice(1).replaceAll("+", "%2B");
+    const file = new URLSearchParams(`file=${encoded}`).get("file");    // which throws nothing if it is malformed
+    // a browser takes dots out of an address: it would be about another model than the one that is shown
+    return names.length < 3 || !file || file.split("/").some(part => /^\.\.?$/.test(part)) ? names : [...names, file];
 }
+
+/** What could not be done, in words. Its cause is the status of the answer, 0 if the server could not be reached. */
+export class Failure extends Error {}
 
 /** The answer to a request. Throws Failure. */
 export async function call(method, path, options = {}) {
     const headers = {...token() && {Authorization: `Bearer ${token()}`}, ...options.headers};
     const answer = await fetch(new URL(path, base), {...options, method, credentials, headers})
-        .catch(() => { throw new Failure("The server cannot be reached.", 0); });
+        .catch(() => { throw new Failure("The server cannot be reached.", {cause: 0}); });
     if (answer.ok) return answer;
     const told = await answer.json().catch(() => ({}));     // a proxy may answer with something else
     const text = told.detail ?? told.reason ?? `It answered ${answer.status}.`;
     const unknown = "The server does not know this token: it was mistyped, or has been withdrawn.";
     throw new Failure({401: token() ? unknown : "This server wants a token for this.",
-        403: `You are not allowed to do this: ${text}.`}[answer.status] ?? text, answer.status);
+        403: `You are not allowed to do this: ${text}.`}[answer.status] ?? text, {cause: answer.status});
 }
 export const read = path => call("GET", path).then(answer => answer.json());
 
 /** The health of the server. If a proxy that wants a cookie answers in its place, cookies are sent from now on. */
 export const health = () => read("health").catch(error => {
-    if (error.status === 503) throw error;
+    if (error.cause === 503) throw error;
     credentials = "same-origin";
     return read("health");
 });
@@ -51,7 +56,11 @@ export function size(bytes) {
     return `${step ? (bytes / 1000 ** step).toFixed(1) : bytes} ${["B", "kB", "MB", "GB", "TB", "PB"][step]}`;
 }
 
-/** Opens the dialog with the template of this id, returns its form. `submit` gets that; if it fails, it is told why. */
+/** What is filled in in a form, as [name, text]. */
+export const filledIn = form => Array.from(new FormData(form), ([name, text]) => [name, text.trim()])
+    .filter(([, text]) => text);
+
+/** Opens the dialog with the template of this id, returns its form. `submit` gets what was entered, by name. */
 export function ask(id, values, submit) {
     const form = $("dialog").firstElementChild, {title, verb} = $(id).dataset;
     $("dialog").className = id;
@@ -60,15 +69,10 @@ export function ask(id, values, submit) {
     Object.assign($("dialog-go"), {textContent: verb, disabled: false});
     $("problem").textContent = "";
     for (const [name, value] of Object.entries(values)) form[name].value = value;
-    form.onsubmit = async event => {
+    form.onsubmit = event => {
         event.preventDefault();
-        try {
-            await submit(form);
-            $("dialog").close();
-        } catch (error) {
-            if (!(error instanceof Failure)) throw error;
-            $("problem").textContent = error.message;
-        }
+        submit(Object.fromEntries(new FormData(form)))
+            .then(() => $("dialog").close(), error => { $("problem").textContent = error.message; });
     };
     $("dialog").showModal();
     return form;

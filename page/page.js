@@ -1,6 +1,6 @@
-import {$, FIELDS, Failure, ask, base, button, call, counted, el, health, number, pathOf, read, say, size,
-    token} from "./api.js";
-import {choose, prepareUploads} from "./uploads.js";
+import {$, FIELDS, Failure, ask, base, button, call, counted, el, filledIn, health, number, pathOf, place, read, say,
+    size, token} from "./api.js";
+import {choose} from "./uploads.js";
 
 const PAGE = 100;               // models on a page of a list
 const GROUPS = 40;              // projects, applications or versions on one
@@ -9,66 +9,49 @@ const LAST = "z".repeat(128);   // no name comes after it
 const IN_MEMORY = 1 << 30;      // bytes of a model that a browser can hold
 const COLUMNS = [...["Project", "Application", "Version"].map(kind => [kind, "Models", "Size", "Last upload"]),
     ["Name", "Size", "Parameters", "Framework", "Uploaded"]];
-const FILTERS = ["q", "framework", "model_format", "corrupt"];
-let names = [], query = new URLSearchParams();      // of the address: those of a list, a fourth for a file
-let shown = {};                 // the model and the ETag of its info, or how many models there are
 let turn = 0;                   // of what is shown: what comes too late is dropped
 
 // ---- addresses: that of the page is the one that curl lists
-const listOf = place => place.length ? `models/${pathOf(...place)}` : "models/list";
-const addressOf = (place, search = "") => new URL((place.length || search ? listOf(place.slice(0, 3)) : "")
-    + (search && `?${search}`) + (place[3] ? `#${pathOf(place[3])}` : ""), base);
-const link = (place, text = place.at(-1)) => el("a", {href: addressOf(place), className: "go"}, text);
-const namesOf = model => FIELDS.map(name => model[name]);
-const isFiltered = () => [...query.keys()].some(key => FILTERS.includes(key) || key.startsWith("metadata."));
+const listOf = names => names.length ? `models/${pathOf(...names)}` : "models/list";
+const addressOf = (names, search = "") =>
+    base + listOf(names.slice(0, 3)) + (search && `?${search}`) + (names[3] ? `#${pathOf(names[3])}` : "");
+const link = (names, text = names.at(-1)) => el("a", {href: addressOf(names), className: "go"}, text);
+const namesOf = told => FIELDS.map(name => told[name]).filter(Boolean);     // an address may have an alias for one
+const isFiltered = () => location.search.length > 1;
 
 function go(address) { history.pushState(null, "", address); render(true); }
 
-function readAddress() {
-    const path = location.pathname.slice(base.pathname.length).split("/").filter(Boolean).slice(1);
-    names = path.join() === "list" ? [] : path.map(decodeURIComponent);
-    query = new URLSearchParams(location.search);
-    const encoded = location.hash.slice(1).replaceAll("+", "%2B");
-    const file = new URLSearchParams(`file=${encoded}`).get("file");    // which throws nothing if it is malformed
-    // a browser takes dots out of an address: it would be about another model than the one that is shown
-    if (path.length === 3 && file && !file.split("/").some(part => /^\.\.?$/.test(part))) names.push(file);
-}
-
+/** Shows what is at the address: a view gives a summary, the content, and what a button deletes. */
 async function render(hasMoved = false) {
-    const mine = ++turn;
-    readAddress();
+    const mine = ++turn, names = place(), whole = names.join("/");
     $("crumbs").replaceChildren(link([], "All projects"), ...names.map((_, i) => link(names.slice(0, i + 1))));
-    $("crumbs").lastChild.setAttribute("aria-current", "page");
-    $("title").textContent = isFiltered() ? `Search in ${names.join("/") || "all projects"}` : names.at(-1) ?? "Models";
-    document.title = `${names.join("/") || "Models"} · Model repository`;
+    $("crumbs").lastChild.ariaCurrent = "page";
+    $("title").textContent = isFiltered() ? `Search in ${whole || "all projects"}` : names.at(-1) ?? "Models";
+    document.title = `${whole || "Models"} · Model repository`;
     $("has-token").hidden = !token();
     showFilters();
     $("view").ariaBusy = "true";
-    try {
-        const [summary, view] = await (names.length > 3 ? details : list)(names);
-        if (mine !== turn) return;
-        $("delete").hidden = !names.length || isFiltered() || shown.total === 0;
-        $("summary").textContent = summary;
-        $("view").replaceChildren(view);
-        $("notice").hidden = true;
-    } catch (error) {
-        if (mine !== turn) return;
-        $("view").replaceChildren();
-        $("summary").textContent = "";
-        $("delete").hidden = true;
-        complain(error);
-    }
+    const view = names.length > 3 ? details(names) : list(names);
+    const {summary = "", content = "", remove = null, error} = await view.catch(error => ({error}));
+    if (mine !== turn) return;
+    $("summary").textContent = summary;
+    $("view").replaceChildren(content);
+    $("delete").onclick = remove;
+    $("delete").hidden = !remove;
+    $("notice").hidden = true;
     $("view").ariaBusy = "false";
     $("main").hidden = false;   // not before, so that nothing moves
     if (hasMoved) $("title").focus();
+    if (error) throw error;     // which is told like that of any other action
 }
 
-function complain(error) {
-    if (!(error instanceof Failure)) throw error;
-    $("notice").replaceChildren(el("span", {}, error.message), [401, 403].includes(error.status)
-        ? button("Enter a token", openToken) : button("Try again", () => render()));
+onunhandledrejection = event => {
+    const {reason} = event, isOfToken = [401, 403].includes(reason.cause);
+    if (reason instanceof Failure) event.preventDefault();      // anything else is for the console, too
+    $("notice").replaceChildren(el("span", {}, reason.message),
+        isOfToken ? button("Enter a token", openToken) : button("Try again", () => render()));
     $("notice").hidden = false;
-}
+};
 
 // ---- lists
 const when = time => time ? el("time", {dateTime: time, title: time}, time.slice(0, 16).replace("T", " ")) : "–";
@@ -79,58 +62,61 @@ const marks = ({format, corrupt, details}) => [format && format !== "unknown" &&
 const row = (head, ...cells) => el("tr", {}, el("th", {scope: "row"}, head), cells.map(cell => el("td", {}, cell)));
 
 /** Models, or the groups that they are in. They come in order, so that a look at one leads behind all of its group. */
-async function list(place) {
-    const level = isFiltered() ? 3 : place.length, [kind, ...columns] = COLUMNS[level], mine = turn;
-    const parameters = new URLSearchParams(query), body = el("tbody", {}), foot = el("div", {className: "more"});
-    let seen = 0;
-    const more = async () => {
+async function list(names) {
+    const level = isFiltered() ? 3 : names.length, [kind, ...columns] = COLUMNS[level], mine = turn;
+    const query = new URLSearchParams(location.search), body = el("tbody");
+    let page;
+    const load = async () => {
         const rows = [];
         do {
-            parameters.set("limit", level === 3 ? PAGE : LOOK[seen ? 1 : 0]);
-            const page = await read(`${listOf(place)}?${parameters}`), aliases = Object.entries(page.aliases ?? {});
-            const groups = Object.entries(Object.groupBy(page.models, model => model[FIELDS[level]]));
-            const last = page.next && groups.at(-1)[0];     // of which there may be more
-            rows.push(...level === 3 ? page.models.map(model => [model.model_name, rowOf(model, place)])
-                : groups.map(([name, some]) => [name, rowOfGroup([...place, name], some, name === last,
-                    aliases.filter(([, version]) => version === name).map(([alias]) => tag(alias)))]));
-            const behind = [...place, last, ...Array(3 - level).fill(LAST)].join("/");
-            parameters.set("after", level === 3 ? page.next : behind);
-            shown = {total: page.total_models};
-            foot.hidden = !page.next;
-            seen += groups.length;
-        } while (!foot.hidden && rows.length < GROUPS && mine === turn);
-        if (level === 2) rows.sort(([a], [b]) => b.localeCompare(a, "en", {numeric: true}));
-        body.append(...rows.map(([, row]) => row));
+            query.set("limit", level === 3 ? PAGE : LOOK[page ? 1 : 0]);
+            page = await read(`${listOf(names)}?${query}`);
+            rows.push(...level === 3 ? page.models.map(model => rowOf(model, names)) : rowsOfGroups(page, level));
+            const last = namesOf(page.models.at(-1) ?? {}).slice(0, level + 1);
+            query.set("after", [...last, ...Array(3 - level).fill(LAST)].join("/"));
+        } while (page.next && rows.length < GROUPS && mine === turn);
+        const nameIn = row => row.querySelector("a").textContent;
+        if (level === 2) rows.sort((a, b) => nameIn(b).localeCompare(nameIn(a), "en", {numeric: true}));
+        body.append(...rows);
+        foot.hidden = !page.next;
         return rows;
     };
-    await more();
-    foot.append(button("Show more", async () => (await more())[0]?.[1].querySelector("a").focus()));
-    const groups = `${foot.hidden ? "" : "more than "}${counted(seen, kind.toLowerCase())}`;
-    const summary = level < 3 ? `${counted(shown.total, "model")} in ${groups}`
-        : isFiltered() ? `${counted(shown.total, "model")} found` : counted(shown.total, "file");
-    if (!body.rows.length) return [summary, el("p", {className: "card more"}, isFiltered()
-        ? "Nothing found: no model here has all of that."
-        : "There is nothing here yet. Upload a file or a folder, or drop it anywhere on this page.")];
+    const foot = el("div", {className: "more"},
+        button("Show more", async () => (await load())[0]?.querySelector("a").focus()));
+    await load();
+    const total = page.total_models, real = namesOf(page), version = real[2] === names[2] ? "" : ` of ${real[2]}`;
+    const groups = `${page.next ? "more than " : ""}${counted(body.rows.length, kind.toLowerCase())}`;
+    const summary = isFiltered() ? `${counted(total, "model")} found`
+        : level < 3 ? `${counted(total, "model")} in ${groups}` : counted(total, "file") + version;
+    const empty = el("p", {className: "card more"}, isFiltered() ? "Nothing found: no model here has all of that."
+        : "There is nothing here yet. Upload a file or a folder, or drop it anywhere on this page.");
     const heads = el("tr", {}, [kind, ...columns].map(text => el("th", {scope: "col"}, text)));
-    return [summary, el("div", {className: "card"}, el("table", {}, el("thead", {}, heads), body), foot)];
+    const table = el("div", {className: "card"}, el("table", {}, el("thead", {}, heads), body), foot);
+    const isOne = total && real.length && !isFiltered();
+    return {summary, content: total ? table : empty, remove: isOne &&
+        (() => openDelete(real, counted(total, "model"), "?recursive=true"))};
 }
 
-const rowOf = (model, place) => row([
-    isFiltered() && el("small", {}, namesOf(model).slice(place.length, 3).join(" / ")), link(namesOf(model)), " ",
+const rowOf = (model, names) => row([
+    isFiltered() && el("small", {}, namesOf(model).slice(names.length, 3).join(" / ")), link(namesOf(model)), " ",
     marks(model), model.description && el("small", {dir: "auto"}, model.description),
 ], size(model.size), number(model.details?.parameters), model.framework ?? "–", when(model.uploaded_at));
 
-/** The row of a group. If the list was cut in it, the server counts its models, and no more is known of them. */
-function rowOfGroup(place, some, isCut, tags) {
-    if (isCut) {
-        const many = el("span", {}, "…");
-        read(`${listOf(place)}?limit=1`).then(page => many.replaceChildren(number(page.total_models)), () => {});
-        return row([link(place), " ", tags], many, "–", "–");
-    }
-    const formats = [...new Set(some.map(({format}) => format))], sum = (all, model) => all + model.size;
-    return row([link(place), " ", tags, formats.map(format => marks({format})),
-        marks({corrupt: some.some(({corrupt}) => corrupt)})],
-    number(some.length), size(some.reduce(sum, 0)), when(some.map(model => model.uploaded_at).sort().at(-1)));
+/** If the list was cut in the last group, the server counts the models of that one, and no more is known of them. */
+function rowsOfGroups({models, next, aliases = {}}, level) {
+    const groups = [...Map.groupBy(models, model => model[FIELDS[level]]).values()];
+    return groups.map(some => {
+        const names = namesOf(some[0]).slice(0, level + 1), formats = [...new Set(some.map(({format}) => format))];
+        const tags = Object.keys(aliases).filter(alias => aliases[alias] === names[level]).map(alias => tag(alias));
+        if (next && some === groups.at(-1)) {
+            const many = el("span", {}, "…");
+            read(`${listOf(names)}?limit=1`).then(page => many.replaceChildren(number(page.total_models)), () => {});
+            return row([link(names), " ", tags], many, "–", "–");
+        }
+        return row([link(names), " ", tags, formats.map(format => marks({format})),
+            marks({corrupt: some.some(({corrupt}) => corrupt)})], number(some.length),
+        size(some.reduce((sum, model) => sum + model.size, 0)), when(some.map(model => model.uploaded_at).sort().at(-1)));
+    });
 }
 
 // ---- one model
@@ -145,24 +131,25 @@ const stateOf = model => model.corrupt ? [tag("corrupt", "bad"), " its bytes are
     : model.verified_at ? [tag("✓ intact", "good"), " ", when(model.verified_at)] : ["not yet"];
 
 async function details(place) {
-    const path = listOf(place), answer = await call("GET", `${path}/info`), model = await answer.json();
-    shown = {model, etag: answer.headers.get("ETag")};
+    const answer = await call("GET", `${listOf(place)}/info`), etag = answer.headers.get("ETag");
+    const model = await answer.json(), names = namesOf(model), path = listOf(names);
     const {warnings = [], parameters, ...contents} = model.details ?? {}, state = el("span", {}, stateOf(model));
-    const warned = card("Look at this before you load it", [], el("ul", {},
-        warnings.map(text => el("li", {dir: "auto"}, text))));
-    warned.classList.add("warnings");
-    const actions = [await downloadButton(model, path), button("Verify", () => verify(path, state))];
-    const cards = [warnings.length && warned,
-        card("File", actions, facts({Size: `${number(model.size)} bytes`, "SHA-256": model.sha256, Verified: state,
-            Uploaded: when(model.uploaded_at), Changed: when(model.updated_at), "File name": model.filename})),
-        card("Description", button("Edit", openEdit, "plain write"),
+    const cards = [
+        warnings.length && card("Look at this before you load it", [], el("ul", {className: "warnings"},
+            warnings.map(text => el("li", {dir: "auto"}, text)))),
+        card("File", [await downloadButton(model, path), button("Verify", () => verify(path, state))],
+            facts({Size: `${number(model.size)} bytes`, "SHA-256": model.sha256, Verified: state,
+                Uploaded: when(model.uploaded_at), Changed: when(model.updated_at), "File name": model.filename})),
+        card("Description", button("Edit", () => openEdit(path, model, etag), "plain write"),
             el("p", {className: "prose", dir: "auto"}, model.description || "None yet."),
             facts({framework: model.framework, ...model.metadata})),
         Object.keys(contents).length && card(`Contents: ${model.format}`, [],
             facts({parameters: parameters && number(parameters), ...contents})),
         card("Lines to copy", [], el("ul", {className: "lines"}, await lines(model, path)))];
-    return [[size(model.size), model.format].filter(Boolean).join(" · "),
-        el("div", {className: "details"}, cards.filter(Boolean))];
+    const condition = model.sha256 && {"If-Match": `"${model.sha256}"`};
+    return {summary: [size(model.size), model.format].filter(Boolean).join(" · "),
+        content: el("div", {className: "details"}, cards),
+        remove: () => openDelete(names, "This model", "", condition)};
 }
 
 async function verify(path, state) {
@@ -198,7 +185,7 @@ async function downloadButton(model, path) {
 }
 
 async function lines(model, path) {
-    const [project, app, version, file] = namesOf(model), name = file.split("/").at(-1), url = new URL(path, base).href;
+    const [project, app, version, file] = namesOf(model), name = file.split("/").at(-1), url = base + path;
     const secret = token() ? '-H "Authorization: Bearer $TOKEN" ' : "";
     const hasHub = await read(`api/models/${pathOf(project, app)}/revision/${version}`).then(() => true, () => false);
     const given = {
@@ -215,7 +202,7 @@ async function lines(model, path) {
             getSelection().selectAllChildren(line);
             document.execCommand("copy");       // navigator.clipboard is there with TLS alone
             say(copy.textContent = "Copied");
-        }, "plain small");
+        });
         copy.ariaLabel = `Copy the line for ${title}`;
         return el("li", {}, el("div", {className: "bar"}, title, copy), el("pre", {}, line));
     });
@@ -223,8 +210,8 @@ async function lines(model, path) {
 
 // ---- changes
 function openToken() {
-    ask("authorizing", {token: token()}, async form => {
-        sessionStorage.setItem("token", form.token.value.trim());
+    ask("authorizing", {token: token()}, async entered => {
+        sessionStorage.setItem("token", entered.token);
         render();
     });
 }
@@ -232,65 +219,57 @@ function openToken() {
 /** The merge patch (RFC 7396) from one JSON value to another. What is the same is not in it, and keeps its digits. */
 function patchOf(old, now) {
     if (![old, now].every(value => Object.prototype.toString.call(value) === "[object Object]")) return now;
-    const has = Object.hasOwn, textAt = (value, name) => JSON.stringify(value[name]);
-    const isSame = name => has(old, name) && textAt(old, name) === textAt(now, name);
-    return Object.fromEntries([...Object.keys(old).filter(name => !has(now, name)).map(name => [name, null]),
-        ...Object.keys(now).filter(name => !isSame(name)).map(name => [name, patchOf(old[name], now[name])])]);
+    const isSame = ([name, value]) => Object.hasOwn(old, name) && JSON.stringify(old[name]) === JSON.stringify(value);
+    const gone = Object.keys(old).filter(name => !Object.hasOwn(now, name)).map(name => [name, null]);
+    const changed = Object.entries(now).filter(entry => !isSame(entry));
+    return Object.fromEntries([...gone, ...changed.map(([name, value]) => [name, patchOf(old[name], value)])]);
 }
 
-function openEdit() {
-    const {model: {description, framework, metadata}, etag} = shown, text = JSON.stringify(metadata, null, 2);
-    ask("editing", {description, framework, metadata: text}, async form => {
-        let changed;
-        try {
-            changed = JSON.parse(form.metadata.value || "{}");
-        } catch (error) {
-            throw new Failure(`The metadata are not JSON: ${error.message}`);
-        }
-        const body = JSON.stringify({description: form.description.value || null,
-            framework: form.framework.value || null, metadata: patchOf(metadata, changed)});
-        await call("PATCH", `${listOf(names)}/info`, {body, headers: {"If-Match": etag}});
+function openEdit(path, {description, framework, metadata}, etag) {
+    ask("editing", {description, framework, metadata: JSON.stringify(metadata, null, 2)}, async entered => {
+        const changed = await new Response(entered.metadata || "{}").json()
+            .catch(error => { throw new Failure(`The metadata are not JSON: ${error.message}`); });
+        const body = JSON.stringify({description: entered.description || null, framework: entered.framework || null,
+            metadata: patchOf(metadata, changed)});
+        await call("PATCH", `${path}/info`, {body, headers: {"If-Match": etag}});
         render();
         say("Saved");
     });
 }
 
-function openDelete() {
-    const {model, total} = shown, wanted = names.join("/");
+function openDelete(names, what, query, headers) {
     const form = ask("deleting", {}, async () => {
-        const headers = model?.sha256 ? {"If-Match": `"${model.sha256}"`} : {};
-        await call("DELETE", listOf(names) + (model ? "" : "?recursive=true"), {headers});
+        await call("DELETE", listOf(names) + query, {headers});
         go(addressOf(names.slice(0, -1)));
         say("Deleted");
     });
-    $("lost").textContent = `${model ? "This model" : counted(total, "model")} will be gone for everybody, for good.`;
-    $("wanted").textContent = wanted;
-    form.oninput = () => { $("dialog-go").disabled = form.typed.value !== wanted; };
-    form.oninput();
+    $("lost").textContent = `${what} will be gone for everybody, for good.`;
+    $("wanted").textContent = names.join("/");
+    $("dialog-go").disabled = true;
+    form.typed.oninput = ({target}) => { $("dialog-go").disabled = target.value !== names.join("/"); };
 }
 
 // ---- search
 function showFilters() {
-    const form = $("search"), [name, value] = [...query].find(([key]) => key.startsWith("metadata.")) ?? [];
-    for (const key of FILTERS) form[key].value = query.get(key) ?? "";
-    form.metadata.value = name ? `${name.slice("metadata.".length)}=${value}` : "";
-    $("filters").toggleAttribute("data-active", isFiltered() && [...query.keys()].some(key => key !== "q"));
+    const form = $("search"), query = new URLSearchParams(location.search);
+    for (const [key, value] of [...query])
+        if (key.startsWith("metadata.")) query.set("metadata", `${key.slice("metadata.".length)}=${value}`);
+    for (const name of new FormData(form).keys()) form[name].value = query.get(name) ?? "";
     $("filters").open = false;
 }
 $("search").onsubmit = event => {
     event.preventDefault();
-    const form = event.target, [key, ...value] = form.metadata.value.split("=");
-    const given = FILTERS.map(name => [name, form[name].value.trim()]).filter(([, text]) => text);
-    if (key) given.push([`metadata.${key}`, value.join("=")]);
-    go(addressOf(names.slice(0, 3), new URLSearchParams(given).toString()));
+    const {metadata = "", ...given} = Object.fromEntries(filledIn(event.target)), [key, ...value] = metadata.split("=");
+    if (key) given[`metadata.${key}`] = value.join("=");
+    go(addressOf(place().slice(0, 3), new URLSearchParams(given)));
 };
-$("search").onreset = () => go(addressOf(names.slice(0, 3)));
+$("search").onreset = () => go(addressOf(place().slice(0, 3)));
 $("search").q.addEventListener("search", event => {     // its cross, too
-    if (!event.target.value && query.has("q")) $("search").requestSubmit();
+    if (!event.target.value && isFiltered()) $("search").requestSubmit();
 });
 
 // ---- the beginning
-const ACTIONS = {token: openToken, delete: openDelete, upload: () => choose(names), close: () => $("dialog").close(),
+const ACTIONS = {token: openToken, upload: () => choose(), close: () => $("dialog").close(),
     skip: () => $("title").focus()};
 document.onclick = event => {
     const target = event.target.closest(".go, [data-do]");
@@ -300,11 +279,7 @@ document.onclick = event => {
     else go(target.href);
 };
 onpopstate = () => render(true);
-onunhandledrejection = event => {
-    complain(event.reason);     // which throws what the page does not know
-    event.preventDefault();
-};
-prepareUploads({place: () => names, done: () => render()});
+addEventListener("uploaded", () => render());
 health().then(state => {
     document.body.classList.toggle("read-only", state.read_only === true);
     $("health").replaceChildren(el("b", {className: state.status}, state.status),

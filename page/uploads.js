@@ -1,4 +1,4 @@
-import {$, FIELDS, Failure, ask, button, call, counted, el, pathOf, say, size} from "./api.js";
+import {$, FIELDS, Failure, ask, button, call, counted, el, filledIn, pathOf, place, say, size} from "./api.js";
 
 const PIECES = [256 << 10, 64 << 20];   // bytes sent at once, at least and at most: so many as take
 const SECONDS = 2;                      // for progress is told, and a refusal heard, after each of them
@@ -6,11 +6,11 @@ const STALL = 300_000;      // ms after which one is given up; the server may re
 const AT_ONCE = 3;          // uploads: a browser has 6 connections to a server, and the page wants some
 const SHOWN = 100;          // rows of files, at most
 const TEMPORARY = [0, 408, 429, 502, 503, 504], ACTIVE = ["waiting", "running", "broken"];
-const RULE = {required: true, pattern: "[A-Za-z0-9_][A-Za-z0-9._+\\-]{0,127}",
-    title: "1 to 128 of A-Z a-z 0-9 . _ + -, beginning with a letter, digit or _"};
+const NAME = "[A-Za-z0-9_][A-Za-z0-9._+\\-]{0,127}";
+const RULE = "1 to 128 of A-Z a-z 0-9 . _ + -, beginning with a letter, digit or _";
 const uploads = [], idle = [];     // the latter: workers
 const count = (...states) => uploads.filter(upload => states.includes(upload.state)).length;
-let page, take;     // the latter, of the dialog: takes what is dropped on it
+let take;       // of the dialog: takes what is dropped on it
 
 class Upload {
     state = "waiting";
@@ -20,16 +20,15 @@ class Upload {
         Object.assign(this, {names, file, fields, mayReplace});
         this.bar = el("progress", {max: file.size || 1, value: 0, ariaLabel: names[3]});
         this.text = el("p", {className: "say"});
-        this.button = button("Cancel", () => this.cancel(), "plain small");
-        const name = el("span", {className: "name", title: names.join("/")}, names[3]);
-        this.row = el("li", {}, el("div", {className: "bar"}, name, this.button), this.bar, this.text);
+        this.row = el("li", {}, el("div", {className: "bar"},
+            el("span", {className: "name", title: names.join("/")}, names[3]),
+            button("Cancel", () => this.cancel())), this.bar, this.text);
     }
 
     show(state, text) {
         if (this.state === "cancelled") return;
         this.state = this.row.className = state;
         this.text.textContent = text;
-        this.button.hidden = !ACTIVE.includes(state);
         showTotal();
     }
 
@@ -57,13 +56,11 @@ class Upload {
                 const isThere = await this.file.slice(0, 1).arrayBuffer().catch(() => false);
                 if (!isThere) return this.show("failed", "The file has changed meanwhile: choose it again.");
                 const exists = "There is a model of this name: tick “Replace models that exist” to replace it.";
-                if (!TEMPORARY.includes(error.status))
-                    return this.show("failed", error.status === 412 ? exists : error.message);
+                if (!TEMPORARY.includes(error.cause))
+                    return this.show("failed", error.cause === 412 ? exists : error.message);
                 this.show("broken", `${error.message} Trying again in ${wait} s.`);
-                await new Promise(done => {
-                    this.canceller.signal.onabort = done;
-                    setTimeout(done, 1000 * wait);
-                });
+                const over = AbortSignal.any([this.canceller.signal, AbortSignal.timeout(1000 * wait)]);
+                await new Promise(done => { over.onabort = done; });
             }
         }
     }
@@ -76,8 +73,8 @@ class Upload {
             this.canceller.signal.onabort = worker.onerror = reject;
             worker.postMessage(this.file);
         }).catch(() => {
-            worker.terminate();
-            throw new Failure("The file cannot be read, or has changed meanwhile.");
+            worker.terminate();     // which may not have come: it is fetched from the server
+            throw new Failure("The file could not be read.", {cause: 0});
         });
         idle.push(worker);
         return sha256;
@@ -87,7 +84,7 @@ class Upload {
     async send(sha256) {
         const model = `models/${pathOf(...this.names)}`, query = new URLSearchParams({...this.fields, sha256});
         const known = await call("GET", `${model}/upload?${query}`).catch(error => {
-            if (error.status !== 404) throw error;
+            if (error.cause !== 404) throw error;
         });
         const condition = !this.mayReplace && {"If-None-Match": "*"}, {signal} = this.canceller;
         if (!known) {       // a server that keeps nothing of what breaks off
@@ -129,35 +126,42 @@ function showTotal() {
         + (failed ? `, ${failed} failed` : "");
     $("transfers-end").textContent = count(...ACTIVE) ? "Cancel all" : "Clear";
 }
+$("transfers-end").onclick = () => {
+    const active = uploads.filter(({state}) => ACTIVE.includes(state));
+    for (const upload of active) upload.cancel();
+    if (!active.length) for (const upload of uploads.splice(0)) upload.row.remove();
+    showTotal();
+};
+addEventListener("beforeunload", event => { if (count("running", "broken")) event.preventDefault(); });
 
-/** Runs what waits, some at a time. */
+/** Runs what waits, some at a time; tells the page when all of it is over. */
 async function runNext() {
     const next = uploads.find(({state}) => state === "waiting");
     if (!next || count("running", "broken") >= AT_ONCE) return;
     await next.run();
     for (const row of [...$("rows").querySelectorAll(".done")].slice(SHOWN)) row.remove();
-    if (!count(...ACTIVE)) page.done(say($("transfers-title").textContent));
-    runNext();
+    if (count(...ACTIVE)) return runNext();
+    say($("transfers-title").textContent);
+    dispatchEvent(new Event("uploaded"));
 }
 
-/** Opens the dialog for an upload to a place, with [path, file] pairs. */
-export function choose(place, files = []) {
+/** Opens the dialog for an upload to where the page is, with [path, file] pairs. */
+export function choose(files = []) {
     let chosen = [];
-    const known = Object.fromEntries(place.slice(0, 3).map((name, i) => [FIELDS[i], name]));
-    const form = ask("uploading", known, async () => {
-        if (chosen.length === 1) chosen[0].name = form.model_name.value;
-        const names = new Set(chosen.map(({name}) => name)), version = FIELDS.slice(0, 3).map(name => form[name].value);
+    const form = ask("uploading", {}, async ({replace, ...entered}) => {
+        const {project_id, app_name, version, model_name, ...fields} = Object.fromEntries(filledIn(form));
+        if (model_name) chosen[0].name = model_name;
         if (!chosen.length) throw new Failure("Choose a file or a folder first.");
-        if (names.size < chosen.length) throw new Failure("Two files would get one name: rename one.");
-        const given = ["description", "framework"].map(name => [name, form[name].value]).filter(([, text]) => text);
+        if (new Set(chosen.map(({name}) => name)).size < chosen.length)
+            throw new Failure("Two files would get one name: rename one.");
         for (const {name, file} of chosen) {
-            uploads.push(new Upload([...version, name], file, Object.fromEntries(given), form.replace.checked));
+            uploads.push(new Upload([project_id, app_name, version, name], file, fields, replace));
             runNext();
         }
     });
-    for (const name of FIELDS.slice(0, 3)) Object.assign(form[name], RULE);
-    for (const id of ["files", "folder"]) $(id).onchange = ({target}) =>
-        take([...target.files].map(file => [file.webkitRelativePath || file.name, file]));
+    const names = place();
+    for (const [i, name] of FIELDS.entries()) Object.assign(form[name], {required: true, title: RULE,
+        value: names[i] ?? "", pattern: i < 3 ? NAME : `${NAME}(/${NAME})*`});
 
     /** Shows what was chosen. A folder that all of it is in gives its name to the version; hidden files stay out. */
     take = pairs => {
@@ -170,46 +174,32 @@ export function choose(place, files = []) {
                 : {path, file, name: path.split("/").map(fit).join("/")};
         });
         chosen = rows.filter(({file}) => file);
-        form.model_name.parentElement.hidden = chosen.length !== 1;
+        form.model_name.disabled = chosen.length !== 1;
         form.model_name.value = chosen[0]?.name ?? "";
-        if (rows.length) $("chosen").textContent =
-            `${counted(chosen.length, "file")}, ${size(chosen.reduce((sum, {file}) => sum + file.size, 0))}`;
-        const lines = rows.slice(0, SHOWN).map(({path, name, file}) => [
-            el("span", {}, path === name ? path : `${path} → ${name}`), file && el("span", {}, size(file.size))]);
-        $("names").replaceChildren(...lines.map(line => el("li", {className: "bar"}, line)));
+        const total = size(chosen.reduce((sum, {file}) => sum + file.size, 0));
+        if (rows.length) $("chosen").textContent = `${counted(chosen.length, "file")}, ${total}`;
+        $("names").replaceChildren(...rows.slice(0, SHOWN).map(({path, name}) =>
+            el("li", {}, path === name ? path : `${path} → ${name}`)));
     };
+    form.onchange = ({target: {files}}) => files && take(Array.from(files, f => [f.webkitRelativePath || f.name, f]));
     take(files);
 }
 
 /** The files below an entry that was dropped, as [path, file]. */
-async function filesIn(entry, path = entry.name) {
-    if (entry.isFile) return [[path, await new Promise((done, failed) => entry.file(done, failed))]];
-    const reader = entry.createReader(), found = [];
-    for (let some = [0]; some.length;) {    // it gives 100 at a time
-        some = await new Promise((done, failed) => reader.readEntries(done, failed));
-        for (const child of some) found.push(...await filesIn(child, `${path}/${child.name}`));
-    }
-    return found;
+async function* filesIn(entry, path = entry.name) {
+    if (entry.isFile) return yield [path, await new Promise((done, failed) => entry.file(done, failed))];
+    const reader = entry.createReader(), next = () => new Promise((done, failed) => reader.readEntries(done, failed));
+    for (let some; (some = await next()).length;)      // it gives 100 at a time
+        for (const child of some) yield* filesIn(child, `${path}/${child.name}`);
 }
 
-/** `place` gives the names where the page is; `done` is called when all uploads are over. */
-export function prepareUploads(given) {
-    page = given;
-    for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) addEventListener(kind, async event => {
-        if (!event.dataTransfer.types.includes("Files") || document.body.classList.contains("read-only")) return;
-        event.preventDefault();
-        $("drop").hidden = kind === "drop" || (kind === "dragleave" && !event.relatedTarget);
-        if (kind !== "drop") return;
-        const entries = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry()).filter(Boolean);
-        const files = (await Promise.all(entries.map(entry => filesIn(entry)))).flat();
-        if ($("dialog").open && $("names")) take(files);
-        else if (!$("dialog").open) choose(page.place(), files);
-    });
-    addEventListener("beforeunload", event => { if (count("running", "broken")) event.preventDefault(); });
-    $("transfers-end").onclick = () => {
-        const active = uploads.filter(({state}) => ACTIVE.includes(state));
-        for (const upload of active) upload.cancel();
-        if (!active.length) for (const upload of uploads.splice(0)) upload.row.remove();
-        showTotal();
-    };
-}
+for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) addEventListener(kind, async event => {
+    if (!event.dataTransfer.types.includes("Files") || document.body.classList.contains("read-only")) return;
+    event.preventDefault();
+    $("drop").hidden = kind === "drop" || (kind === "dragleave" && !event.relatedTarget);
+    if (kind !== "drop") return;
+    const entries = Array.from(event.dataTransfer.items, item => item.webkitGetAsEntry()).filter(Boolean), files = [];
+    for (const entry of entries) files.push(...await Array.fromAsync(filesIn(entry)));
+    if ($("dialog").open && $("names")) take(files);
+    else if (!$("dialog").open) choose(files);
+});

@@ -192,8 +192,8 @@ def test_a_keyboard_is_enough(shop, tab):
     assert seen == ["fraud", "search"]
     t.page.keyboard.press("Shift+Tab")
     t.page.keyboard.press("Enter")
-    t.wait_for("#title", "search")
-    assert t.page.evaluate("document.activeElement.id") == "title"      # a reader hears where it is now
+    t.until("document.activeElement.id === 'title'")     # a reader hears where it is now
+    assert t.text("#title") == "search"
     t.button("Token").focus()
     t.page.keyboard.press("Enter")
     assert t.page.evaluate("document.activeElement.name") == "token"

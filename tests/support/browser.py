@@ -42,7 +42,7 @@ class Tab:
         return self.settled()
 
     def settled(self):
-        self.page.wait_for_selector("#view[aria-busy=false]")
+        self.page.wait_for_selector("#view[aria-busy=false]", state="attached")
         return self
 
     def go(self, name):
