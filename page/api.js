@@ -9,14 +9,12 @@ export const say = text => { $("status").textContent = text; };     // to a scre
 export const token = () => sessionStorage.getItem("token") ?? "";   // of this tab, until it is closed
 let credentials = "omit";   // for a 401 to a request with credentials the browser asks for a password by itself
 
-/** The names in the address of the page: those of a list, a fourth for a file. */
+/** The names in the address of the page: those of a list, a fourth for a file. No name needs to be escaped there. */
 export function place() {
     const path = location.pathname.slice(base.pathname.length).split("/").filter(Boolean).slice(1);
-    const names = path.join() === "list" ? [] : path.map(decodeURIComponent);
-    const encoded = location.hash.slice(1).replaceAll("+", "%2B");
-    const file = new URLSearchParams(`file=${encoded}`).get("file");    // which throws nothing if it is malformed
+    const names = path[0] === "list" ? [] : path.map(decodeURIComponent), file = location.hash.slice(1);
     // a browser takes dots out of an address: it would be about another model than the one that is shown
-    return names.length < 3 || !file || file.split("/").some(part => /^\.\.?$/.test(part)) ? names : [...names, file];
+    return names.length === 3 && file && !/(^|\/)\.\.?(\/|$)/.test(file) ? [...names, file] : names;
 }
 
 /** What could not be done, in words. Its cause is the status of the answer, 0 if the server could not be reached. */
@@ -43,13 +41,14 @@ export const health = () => read("health").catch(error => {
     return read("health");
 });
 
-/** An element; its children are elements or text, and what others wrote is never anything but text. */
-export function el(name, properties, ...children) {
-    const element = Object.assign(document.createElement(name), properties);
-    element.append(...children.flat(9).filter(Boolean));
+/** An element, like el("p.say", "text"). Its children are elements or text, and what others wrote is always text. */
+export function el(kind, children, properties) {
+    const [name, className = ""] = kind.split(".");
+    const element = Object.assign(document.createElement(name), {className}, properties);
+    element.append(...[children].flat(9).filter(Boolean));
     return element;
 }
-export const button = (text, onclick, className = "plain") => el("button", {className, onclick, type: "button"}, text);
+export const button = (text, onclick, look = ".plain") => el(`button${look}`, text, {onclick, type: "button"});
 
 export function size(bytes) {
     const step = bytes < 1000 ? 0 : Math.min(5, Math.floor(Math.log10(bytes) / 3));
@@ -63,7 +62,7 @@ export const filledIn = form => Array.from(new FormData(form), ([name, text]) =>
 /** Opens the dialog with the template of this id, returns its form. `submit` gets what was entered, by name. */
 export function ask(id, values, submit) {
     const form = $("dialog").firstElementChild, {title, verb} = $(id).dataset;
-    $("dialog").className = id;
+    $("dialog").className = `card ${id}`;
     $("dialog-fields").replaceChildren($(id).content.cloneNode(true));
     $("dialog-title").textContent = title;
     Object.assign($("dialog-go"), {textContent: verb, disabled: false});

@@ -8,14 +8,14 @@ const LOOK = [200, 20];         // models asked for to find those: at first, all
 const LAST = "z".repeat(128);   // no name comes after it
 const IN_MEMORY = 1 << 30;      // bytes of a model that a browser can hold
 const COLUMNS = [...["Project", "Application", "Version"].map(kind => [kind, "Models", "Size", "Last upload"]),
-    ["Name", "Size", "Parameters", "Framework", "Uploaded"]];
+    ["Name", "Size", "Parameters", "Uploaded"]];
 let turn = 0;                   // of what is shown: what comes too late is dropped
 
 // ---- addresses: that of the page is the one that curl lists
 const listOf = names => names.length ? `models/${pathOf(...names)}` : "models/list";
 const addressOf = (names, search = "") =>
-    base + listOf(names.slice(0, 3)) + (search && `?${search}`) + (names[3] ? `#${pathOf(names[3])}` : "");
-const link = (names, text = names.at(-1)) => el("a", {href: addressOf(names), className: "go"}, text);
+    base + listOf(names.slice(0, 3)) + (search && `?${search}`) + (names[3] ? `#${names[3]}` : "");
+const link = (names, text = names.at(-1)) => el("a.go", text, {href: addressOf(names)});
 const namesOf = told => FIELDS.map(name => told[name]).filter(Boolean);     // an address may have an alias for one
 const isFiltered = () => location.search.length > 1;
 
@@ -36,8 +36,7 @@ async function render(hasMoved = false) {
     if (mine !== turn) return;
     $("summary").textContent = summary;
     $("view").replaceChildren(content);
-    $("delete").onclick = remove;
-    $("delete").hidden = !remove;
+    Object.assign($("delete"), {onclick: remove, hidden: !remove});
     $("notice").hidden = true;
     $("view").ariaBusy = "false";
     $("main").hidden = false;   // not before, so that nothing moves
@@ -48,115 +47,100 @@ async function render(hasMoved = false) {
 onunhandledrejection = event => {
     const {reason} = event, isOfToken = [401, 403].includes(reason.cause);
     if (reason instanceof Failure) event.preventDefault();      // anything else is for the console, too
-    $("notice").replaceChildren(el("span", {}, reason.message),
+    $("notice").replaceChildren(el("span", reason.message),
         isOfToken ? button("Enter a token", openToken) : button("Try again", () => render()));
     $("notice").hidden = false;
 };
 
 // ---- lists
-const when = time => time ? el("time", {dateTime: time, title: time}, time.slice(0, 16).replace("T", " ")) : "–";
-const tag = (text, kind = "") => el("span", {className: `tag ${kind}`}, text);
-const marks = ({format, corrupt, details}) => [format && format !== "unknown" && tag(format),
-    corrupt && tag("corrupt", "bad"),
-    details?.warnings?.length && tag(counted(details.warnings.length, "warning"), "warn")];
-const row = (head, ...cells) => el("tr", {}, el("th", {scope: "row"}, head), cells.map(cell => el("td", {}, cell)));
+const when = time => time ? el("time", time.slice(0, 16).replace("T", " "), {dateTime: time, title: time}) : "–";
+const tag = (text, kind = "") => el(`span.tag ${kind}`, text);
 
 /** Models, or the groups that they are in. They come in order, so that a look at one leads behind all of its group. */
 async function list(names) {
-    const level = isFiltered() ? 3 : names.length, [kind, ...columns] = COLUMNS[level], mine = turn;
-    const query = new URLSearchParams(location.search), body = el("tbody");
+    const level = isFiltered() ? 3 : names.length, mine = turn;
+    const query = new URLSearchParams(location.search), body = el("tbody"), nameIn = row => row.querySelector("a").text;
     let page;
     const load = async () => {
         const rows = [];
         do {
             query.set("limit", level === 3 ? PAGE : LOOK[page ? 1 : 0]);
             page = await read(`${listOf(names)}?${query}`);
-            rows.push(...level === 3 ? page.models.map(model => rowOf(model, names)) : rowsOfGroups(page, level));
+            const groups = [...Map.groupBy(page.models, model => listOf(namesOf(model).slice(0, level + 1))).values()];
+            rows.push(...groups.map((some, i) => rowOf(some, level, page, level < 3 && i === groups.length - 1)));
             const last = namesOf(page.models.at(-1) ?? {}).slice(0, level + 1);
             query.set("after", [...last, ...Array(3 - level).fill(LAST)].join("/"));
-        } while (page.next && rows.length < GROUPS && mine === turn);
-        const nameIn = row => row.querySelector("a").textContent;
+        } while (page.next && (rows.length < GROUPS || level === 2) && mine === turn);   // the newest may come last
         if (level === 2) rows.sort((a, b) => nameIn(b).localeCompare(nameIn(a), "en", {numeric: true}));
         body.append(...rows);
-        foot.hidden = !page.next;
+        more.hidden = !page.next;
         return rows;
     };
-    const foot = el("div", {className: "more"},
-        button("Show more", async () => (await load())[0]?.querySelector("a").focus()));
+    const more = button("Show more", async () => (await load())[0]?.querySelector("a").focus());
     await load();
-    const total = page.total_models, real = namesOf(page), version = real[2] === names[2] ? "" : ` of ${real[2]}`;
-    const groups = `${page.next ? "more than " : ""}${counted(body.rows.length, kind.toLowerCase())}`;
-    const summary = isFiltered() ? `${counted(total, "model")} found`
-        : level < 3 ? `${counted(total, "model")} in ${groups}` : counted(total, "file") + version;
-    const empty = el("p", {className: "card more"}, isFiltered() ? "Nothing found: no model here has all of that."
-        : "There is nothing here yet. Upload a file or a folder, or drop it anywhere on this page.");
-    const heads = el("tr", {}, [kind, ...columns].map(text => el("th", {scope: "col"}, text)));
-    const table = el("div", {className: "card"}, el("table", {}, el("thead", {}, heads), body), foot);
-    const isOne = total && real.length && !isFiltered();
-    return {summary, content: total ? table : empty, remove: isOne &&
-        (() => openDelete(real, counted(total, "model"), "?recursive=true"))};
+    const total = page.total_models, real = namesOf(page), models = counted(total, "model");
+    const groups = `${page.next ? "more than " : ""}${counted(body.rows.length, COLUMNS[level][0].toLowerCase())}`;
+    const summary = isFiltered() ? `${models} found` : level < 3 ? `${models} in ${groups}` : counted(total, "file");
+    const heads = COLUMNS[level].map(text => el("th", text, {scope: "col"}));
+    const table = [el("table", [el("thead", el("tr", heads)), body]), more];
+    const empty = isFiltered() ? "Nothing found: no model here has all of that."
+        : "There is nothing here yet. Upload a file or a folder, or drop it anywhere on this page.";
+    return {summary, content: el("div.card", total ? table : el("p.none", empty)),
+        remove: total && real.length && !isFiltered() ? () => openDelete(real, models, "?recursive=true") : null};
 }
 
-const rowOf = (model, names) => row([
-    isFiltered() && el("small", {}, namesOf(model).slice(names.length, 3).join(" / ")), link(namesOf(model)), " ",
-    marks(model), model.description && el("small", {dir: "auto"}, model.description),
-], size(model.size), number(model.details?.parameters), model.framework ?? "–", when(model.uploaded_at));
-
-/** If the list was cut in the last group, the server counts the models of that one, and no more is known of them. */
-function rowsOfGroups({models, next, aliases = {}}, level) {
-    const groups = [...Map.groupBy(models, model => model[FIELDS[level]]).values()];
-    return groups.map(some => {
-        const names = namesOf(some[0]).slice(0, level + 1), formats = [...new Set(some.map(({format}) => format))];
-        const tags = Object.keys(aliases).filter(alias => aliases[alias] === names[level]).map(alias => tag(alias));
-        if (next && some === groups.at(-1)) {
-            const many = el("span", {}, "…");
-            read(`${listOf(names)}?limit=1`).then(page => many.replaceChildren(number(page.total_models)), () => {});
-            return row([link(names), " ", tags], many, "–", "–");
-        }
-        return row([link(names), " ", tags, formats.map(format => marks({format})),
-            marks({corrupt: some.some(({corrupt}) => corrupt)})], number(some.length),
-        size(some.reduce((sum, model) => sum + model.size, 0)), when(some.map(model => model.uploaded_at).sort().at(-1)));
-    });
+/** The row of a group, or of one model. If a list was cut in a group, the server counts, and no more is known of it. */
+function rowOf(some, level, {next, aliases = {}}, isLast) {
+    const names = namesOf(some[0]).slice(0, level + 1), {description, details} = some[0], isCut = isLast && next;
+    const many = el("span", isCut ? "…" : number(some.length)), times = some.map(model => model.uploaded_at).sort();
+    if (isCut) read(`${listOf(names)}?limit=1`).then(page => many.replaceChildren(number(page.total_models)), () => {});
+    const formats = isCut ? [] : [...new Set(some.map(model => model.format))].filter(name => name !== "unknown");
+    const warnings = some.flatMap(model => model.details?.warnings ?? []).length;
+    const head = [isFiltered() && el("small", names.slice(place().length, 3).join(" / ")), link(names), " ",
+        Object.keys(aliases).filter(alias => aliases[alias] === names[2]).map(alias => tag(alias)),
+        formats.map(name => name && tag(name)), some.some(model => model.corrupt) && tag("corrupt", "bad"),
+        warnings > 0 && tag(counted(warnings, "warning"), "warn"),
+        level === 3 && description && el("small", description, {dir: "auto"})];
+    const bytes = size(some.reduce((sum, model) => sum + model.size, 0));
+    const cells = isCut ? [many, "–", "–"] : [...level < 3 ? [many, bytes] : [bytes, number(details?.parameters)],
+        when(times.at(-1))];
+    return el("tr", [el("th", head, {scope: "row"}), cells.map(cell => el("td", cell))]);
 }
 
 // ---- one model
 const textOf = value => value instanceof Object ? Object.entries(value).map(([name, each]) =>
     (Array.isArray(value) ? "" : `${name}: `) + textOf(each)).join("\n") : String(value);
-const facts = entries => el("dl", {}, Object.entries(entries).filter(([, value]) => value != null)
-    .map(([name, value]) => [el("dt", {}, name.replaceAll("_", " ")),
-        el("dd", {dir: "auto"}, value instanceof Node ? value : textOf(value))]));
-const card = (title, actions, ...rest) => el("section", {className: "card"},
-    el("div", {className: "bar"}, el("h2", {}, title), el("span", {className: "actions"}, actions)), rest);
+const facts = entries => el("dl", Object.entries(entries).filter(([, value]) => value != null).map(([name, value]) => [
+    el("dt", name.replaceAll("_", " ")), el("dd", value instanceof Node ? value : textOf(value), {dir: "auto"})]));
+const card = (title, actions, ...rest) =>
+    el("section.card", [el("div.bar", [el("h2", title), el("span.actions", actions)]), rest]);
 const stateOf = model => model.corrupt ? [tag("corrupt", "bad"), " its bytes are not those that were uploaded"]
     : model.verified_at ? [tag("✓ intact", "good"), " ", when(model.verified_at)] : ["not yet"];
 
 async function details(place) {
     const answer = await call("GET", `${listOf(place)}/info`), etag = answer.headers.get("ETag");
     const model = await answer.json(), names = namesOf(model), path = listOf(names);
-    const {warnings = [], parameters, ...contents} = model.details ?? {}, state = el("span", {}, stateOf(model));
-    const cards = [
-        warnings.length && card("Look at this before you load it", [], el("ul", {className: "warnings"},
-            warnings.map(text => el("li", {dir: "auto"}, text)))),
+    const {warnings = [], parameters, ...contents} = model.details ?? {}, state = el("span", stateOf(model));
+    const lookOut = el("ul.warnings", warnings.map(text => el("li", text, {dir: "auto"})));
+    const condition = model.sha256 && {"If-Match": `"${model.sha256}"`};
+    const content = el("div.details", [
+        warnings.length && card("Look at this before you load it", [], lookOut),
         card("File", [await downloadButton(model, path), button("Verify", () => verify(path, state))],
-            facts({Size: `${number(model.size)} bytes`, "SHA-256": model.sha256, Verified: state,
+            facts({Size: `${number(model.size)} bytes`, Format: model.format, "SHA-256": model.sha256, Verified: state,
                 Uploaded: when(model.uploaded_at), Changed: when(model.updated_at), "File name": model.filename})),
-        card("Description", button("Edit", () => openEdit(path, model, etag), "plain write"),
-            el("p", {className: "prose", dir: "auto"}, model.description || "None yet."),
+        card("Description", button("Edit", () => openEdit(path, model, etag), ".plain write"),
+            el("p.prose", model.description || "None yet.", {dir: "auto"}),
             facts({framework: model.framework, ...model.metadata})),
         Object.keys(contents).length && card(`Contents: ${model.format}`, [],
             facts({parameters: parameters && number(parameters), ...contents})),
-        card("Lines to copy", [], el("ul", {className: "lines"}, await lines(model, path)))];
-    const condition = model.sha256 && {"If-Match": `"${model.sha256}"`};
-    return {summary: [size(model.size), model.format].filter(Boolean).join(" · "),
-        content: el("div", {className: "details"}, cards),
-        remove: () => openDelete(names, "This model", "", condition)};
+        card("Lines to copy", [], el("ul.lines", await lines(model, path)))]);
+    return {summary: "", content, remove: () => openDelete(names, "This model", "", condition)};
 }
 
 async function verify(path, state) {
     let progress = await (await call("POST", path.replace("models", "verify"))).json();
     for (; progress.running || progress.waiting.length; progress = await read("verify")) {
-        const share = progress.done_bytes / progress.total_bytes || 0;
-        state.textContent = `being verified… ${Math.floor(100 * share)} %`;
+        state.textContent = `being verified… ${Math.floor(100 * progress.done_bytes / progress.total_bytes || 0)} %`;
         await new Promise(done => setTimeout(done, 300));
         if (!state.isConnected) return;
     }
@@ -169,9 +153,9 @@ async function verify(path, state) {
 async function downloadButton(model, path) {
     const name = model.filename ?? model.model_name.split("/").at(-1);
     const text = model.corrupt ? "Download it as it is" : "Download";
-    const href = new URL(model.corrupt ? `${path}?allow_corrupt=true` : path, base);
+    const href = base + path + (model.corrupt ? "?allow_corrupt=true" : "");
     if (!token() || (await fetch(href, {method: "HEAD", credentials: "omit"})).ok)
-        return el("a", {className: "button", href, download: name}, text);
+        return el("a.button", text, {href, download: name});
     return button(text, async () => {
         if (window.showSaveFilePicker) {
             const file = await showSaveFilePicker({suggestedName: name}).catch(() => null);     // null: closed
@@ -179,7 +163,7 @@ async function downloadButton(model, path) {
         }
         if (model.size > IN_MEMORY) throw new Failure("This browser cannot save so large a model: use a line.");
         const copied = URL.createObjectURL(await (await call("GET", href)).blob());
-        el("a", {href: copied, download: name}).click();
+        el("a", [], {href: copied, download: name}).click();
         setTimeout(() => URL.revokeObjectURL(copied), 60_000);
     }, "");
 }
@@ -198,13 +182,13 @@ async function lines(model, path) {
             + `hf download ${project}/${app} ${file} --revision ${version}`,
     };
     return Object.entries(given).filter(([, text]) => text).map(([title, text]) => {
-        const line = el("code", {}, text), copy = button("Copy", () => {
+        const line = el("code", text), copy = button("Copy", () => {
             getSelection().selectAllChildren(line);
             document.execCommand("copy");       // navigator.clipboard is there with TLS alone
             say(copy.textContent = "Copied");
         });
         copy.ariaLabel = `Copy the line for ${title}`;
-        return el("li", {}, el("div", {className: "bar"}, title, copy), el("pre", {}, line));
+        return el("li", [el("div.bar", [title, copy]), el("pre", line)]);
     });
 }
 
@@ -282,6 +266,6 @@ onpopstate = () => render(true);
 addEventListener("uploaded", () => render());
 health().then(state => {
     document.body.classList.toggle("read-only", state.read_only === true);
-    $("health").replaceChildren(el("b", {className: state.status}, state.status),
+    $("health").replaceChildren(el(`b.${state.status}`, state.status),
         state.read_only ? " · read-only" : ` · ${size(state.free_bytes)} free`);
 }, error => { $("health").textContent = error.message; }).then(() => render());

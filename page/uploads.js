@@ -18,15 +18,13 @@ class Upload {
 
     constructor(names, file, fields, mayReplace) {
         Object.assign(this, {names, file, fields, mayReplace});
-        this.bar = el("progress", {max: file.size || 1, value: 0, ariaLabel: names[3]});
-        this.text = el("p", {className: "say"});
-        this.row = el("li", {}, el("div", {className: "bar"},
-            el("span", {className: "name", title: names.join("/")}, names[3]),
-            button("Cancel", () => this.cancel())), this.bar, this.text);
+        this.bar = el("progress", [], {max: file.size || 1, value: 0, ariaLabel: names[3]});
+        this.text = el("p.say");
+        const head = [el("span.name", names[3], {title: names.join("/")}), button("Cancel", () => this.cancel())];
+        this.row = el("li", [el("div.bar", head), this.bar, this.text]);
     }
 
     show(state, text) {
-        if (this.state === "cancelled") return;
         this.state = this.row.className = state;
         this.text.textContent = text;
         showTotal();
@@ -47,21 +45,21 @@ class Upload {
     async run() {
         $("rows").prepend(this.row);
         this.show("running", "Reading the file…");
-        for (let wait = 1; ACTIVE.includes(this.state); wait = Math.min(2 * wait, 30)) {
+        for (let wait = 1; ; wait = Math.min(2 * wait, 30)) {
             try {
                 this.sha256 ??= await this.digest();
-                this.show("done", await this.send(this.sha256));
+                return this.show("done", await this.send(this.sha256));
             } catch (error) {
-                if (this.state === "cancelled") break;
                 const isThere = await this.file.slice(0, 1).arrayBuffer().catch(() => false);
                 if (!isThere) return this.show("failed", "The file has changed meanwhile: choose it again.");
                 const exists = "There is a model of this name: tick “Replace models that exist” to replace it.";
                 if (!TEMPORARY.includes(error.cause))
                     return this.show("failed", error.cause === 412 ? exists : error.message);
                 this.show("broken", `${error.message} Trying again in ${wait} s.`);
-                const over = AbortSignal.any([this.canceller.signal, AbortSignal.timeout(1000 * wait)]);
-                await new Promise(done => { over.onabort = done; });
             }
+            const over = AbortSignal.any([this.canceller.signal, AbortSignal.timeout(1000 * wait)]);
+            if (!over.aborted) await new Promise(done => { over.onabort = done; });
+            if (this.canceller.signal.aborted) return;
         }
     }
 
@@ -112,26 +110,25 @@ class Upload {
         }
     }
 
+    /** Ends it, and takes it out of what is shown. */
     cancel() {
-        this.show("cancelled", "cancelled");
         this.canceller.abort();
-        if (this.path) call("DELETE", this.path).catch(() => {});   // the server drops it by itself in some hours
+        // without this, the server drops what it has in some hours
+        if (this.path && ACTIVE.includes(this.state)) call("DELETE", this.path).catch(() => {});
+        uploads.splice(uploads.indexOf(this), 1);
+        this.row.remove();
+        showTotal();
     }
 }
 
 function showTotal() {
-    const all = uploads.length - count("cancelled"), failed = count("failed");
-    $("transfers").hidden = !$("rows").childElementCount;
-    $("transfers-title").textContent = !all ? "Uploads" : `${count("done")} of ${counted(all, "file")} uploaded`
+    const failed = count("failed");
+    $("transfers").hidden = !uploads.length;
+    $("transfers-title").textContent = `${count("done")} of ${counted(uploads.length, "file")} uploaded`
         + (failed ? `, ${failed} failed` : "");
     $("transfers-end").textContent = count(...ACTIVE) ? "Cancel all" : "Clear";
 }
-$("transfers-end").onclick = () => {
-    const active = uploads.filter(({state}) => ACTIVE.includes(state));
-    for (const upload of active) upload.cancel();
-    if (!active.length) for (const upload of uploads.splice(0)) upload.row.remove();
-    showTotal();
-};
+$("transfers-end").onclick = () => { for (const upload of [...uploads]) upload.cancel(); };
 addEventListener("beforeunload", event => { if (count("running", "broken")) event.preventDefault(); });
 
 /** Runs what waits, some at a time; tells the page when all of it is over. */
@@ -168,18 +165,16 @@ export function choose(files = []) {
         const fit = name => name.replace(/[^\w.+-]/g, "_").replace(/^[.+-]/, "_").slice(0, 128);
         const top = pairs[0]?.[0].split("/")[0], isFolder = pairs.every(([path]) => path.startsWith(`${top}/`));
         if (top && isFolder) form.version.value ||= fit(top);
-        const rows = pairs.toSorted(([a], [b]) => a < b ? -1 : 1).map(([whole, file]) => {
-            const path = isFolder ? whole.slice(top.length + 1) : whole;
-            return /(^|\/)\./.test(path) ? {path, name: "left out, because it is hidden"}
-                : {path, file, name: path.split("/").map(fit).join("/")};
-        });
-        chosen = rows.filter(({file}) => file);
+        chosen = pairs.map(([path, file]) => ({file, path: isFolder ? path.slice(top.length + 1) : path}))
+            .filter(({path}) => !/(^|\/)\./.test(path)).sort((a, b) => a.path < b.path ? -1 : 1);
+        for (const each of chosen) each.name = each.path.split("/").map(fit).join("/");
         form.model_name.disabled = chosen.length !== 1;
         form.model_name.value = chosen[0]?.name ?? "";
-        const total = size(chosen.reduce((sum, {file}) => sum + file.size, 0));
-        if (rows.length) $("chosen").textContent = `${counted(chosen.length, "file")}, ${total}`;
-        $("names").replaceChildren(...rows.slice(0, SHOWN).map(({path, name}) =>
-            el("li", {}, path === name ? path : `${path} → ${name}`)));
+        const bytes = chosen.reduce((sum, {file}) => sum + file.size, 0), hidden = pairs.length - chosen.length;
+        if (pairs.length) $("chosen").textContent = `${counted(chosen.length, "file")}, ${size(bytes)}`
+            + (hidden ? `, and ${counted(hidden, "hidden file")} left out` : "");
+        const lines = chosen.slice(0, SHOWN).map(({path, name}) => path === name ? path : `${path} → ${name}`);
+        $("names").replaceChildren(...lines.map(line => el("li", line)));
     };
     form.onchange = ({target: {files}}) => files && take(Array.from(files, f => [f.webkitRelativePath || f.name, f]));
     take(files);

@@ -464,7 +464,7 @@ def test_an_upload_tells_how_it_goes_and_is_cancelled(server, tab, tmp_path):
     state = f"{server.url}/models/p/b/1/large/upload?sha256={digest}"
     assert requests.get(state).headers["Upload-Offset"] != "0"
     t.button("Cancel").first.click()
-    t.wait_for(".cancelled", "cancelled")
+    t.page.locator("#transfers").wait_for(state="hidden")
     assert requests.get(f"{server.url}/models/p/b/1").json()["total_models"] == 0
     eventually(lambda: 'uploads_in_flight 0' in requests.get(f"{server.url}/metrics").text)
     eventually(lambda: requests.get(state).headers["Upload-Offset"] == "0")     # nothing of it is left
