@@ -32,7 +32,8 @@ export async function call(method, path, options = {}) {
     throw new Failure({401: token() ? unknown : "This server wants a token for this.",
         403: `You are not allowed to do this: ${text}.`}[answer.status] ?? text, {cause: answer.status});
 }
-export const read = path => call("GET", path).then(answer => answer.json());
+export const jsonOf = answer => answer.json().catch(() => { throw new Failure("The answer broke off.", {cause: 0}); });
+export const read = path => call("GET", path).then(jsonOf);
 
 /** The health of the server. If a proxy that wants a cookie answers in its place, cookies are sent from now on. */
 export const health = () => read("health").catch(error => {

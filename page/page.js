@@ -1,5 +1,5 @@
-import {$, FIELDS, Failure, ask, base, button, call, counted, el, filledIn, health, number, pathOf, place, read, say,
-    size, token} from "./api.js";
+import {$, FIELDS, Failure, ask, base, button, call, counted, el, filledIn, health, jsonOf, number, pathOf, place, read,
+    say, size, token} from "./api.js";
 import {choose} from "./uploads.js";
 
 const PAGE = 100;               // models on a page of a list
@@ -119,7 +119,7 @@ const stateOf = model => model.corrupt ? [tag("corrupt", "bad"), " its bytes are
 
 async function details(place) {
     const answer = await call("GET", `${listOf(place)}/info`), etag = answer.headers.get("ETag");
-    const model = await answer.json(), names = namesOf(model), path = listOf(names);
+    const model = await jsonOf(answer), names = namesOf(model), path = listOf(names);
     const {warnings = [], parameters, ...contents} = model.details ?? {}, state = el("span", stateOf(model));
     const lookOut = el("ul.warnings", warnings.map(text => el("li", text, {dir: "auto"})));
     const condition = model.sha256 && {"If-Match": `"${model.sha256}"`};
@@ -134,11 +134,11 @@ async function details(place) {
         Object.keys(contents).length && card(`Contents: ${model.format}`, [],
             facts({parameters: parameters && number(parameters), ...contents})),
         card("Lines to copy", [], el("ul.lines", await lines(model, path)))]);
-    return {summary: "", content, remove: () => openDelete(names, "This model", "", condition)};
+    return {summary: size(model.size), content, remove: () => openDelete(names, "This model", "", condition)};
 }
 
 async function verify(path, state) {
-    let progress = await (await call("POST", path.replace("models", "verify"))).json();
+    let progress = await call("POST", path.replace("models", "verify")).then(jsonOf);
     for (; progress.running || progress.waiting.length; progress = await read("verify")) {
         state.textContent = `being verified… ${Math.floor(100 * progress.done_bytes / progress.total_bytes || 0)} %`;
         await new Promise(done => setTimeout(done, 300));

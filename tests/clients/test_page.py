@@ -16,6 +16,7 @@ from support.live import running
 from support.needs import read_only_but
 from support.proxy import proxy
 from support.sample_models import ENCODER, TEXT, team
+from support.tars import tar_with
 
 pytest_plugins = ["support.browser"]
 pytestmark = pytest.mark.needs("chromium")
@@ -305,6 +306,40 @@ def test_a_model_that_was_replaced_meanwhile_is_not_deleted(server, tab):
     assert info(server, "p/a/1/m")["size"] == 7
 
 
+def test_by_an_alias_the_version_that_it_stands_for_is_deleted(server, tab):
+    requests.put(f"{server.url}/models/p/a/@live", params={"version": "1"}).raise_for_status()
+    t = tab(server, "/models/p/a/@live")
+    t.button("Delete…").click()
+    t.page.get_by_label("To confirm, type p/a/1").fill("p/a/1")
+    t.button("Delete").click()
+    t.wait_for("#problem", "the alias @live of p/a points at 1")
+    assert requests.get(f"{server.url}/models/p/a").json()["aliases"] == {"@live": "1"}
+
+
+def test_what_is_shown_is_deleted_and_not_what_is_on_its_way(server, tab):
+    put(server, "p/a/2/m")
+    t = tab(server, "/models/p/a/1")
+    held = []
+    t.page.route("**/models/p/a?*", lambda route: held.append(route))
+    t.page.locator("#crumbs").get_by_role("link", name="a", exact=True).click()
+    t.wait_for("#title", "a")
+    t.button("Delete…").click()
+    assert "1 model will be gone" in t.text("#dialog")
+    assert t.page.get_by_label("To confirm, type p/a/1").is_visible()
+    for route in held:
+        route.continue_()
+
+
+def test_a_dialog_leaves_nothing_to_the_next_one(server, tab):
+    t = tab(server, "/models/p/a/1#m")
+    t.button("Delete…").click()
+    t.button("Cancel").click()
+    t.button("Edit").click()
+    t.page.locator("#dialog").get_by_label("Framework").fill("onnx")
+    t.button("Save").click()
+    t.wait_for("dd", "onnx")
+
+
 # ---- uploading
 
 
@@ -418,6 +453,31 @@ def test_the_digest_of_the_page_is_that_of_the_server(server, tab, tmp_path, siz
     assert re.search("sha256=([0-9a-f]{64})", sent.value.url)[1] == info(server, "p/b/1/file")["sha256"]
 
 
+def test_a_name_that_no_model_can_have_is_refused_before_the_file_is_read(server, tab, tmp_path):
+    (tmp_path / "m").write_bytes(b"model")
+    t = tab(server, "/models/p/b/1")
+    t.button("Upload").click()
+    t.page.set_input_files("#files", tmp_path / "m")
+    fill(t, Name="../../other/m")
+    t.page.locator("#dialog-go").click()
+    assert t.page.get_by_label("Name").evaluate("field => field.validity.patternMismatch")
+    fill(t, Name="onnx/m")
+    t.page.locator("#dialog-go").click()
+    t.wait_for(".done", "5 B uploaded")
+    assert info(server, "p/b/1/onnx/m")["size"] == 5
+
+
+def test_a_digest_that_cannot_be_computed_is_tried_again(server, tab, tmp_path):
+    """Its script comes from the server, which may be away just then."""
+    (tmp_path / "m").write_bytes(b"model")
+    t = tab(server, "/models/p/b/1")
+    t.page.context.route("**/worker.js", lambda route: route.abort())
+    begin(t, tmp_path / "m")
+    t.wait_for(".broken", "Trying again in")
+    t.page.context.unroute("**/worker.js")
+    t.wait_for(".done", "5 B uploaded")
+
+
 def slow(t, bytes_a_second):
     session = t.page.context.new_cdp_session(t.page)
     session.send("Network.enable")
@@ -483,6 +543,22 @@ def test_what_waits_is_uploaded_when_others_are_cancelled(server, tab, tmp_path)
     t.page.locator("#rows li.running").nth(1).wait_for()
     slow(t, -1)
     t.wait_for("#transfers-title", "2 of 2 files uploaded")
+
+
+@needs_resumption
+def test_all_of_it_is_cancelled_at_once(server, tab, tmp_path):
+    (tmp_path / "many").mkdir()
+    for number in range(5):
+        (tmp_path / "many" / f"{number}").write_bytes(b"%d" % number * (4 << 20))
+    t = tab(server, "/models/p/b/1")
+    slow(t, 1 << 20)
+    begin(t, [*(tmp_path / "many").iterdir()])
+    t.wait_for(".say", "Sending")
+    t.button("Cancel all").click()
+    t.page.locator("#transfers").wait_for(state="hidden")
+    slow(t, -1)
+    eventually(lambda: "uploads_in_flight 0" in requests.get(f"{server.url}/metrics").text)
+    assert requests.get(f"{server.url}/models/p/b/1").json()["total_models"] == 0
 
 
 def test_a_server_that_comes_back_gets_the_rest_of_an_upload(start, tab, tmp_path):
@@ -773,6 +849,16 @@ def test_a_server_that_does_not_answer_is_told_and_asked_again(start, tab):
     t.wait_for("tbody", "a")
 
 
+def test_an_answer_that_breaks_off_is_told_and_asked_for_again(server, tab):
+    t = tab(server)
+    t.page.route("**/models/p?*", lambda route: route.fulfill(content_type="application/json", body='{"models": ['))
+    t.page.locator("tbody a").click()
+    t.wait_for("#notice", "broke off")
+    t.page.unroute("**/models/p?*")
+    t.button("Try again").click()
+    t.wait_for("tbody", "a")
+
+
 def test_an_action_that_the_server_does_not_answer_is_told_too(server, tab):
     t = tab(server, "/models/p/a/1#m")
     server.stop()
@@ -817,6 +903,22 @@ def test_100_000_models_are_browsed_page_by_page(crowd, tab):
     t.button("Show more").click()
     t.until("document.querySelectorAll('tbody tr').length === 200")
     t.shot("many-found")
+
+
+def test_names_that_are_numbers_are_listed_once_and_in_their_order(server, tab):
+    """JavaScript sorts keys of objects that are numbers; the list is cut in the second of these."""
+    for app, many in (("100", 150), ("11", 100), ("12", 1)):
+        put(server, f"q/{app}/1", tar_with({f"{number}": b"x" for number in range(many)}))
+    t = tab(server, "/models/q")
+    assert t.rows() == ["100", "11", "12"]
+    eventually(lambda: t.page.locator("tbody tr td:nth-child(2)").all_inner_texts() == ["150", "100", "1"])
+
+
+def test_the_newest_version_is_the_first_of_however_many(server, tab):
+    for number in range(60):
+        put(server, f"q/a/1.{number}.0", tar_with({f"{file}": b"x" for file in range(5)}))
+    t = tab(server, "/models/q/a")
+    assert t.rows() == [f"1.{number}.0" for number in reversed(range(60))]
 
 
 def test_json_of_the_page_is_told_nowhere_twice(shop, tab):
