@@ -2,9 +2,8 @@ import {$, FIELDS, Failure, ask, base, button, call, counted, el, filledIn, heal
     say, size, token} from "./api.js";
 import {choose} from "./uploads.js";
 
-const PAGE = 100;               // models on a page of a list
-const GROUPS = 40;              // projects, applications or versions on one
-const LOOK = [200, 20];         // models asked for to find those: at first, all of a small server, and after that
+const PAGE = 100;               // models asked for at once
+const GROUPS = 40;              // projects or applications shown at once: for large ones, that takes as many requests
 const LAST = "z".repeat(128);   // no name comes after it
 const IN_MEMORY = 1 << 30;      // bytes of a model that a browser can hold
 const COLUMNS = [...["Project", "Application", "Version"].map(kind => [kind, "Models", "Size", "Last upload"]),
@@ -17,7 +16,7 @@ const addressOf = (names, search = "") =>
     base + listOf(names.slice(0, 3)) + (search && `?${search}`) + (names[3] ? `#${names[3]}` : "");
 const link = (names, text = names.at(-1)) => el("a.go", text, {href: addressOf(names)});
 const namesOf = told => FIELDS.map(name => told[name]).filter(Boolean);     // an address may have an alias for one
-const isFiltered = () => location.search.length > 1;
+const isFiltered = () => /[?&](?!limit=|after=)/.test(location.search);     // and not a page of all
 
 function go(address) { history.pushState(null, "", address); render(true); }
 
@@ -58,35 +57,31 @@ const tag = (text, kind = "") => el(`span.tag ${kind}`, text);
 
 /** Models, or the groups that they are in. They come in order, so that a look at one leads behind all of its group. */
 async function list(names) {
-    const level = isFiltered() ? 3 : names.length, mine = turn;
-    const query = new URLSearchParams(location.search), body = el("tbody"), nameIn = row => row.querySelector("a").text;
+    const query = new URLSearchParams(location.search), level = isFiltered() ? 3 : names.length, mine = turn, rows = [];
+    const isFirst = !query.has("after");
+    query.set("limit", PAGE);
     let page;
-    const load = async () => {
-        const rows = [];
-        do {
-            query.set("limit", level === 3 ? PAGE : LOOK[page ? 1 : 0]);
-            page = await read(`${listOf(names)}?${query}`);
-            const groups = [...Map.groupBy(page.models, model => listOf(namesOf(model).slice(0, level + 1))).values()];
-            rows.push(...groups.map((some, i) => rowOf(some, level, page, level < 3 && i === groups.length - 1)));
-            const last = namesOf(page.models.at(-1) ?? {}).slice(0, level + 1);
-            query.set("after", [...last, ...Array(3 - level).fill(LAST)].join("/"));
-        } while (page.next && (rows.length < GROUPS || level === 2) && mine === turn);   // the newest may come last
-        if (level === 2) rows.sort((a, b) => nameIn(b).localeCompare(nameIn(a), "en", {numeric: true}));
-        body.append(...rows);
-        more.hidden = !page.next;
-        return rows;
-    };
-    const more = button("Show more", async () => (await load())[0]?.querySelector("a").focus());
-    await load();
+    do {
+        page = await read(`${listOf(names)}?${query}`);
+        const groups = [...Map.groupBy(page.models, model => listOf(namesOf(model).slice(0, level + 1))).values()];
+        rows.push(...groups.map((some, i) => rowOf(some, level, page, level < 3 && i === groups.length - 1)));
+        const last = namesOf(page.models.at(-1) ?? {}).slice(0, level + 1);
+        query.set("after", [...last, ...Array(3 - level).fill(LAST)].join("/"));
+    } while (page.next && (rows.length < GROUPS || level === 2) && mine === turn);      // the newest may come last
+    const nameIn = row => row.querySelector("a").text;
+    if (level === 2) rows.sort((a, b) => nameIn(b).localeCompare(nameIn(a), "en", {numeric: true}));
     const total = page.total_models, real = namesOf(page), models = counted(total, "model");
-    const groups = `${page.next ? "more than " : ""}${counted(body.rows.length, COLUMNS[level][0].toLowerCase())}`;
-    const summary = isFiltered() ? `${models} found` : level < 3 ? `${models} in ${groups}` : counted(total, "file");
+    const version = real[2] === names[2] ? "" : ` of version ${real[2]}`;     // which an alias stands for
+    const groups = (isFirst && !page.next ? "" : "more than ") + counted(rows.length, COLUMNS[level][0].toLowerCase());
+    const summary = isFiltered() ? `${models} found` : level < 3 ? `${models} in ${groups}`
+        : counted(total, "file") + version;
     const heads = COLUMNS[level].map(text => el("th", text, {scope: "col"}));
-    const table = [el("table", [el("thead", el("tr", heads)), body]), more];
+    const next = page.next && el("a.go", "Next page", {href: addressOf(names, query)});
+    const table = [el("table", [el("thead", el("tr", heads)), el("tbody", rows)]), el("p.none", next)];
     const empty = isFiltered() ? "Nothing found: no model here has all of that."
         : "There is nothing here yet. Upload a file or a folder, or drop it anywhere on this page.";
     return {summary, content: el("div.card", total ? table : el("p.none", empty)),
-        remove: total && real.length && !isFiltered() ? () => openDelete(real, models, "?recursive=true") : null};
+        remove: total && real.length && !isFiltered() ? () => openDelete(real, models) : null};
 }
 
 /** The row of a group, or of one model. If a list was cut in a group, the server counts, and no more is known of it. */
@@ -122,7 +117,6 @@ async function details(place) {
     const model = await jsonOf(answer), names = namesOf(model), path = listOf(names);
     const {warnings = [], parameters, ...contents} = model.details ?? {}, state = el("span", stateOf(model));
     const lookOut = el("ul.warnings", warnings.map(text => el("li", text, {dir: "auto"})));
-    const condition = model.sha256 && {"If-Match": `"${model.sha256}"`};
     const content = el("div.details", [
         warnings.length && card("Look at this before you load it", [], lookOut),
         card("File", [await downloadButton(model, path), button("Verify", () => verify(path, state))],
@@ -134,7 +128,7 @@ async function details(place) {
         Object.keys(contents).length && card(`Contents: ${model.format}`, [],
             facts({parameters: parameters && number(parameters), ...contents})),
         card("Lines to copy", [], el("ul.lines", await lines(model, path)))]);
-    return {summary: size(model.size), content, remove: () => openDelete(names, "This model", "", condition)};
+    return {summary: size(model.size), content, remove: () => openDelete(names, "This model", model.sha256)};
 }
 
 async function verify(path, state) {
@@ -154,8 +148,8 @@ async function downloadButton(model, path) {
     const name = model.filename ?? model.model_name.split("/").at(-1);
     const text = model.corrupt ? "Download it as it is" : "Download";
     const href = base + path + (model.corrupt ? "?allow_corrupt=true" : "");
-    if (!token() || (await fetch(href, {method: "HEAD", credentials: "omit"})).ok)
-        return el("a.button", text, {href, download: name});
+    const isFree = !token() || await fetch(href, {method: "HEAD", credentials: "omit"}).then(({ok}) => ok, () => false);
+    if (isFree) return el("a.button", text, {href, download: name});
     return button(text, async () => {
         if (window.showSaveFilePicker) {
             const file = await showSaveFilePicker({suggestedName: name}).catch(() => null);     // null: closed
@@ -221,7 +215,8 @@ function openEdit(path, {description, framework, metadata}, etag) {
     });
 }
 
-function openDelete(names, what, query, headers) {
+function openDelete(names, what, sha256) {
+    const headers = sha256 && {"If-Match": `"${sha256}"`}, query = names.length > 3 ? "" : "?recursive=true";
     const form = ask("deleting", {}, async () => {
         await call("DELETE", listOf(names) + query, {headers});
         go(addressOf(names.slice(0, -1)));

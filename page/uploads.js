@@ -145,8 +145,8 @@ async function runNext() {
 /** Opens the dialog for an upload to where the page is, with [path, file] pairs. */
 export function choose(files = []) {
     let chosen = [];
-    const form = ask("uploading", {}, async ({replace, ...entered}) => {
-        const {project_id, app_name, version, model_name, ...fields} = Object.fromEntries(filledIn(form));
+    const form = ask("uploading", {}, async () => {
+        const {project_id, app_name, version, model_name, replace, ...fields} = Object.fromEntries(filledIn(form));
         if (model_name) chosen[0].name = model_name;
         if (!chosen.length) throw new Failure("Choose a file or a folder first.");
         if (new Set(chosen.map(({name}) => name)).size < chosen.length)

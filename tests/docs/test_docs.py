@@ -242,5 +242,11 @@ def anchors_of(file):
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_the_readme_shows_one_small_picture():
+    [picture] = re.findall(r"^!\[.+\]\((\S+)\)$", text_of("README.md"), re.MULTILINE)
+    data = (ROOT / picture).read_bytes()
+    assert data.startswith(b"\x89PNG") and len(data) < 150_000     # docs/screenshot.py takes it
+
+
 def test_the_readme_leads_to_every_page():
     assert [page for page in PAGES[1:] if f"]({page}" not in text_of("README.md")] == []
