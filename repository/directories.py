@@ -208,7 +208,7 @@ class Directory:
                 self.unlink(name)
         except (OSError, RecursionError) as error:      # RecursionError: a thousand nested directories
             number = getattr(error, "errno", None)
-            if number == errno.EBUSY:   # on NFS, whose client keeps a file that is open under another name
+            if number in (errno.EBUSY, *filesystem.OCCUPIED):   # NFS keeps a file that is open, under another name
                 log.info("somebody still reads %s/%s, which is removed when this server stops: %s", self.place, name,
                          error)
             elif number not in filesystem.GONE:

@@ -308,10 +308,11 @@ def test_a_model_that_the_disk_cannot_read_is_corrupt_and_what_cannot_be_written
         assert send(server, "GET", "/models/kept/app/1/m/info").json["verified_at"]
 
 
-def test_what_nfs_keeps_of_a_model_that_is_read_is_no_error_and_goes_when_the_server_stops(tmp_path, single):
+@pytest.mark.parametrize("error", ["EBUSY", "ENOTEMPTY"])
+def test_what_nfs_keeps_of_a_model_that_is_read_is_no_error_and_goes_when_the_server_stops(tmp_path, single, error):
     server = single(tmp_path / "models")
     reset(server, OLD)
-    with strace(tmp_path / "log", [threads_of(server)["intake"]], "trace=unlinkat", "inject=unlinkat:error=EBUSY"):
+    with strace(tmp_path / "log", [threads_of(server)["intake"]], "trace=unlinkat", f"inject=unlinkat:error={error}"):
         assert perform(server, put(KEY, NEW)).status == 200
         server.wait_for_log("somebody still reads ")
     assert staged(server.storage) != []
