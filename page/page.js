@@ -77,10 +77,10 @@ async function list(names) {
         : counted(total, "file") + version;
     const heads = COLUMNS[level].map(text => el("th", text, {scope: "col"}));
     const next = page.next && el("a.go", "Next page", {href: addressOf(names, query)});
-    const table = [el("table", [el("thead", el("tr", heads)), el("tbody", rows)]), el("p.none", next)];
+    const table = [el("table", [el("thead", el("tr", heads)), el("tbody", rows)]), el("p", next)];
     const empty = isFiltered() ? "Nothing found: no model here has all of that."
         : "There is nothing here yet. Upload a file or a folder, or drop it anywhere on this page.";
-    return {summary, content: el("div.card", total ? table : el("p.none", empty)),
+    return {summary, content: el("div.card", total ? table : el("p", empty)),
         remove: total && real.length && !isFiltered() ? () => openDelete(real, models) : null};
 }
 
