@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 from inspection.found import Found
 from inspection.pickles import OPCODES, look
-from inspection.reader import UNPACKERS, BudgetExceeded, Malformed, Packed, Part, Stream, Window, is_lzma
+from inspection.reader import UNPACKERS, Budget, BudgetExceeded, Malformed, Packed, Part, Stream, Window, is_lzma
 
 HEAD = 512              # bytes that tell what begins here; of a tar they are its first header
 MAX_DIRECTORY = 8 << 20     # bytes of a zip's central directory: 100,000 members, a shard of a model has 1,000
-MEMBER = 10             # steps that a member costs
+MEMBER = 14             # steps that a member costs
+EXTRA = 128             # bytes that are read in the time that a field beside its name takes
 MAX_DEPTH = 3           # containers in containers
 TAIL = (1 << 16) + 22 + 20 + 56     # a zip's last records with the longest comment
 MAX_NPY_HEADER = 64 * 1024  # numpy itself reads 10,000 characters
@@ -32,7 +33,7 @@ SEALED = ("7z", "zstd", "lz4", "rar", "tar")
 METHODS = {0: "", 8: "deflate", 12: "bzip2"}    # of a zip's members
 NUMERIC = re.compile(   # to the letter as numpy writes it: a dict may name a key twice
     rb"\{'descr': '([<>|=]?([biufcSU])([0-9]{1,9}))', 'fortran_order': (?:True|False), "
-    rb"'shape': \(((?:[0-9]{1,18}, ?)*(?:[0-9]{1,18})?)\), \} *\n?")
+    rb"'shape': \(((?:[0-9]{1,18}, ?){0,64}(?:[0-9]{1,18})?)\), \} *\n?")    # of more dimensions it has no array
 
 
 class Member(NamedTuple):
@@ -125,7 +126,7 @@ def search(part: Part, found: Found, depth: int, members: list[Member]) -> str:
         else:   # others may follow, with objects in them: numpy reads them one by one
             stream.skip(math.prod(array.shape) * array.item_size)
             found.complete &= not stream.ahead(1)
-    elif not head.startswith((b"PK\x03\x04", b"PK\x05\x06")) and head[:1].decode("latin-1") in OPCODES:
+    elif not head.startswith((b"PK\x03\x04", b"PK\x05\x06")) and head[:1] and head[0] in OPCODES:
         look(stream, found)
     return kind
 
@@ -156,7 +157,6 @@ def search_zip(window: Window, found: Found, depth: int, members: list[Member]) 
         return False
     found.complete &= agreed and not any(member.encrypted for member in members)    # a flag that torch does not look at
     for member in members:
-        window.budget.step(MEMBER)
         try:
             part = open_member(window, member)
             search(part, found, depth + 1, [])
@@ -193,31 +193,33 @@ def read_directory(window: Window, members: list[Member]) -> bool:
         raise Malformed("its directory is not where it should be")
     at = 0
     while len(data) >= at + 46 and data.startswith(b"PK\x01\x02", at):
-        window.budget.step()
-        at = read_entry(data, at, begin - offset, members)
+        window.budget.step(2)
+        at = read_entry(data, at, begin - offset, members, window.budget)
     return agreed and begin == offset and at == length and count == len(members)
 
 
-def read_entry(data: bytes, at: int, shift: int, members: list[Member]) -> int:
+def read_entry(data: bytes, at: int, shift: int, members: list[Member], budget: Budget) -> int:
     """Adds the member whose entry is here; says where the next one is."""
     entry: tuple[int, ...] = struct.unpack_from("<8xHH8xIIHHH8xI", data, at)
     flags, method, packed, size, name_length, extra_length, comment_length, offset = entry
     at += 46 + name_length
     name = data[at - name_length:at].decode("utf-8", "replace")
-    extra, wide = data[at:at + extra_length], {"size": size, "packed": packed, "offset": offset}
-    while len(extra) >= 4:
-        identity, length = struct.unpack_from("<HH", extra)
+    extra, place, wide = data[at:at + extra_length], 0, {"size": size, "packed": packed, "offset": offset}
+    while place <= len(extra) - 4:
+        budget.take(EXTRA)
+        identity, length = struct.unpack_from("<HH", extra, place)
+        begin, place = place + 4, place + 4 + length
         if identity == 1:
-            values = [int.from_bytes(extra[i:i + 8], "little") for i in range(4, min(4 + length, len(extra)), 8)]
+            values = [int.from_bytes(extra[i:i + 8], "little") for i in range(begin, min(place, len(extra)), 8)]
             for key in [key for key, value in wide.items() if value == 0xFFFFFFFF][:len(values)]:
                 wide[key] = values.pop(0)
-        extra = extra[4 + length:]
     members.append(Member(name, method, bool(flags & 1), wide["packed"], wide["size"], wide["offset"] + shift))
     return at + extra_length + comment_length
 
 
 def open_member(window: Window, member: Member) -> Part:
     """The bytes of a member; raises Malformed."""
+    window.budget.step(MEMBER)
     local = window.at(member.offset, 30)
     if len(local) < 30 or not local.startswith(b"PK\x03\x04") or member.method not in METHODS:
         raise Malformed("it has a member that cannot be read")

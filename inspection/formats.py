@@ -10,8 +10,8 @@ from inspection.archives import HEAD, TFLITE, Member, contents, kind_of, open_me
 from inspection.found import KNOWN, Found
 from inspection.headers import MAX_HEADER, MAX_SHOWN, MAX_TEXT, parsed
 from inspection.protobuf import protobuf
-from inspection.reader import STEP, UNPACKERS, Budget, BudgetExceeded, Malformed, Window, clip
-from inspection.texts import hdf5, keras_warning, pattern, skops_warning, warnings
+from inspection.reader import UNPACKERS, Budget, BudgetExceeded, Malformed, Window, clip
+from inspection.texts import hdf5, keras_warning, pattern, skops_warning, text, warnings
 from repository.model import Inspection
 from server.errors import HttpError
 
@@ -19,8 +19,8 @@ FORMATS = ("safetensors", "gguf", "ggml", "onnx", "ort", "pytorch", "pt2", "exec
            "keras", "hdf5", "savedmodel", "graphdef", "tflite", "task", "tensorrt", "coreml", "openvino", "ncnn",
            "paddle", "xgboost", "lightgbm", "catboost", "fasttext", "sentencepiece", "tokenizer",
            "npy", "npz", "zip", "tar", "gzip", "bzip2", "xz", "zlib", "zstd", "lz4", "7z", "rar", "unknown")
-MAX_FIELDS = 220_000    # steps for the details, 0.4 s of Python; WORDS of a tokenizer cost one
 MAX_SCRIPT = 1 << 20    # bytes of a file of TorchScript
+SCRIPT = 10             # bytes that are read in the time in which one of these is searched
 MAX_NAMED = 5           # imports that a warning names
 JOBLIB = ("joblib.numpy_pickle.", "sklearn.externals.joblib.numpy_pickle.")    # where scikit-learn had it before 0.23
 
@@ -52,11 +52,11 @@ class PickleRefused(HttpError):
 
 def inspect(file: BinaryIO, size: int) -> Inspection:
     """What an open file of `size` bytes is; `unknown` at worst. Raises OSError where the file itself fails."""
-    with Budget() as budget:
-        kind, members, found = contents(Window(file, 0, size, budget))
     name, details = "", dict[str, Any]()
-    with Budget(MAX_FIELDS * STEP) as budget:    # what looking for pickles took is not missing here
+    with Budget() as budget:
         window = Window(file, 0, size, budget)
+        kind, members, found = contents(window)
+        budget.refill()
         try:
             name, details = recognise(window, kind, members, found)
         except Malformed as error:
@@ -70,7 +70,7 @@ def inspect(file: BinaryIO, size: int) -> Inspection:
     if not found.complete:
         details["complete"] = False
     if said := [*beyond_list(found), *details.pop("warnings", ())]:
-        details["warnings"] = [clip(text, MAX_TEXT) for text in said[:MAX_SHOWN]]
+        details["warnings"] = [clip(each, MAX_TEXT) for each in said[:MAX_SHOWN]]
     return Inspection(name or "unknown", details)
 
 
@@ -150,9 +150,10 @@ def script_warnings(window: Window, members: list[Member]) -> list[str]:
     for member in members:
         if "/code/" in member.name and member.name.endswith(".py"):
             with suppress(Malformed):
-                text = open_member(window, member).stream().read(MAX_SCRIPT + 1)
-                said |= {f"reads or writes files with {call.decode()}" for call in ON_FILES.findall(text)}
-                if len(text) > MAX_SCRIPT:
+                script = open_member(window, member).stream().read(MAX_SCRIPT + 1)
+                window.budget.take(SCRIPT * len(script))
+                said |= {f"reads or writes files with {call.decode()}" for call in ON_FILES.findall(script)}
+                if len(script) > MAX_SCRIPT:
                     said.add(f"has more than {MAX_SCRIPT >> 20} MiB in a file: what the rest does is not known")
     return ["it is TorchScript: code in it runs when the model is called"] + [
         f"its TorchScript {each}" for each in sorted(said)]
@@ -187,9 +188,10 @@ def zip_format(window: Window, members: list[Member], found: Found) -> tuple[str
     for kind, config, key, versions, version, warning in CONFIGS:
         data, other = read(names.get(config)), read(names.get(versions))
         with suppress(Malformed, TypeError):
-            told = parsed(other) if data and other else {}
-            if version in told or b'"%b"' % key in data or (b"\\u" in data and key.decode() in parsed(data)):
-                value = {version.removeprefix("_"): clip(str(told[version]), MAX_TEXT)} if version in told else {}
+            told = parsed(other, window.budget) if data and other else {}
+            if version in told or b'"%b"' % key in data or (
+                    b"\\u" in data and key.decode() in parsed(data, window.budget)):
+                value = {version.removeprefix("_"): clip(text(told[version]), MAX_TEXT)} if version in told else {}
                 return kind, value | {"warnings": warnings(data, window.budget, warning)}
     if names and all(name.endswith(".npy") for name in names):
         return "npz", {"arrays": [clip(name[:-4], MAX_TEXT) for name in names][:MAX_SHOWN]}

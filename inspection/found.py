@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_IMPORTS = 200       # a pickled pipeline has 30, a network with all its layers 50
+MAX_DIMENSIONS = 16     # of a tensor whose parameters are counted
 MAX_NUMBER = (1 << 63) - 1  # what other readers of our JSON take
 EXTENSION = "copyreg.extension."    # and the number of an import that a registry of the reader has
 
@@ -49,7 +50,7 @@ class Found:
         """Counts a tensor by the arguments of the call that makes it: storage, offset, shape."""
         self.tensors += 1
         shape = arguments[2] if type(arguments) is tuple and len(arguments) > 2 else None
-        if type(shape) is tuple and all(type(length) is int for length in shape):
+        if type(shape) is tuple and len(shape) <= MAX_DIMENSIONS and all(type(length) is int for length in shape):
             self.parameters = max(0, min(self.parameters + math.prod(shape), MAX_NUMBER))
 
     def named(self) -> bool:

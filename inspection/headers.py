@@ -9,18 +9,22 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from inspection.archives import array_header
 from inspection.found import MAX_NUMBER
-from inspection.reader import Malformed, Window, clip
+from inspection.reader import Budget, Malformed, Window, clip
 
 MAX_HEADER = 8 << 20    # of JSON: 60,000 tensors of safetensors, which allows 100 MB; parsed it takes ten times that
-MAX_ITEMS = 500_000     # brackets and commas of a JSON document, which say how much memory it takes parsed
+MAX_ITEMS = 300_000     # brackets and commas of a JSON document, which say how much memory it takes parsed
+MAX_DIGITS = 400        # of a number in it; for int() many of them take the square of the time
+DOCUMENT = 8            # steps that a JSON document costs
+ITEM = 256              # bytes that are read in the time that an item of it takes
 MAX_SHOWN = 32          # keys, inputs, types, dimensions that the details list
 MAX_TEXT = 200          # characters of each
 MAX_STRING = 64 * 1024  # bytes of a key or a value of GGUF that is read and not skipped
-WORDS = 8               # strings of an array that cost as much as a key
+WORD = 80               # bytes that are unpacked in the time in which a string of an array is passed over
+KEY = 3                 # steps that a key costs
 MAX_NESTING = 4         # arrays of arrays in GGUF
 MAX_DIMENSIONS = 8      # of a tensor in GGUF, which has 4
 
@@ -56,7 +60,7 @@ def safetensors(window: Window) -> dict[str, Any]:
     length = int.from_bytes(window.at(0, 8), "little")
     if length > MAX_HEADER:
         raise Malformed(f"of its header of {length} bytes {MAX_HEADER} are read")
-    header = parsed(window.at(8, length), object_pairs_hook=once, parse_constant=refuse)
+    header = parsed(window.at(8, length), window.budget, object_pairs_hook=once, parse_constant=refuse)
     metadata = header.pop("__metadata__", {})
     tensors = [tensor_of(name, value) for name, value in header.items()]
     at = 0
@@ -72,14 +76,23 @@ def safetensors(window: Window) -> dict[str, Any]:
             "dtypes": counted(tensor[0] for tensor in tensors), "metadata": shown(metadata)}
 
 
-def parsed(data: bytes, **hooks: Any) -> Any:
-    """A JSON document that may be hostile; raises Malformed."""
-    if len(data) > MAX_HEADER or sum(map(data.count, (b",", b"[", b"{"))) > MAX_ITEMS:
+def parsed(data: bytes, budget: Budget, **hooks: Any) -> Any:
+    """A JSON document that may be hostile; raises Malformed, and BudgetExceeded."""
+    items = sum(map(data.count, (b",", b"[", b"{")))
+    if len(data) > MAX_HEADER or items > MAX_ITEMS:
         raise Malformed(f"its JSON has more than {MAX_HEADER} bytes or {MAX_ITEMS} items")
+    budget.step(DOCUMENT)
+    budget.take(2 * len(data) + items * ITEM)
     try:
-        return json.loads(data.decode(), **hooks)
+        return json.loads(data.decode(), parse_int=whole, **hooks)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"its JSON cannot be read: {error}") from error
+
+
+def whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError("a number has too many digits")
+    return int(digits)
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -151,8 +164,11 @@ class Gguf:
         self.order = ">" if version[:2] == b"\0\0" else "<"     # models for big-endian machines are written like this
         self.version, = struct.unpack(self.order + "I", version)
 
+    def numbers(self, code: str) -> tuple[Any, ...]:
+        return struct.unpack(self.order + code, self.stream.exactly(struct.calcsize("=" + code)))
+
     def scalar(self, code: str) -> Any:
-        return struct.unpack(self.order + code, self.stream.exactly(struct.calcsize("=" + code)))[0]
+        return self.numbers(code)[0]
 
     def string(self) -> str | None:
         """None for one that is too long to be of interest."""
@@ -160,7 +176,19 @@ class Gguf:
         if length > MAX_STRING:
             self.stream.skip(length)
             return None
+        self._budget.take(2 * length)
         return self.stream.exactly(length).decode("utf-8", "replace")
+
+    def pass_over(self, count: int) -> None:
+        """Goes on so many strings: in what is read already without a call for each, as there may be a million."""
+        order: Literal["big", "little"] = "big" if self.order == ">" else "little"
+        while count:
+            length = int.from_bytes(self.stream.exactly(8), order)
+            data, at, count = self.stream.data, self.stream.at + length, count - 1
+            while count and at <= len(data) - 8:
+                at += 8 + int.from_bytes(data[at:at + 8], order)
+                count -= 1
+            self.stream.skip(at - self.stream.at)
 
     def value(self, kind: int, nesting: int = 0) -> Any:
         """A number, a string, or None for an array, which is passed over."""
@@ -174,28 +202,26 @@ class Gguf:
         if kind in SCALARS:
             self.stream.skip(length * struct.calcsize("=" + SCALARS[kind]))
         elif kind == STRING:    # the words of a tokenizer, of which there may be a million
-            self._budget.step(length // WORDS)
-            for _ in range(length):
-                self.stream.skip(self.scalar("Q"))
+            self._budget.take(length * WORD)
+            self.pass_over(length)
         else:
             for _ in range(length):
-                self._budget.step()
+                self._budget.step(KEY)
                 self.value(kind, nesting + 1)
         return None
 
     def tensors(self, count: int) -> Iterator[tuple[str, int, int]]:
         """Type and parameters of each, and where it ends in the data; of a type that is not known where it begins."""
         for _ in range(count):
-            self._budget.step()
+            self._budget.step(KEY)
             self.string()
             if (dimensions := self.scalar("I")) > MAX_DIMENSIONS:
                 raise Malformed(f"it has a tensor of {dimensions} dimensions")
-            shape = [self.scalar("Q") for _ in range(dimensions)]
-            kind = self.scalar("I")
+            *shape, kind, begin = self.numbers(f"{dimensions}QIQ")
             name, block, size = TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))
             if shape and shape[0] % block:
                 raise Malformed(f"it has a tensor with a row of {shape[0]} numbers, and {name} has blocks of {block}")
-            yield name, math.prod(shape), self.scalar("Q") + math.prod(shape) // block * size
+            yield name, math.prod(shape), begin + math.prod(shape) // block * size
 
 
 def gguf(window: Window) -> dict[str, Any]:
@@ -206,7 +232,7 @@ def gguf(window: Window) -> dict[str, Any]:
     wanted = {f"general.{name}" for name in (*GENERAL, "alignment", "architecture", "file_type")}
     keys, template = dict[str, Any](), dict[str, Any]()
     for _ in range(pairs):
-        window.budget.step()
+        window.budget.step(KEY)
         name, value = file.string() or "", file.value(file.scalar("I"))
         if isinstance(value, int | str) and (name in wanted or name.endswith(OF_ARCHITECTURE)):
             keys[name] = value
@@ -242,7 +268,7 @@ def fasttext(window: Window) -> dict[str, Any]:
 
 # ---- flatbuffers: TFLite, and of ONNX Runtime's .ort and ExecuTorch's .pte that they are ones
 
-TABLE = 32              # steps that a table costs
+TABLE = 6               # steps that a table costs
 TFLITE_TYPES = dict(enumerate((
     "float32", "float16", "int32", "uint8", "int64", "string", "bool", "int16", "complex64", "int8", "float64",
     "complex128", "uint64", "resource", "variant", "uint32", "uint16", "int4", "bfloat16", "int2", "uint4",

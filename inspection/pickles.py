@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from inspection.found import EXTENSION, Found
-from inspection.reader import BLOCK, OPCODE, BudgetExceeded, Malformed, Stream
+from inspection.reader import BLOCK, BudgetExceeded, Malformed, Stream
 
 MAX_MEMO = 750_000      # values a pickle may refer back to, 40 MB; a vocabulary of 250,000 words needs fewer
 MAX_NAME = 128          # characters of a module or of a name in it; the longest of scikit-learn has 60
 MAX_VALUES = 64         # values kept of a tuple or dict: the shape of an array, the fields of its wrapper
+MAX_INTEGER = 16        # bytes of a number that is kept: those of shapes have 8
 MAX_PADDING = 16        # bytes that joblib puts before an array, which no unpickler takes for opcodes
-CAREFUL = 16            # simple opcodes that any other one costs
+CAREFUL = 1400          # what an opcode that is not simple takes, in bytes read
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C    # the first of the pickles in a file of torch.save before 1.6
 TORCH_PICKLES = 5       # the storages follow as raw bytes
 CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")  # what a text has none of
@@ -100,23 +101,43 @@ def array_of(state: Any) -> tuple[int | None, bool] | None:
 # ---- opcodes
 
 
-OPCODES = {op.code: op for op in pickletools.opcodes}
+class Opcode(NamedTuple):
+    """What pickletools tells of one."""
+
+    name: str
+    argument: int       # its bytes; below 0 one of pickletools' codes for how long it is
+    takes: int          # values from the stack, below the mark if there is one
+    mark: bool          # whether it takes all that is above the last mark
+    result: Any         # what it pushes where that is not known better, and how many of it
+    pushes: int
+
+
+def described(op: pickletools.OpcodeInfo) -> Opcode:
+    mark = pickletools.markobject in op.stack_before
+    return Opcode(op.name, op.arg.n if op.arg else 0,
+                  op.stack_before.index(pickletools.markobject) if mark else len(op.stack_before), mark,
+                  None if pickletools.anyobject in op.stack_after else OTHER, len(op.stack_after))
+
+
+OPCODES = {ord(op.code): described(op) for op in pickletools.opcodes}
 # How long the length before an argument is, by pickletools' codes for it.
 WIDTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
           pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}
-# The opcodes that large pickles consist of, by their byte: the action, the number of bytes of the opcode with its
-# argument (or with the length of the argument), and what is pushed or how many values are taken.
-PUSH, NUMBER, SIZED, PUT, GET, MARK, CALL, ITEMS, TUPLE, TAKE = range(10)
-COSTS = (1, 1, 1, 1, 1, 2, 3, 2, 2, 1)      # more where something is kept that the collector of garbage looks at
+# The opcodes that large pickles consist of, by their byte: the action; the number of bytes of the opcode with its
+# argument, or with the length of the argument; what is pushed, the bit of the sign, or how many values are taken.
+PUSH, SIZED, NUMBER, GET, PUT, MARK, CALL, ITEMS, TUPLE, TAKE = range(10)
+# What each takes, in bytes read: more where something is kept that the collector of garbage looks at.
+COSTS = (48, 96, 128, 96, 80, 128, 224, 160, 192, 112)
 SIMPLE: dict[int, tuple[int, int, Any]] = {
     **dict.fromkeys(b"\x88\x89]\x8f}", (PUSH, 1, OTHER)), ord("N"): (PUSH, 1, NULL), ord(")"): (PUSH, 1, ()),
-    ord("G"): (PUSH, 9, OTHER), ord("K"): (NUMBER, 2, False), ord("M"): (NUMBER, 3, False),
-    ord("J"): (NUMBER, 5, True), 0x8C: (SIZED, 2, None), ord("X"): (SIZED, 5, None), ord("C"): (SIZED, 2, OTHER),
+    ord("G"): (PUSH, 9, OTHER), ord("K"): (NUMBER, 2, 0), ord("M"): (NUMBER, 3, 0), ord("J"): (NUMBER, 5, 1 << 31),
+    0x8C: (SIZED, 2, None), ord("X"): (SIZED, 5, None), ord("C"): (SIZED, 2, OTHER),
     0x94: (PUT, 1, 0), ord("q"): (PUT, 2, 0), ord("r"): (PUT, 5, 0), ord("h"): (GET, 2, 0), ord("j"): (GET, 5, 0),
     ord("("): (MARK, 1, 0), ord("R"): (CALL, 1, 0), ord("t"): (ITEMS, 1, True), ord("e"): (ITEMS, 1, False),
     ord("u"): (ITEMS, 1, False), 0x85: (TUPLE, 1, 1), 0x86: (TUPLE, 1, 2), 0x87: (TUPLE, 1, 3),
     ord("a"): (TAKE, 1, 2), ord("s"): (TAKE, 1, 3)}
-WITH_ARRAYS = {code: simple for code, simple in SIMPLE.items() if simple[0] < ITEMS and code != ord("}")}
+PLAIN = [(*SIMPLE[code], COSTS[SIMPLE[code][0]]) if code in SIMPLE else None for code in range(256)]
+WITH_ARRAYS = [None if code in b"}tue\x85\x86\x87as" else simple for code, simple in enumerate(PLAIN)]
 LONGEST = 9 + MAX_NAME  # bytes of one of these with an argument that is kept
 
 
@@ -140,45 +161,45 @@ class Walk:
         try:
             while True:
                 self._run_simple()
-                op = OPCODES[self._source.read(1).decode("latin-1")]
+                op = OPCODES[self._source.exactly(1)[0]]
                 if op.name == "STOP":
                     return self._stack.pop()
-                self._perform(op, self._argument(op.arg.n if op.arg else 0))
+                self._perform(op, self._argument(op.argument))
         except LookupError as error:
             raise Malformed("it takes what is not there") from error
 
     def _run_simple(self) -> None:
         """Goes on up to an opcode that is not simple; raises LookupError. Strings stay bytes until they are needed."""
-        from_bytes, stack, memo, count = int.from_bytes, self._stack, self._memo, CAREFUL
+        stack, memo, cost = self._stack, self._memo, CAREFUL
         data, at, last = self._source.data, self._source.at, len(self._source.data) - LONGEST
-        simple_of = (WITH_ARRAYS if self._wrapped else SIMPLE).get
+        table = WITH_ARRAYS if self._wrapped else PLAIN
         try:
             while True:
                 if at > last:
-                    (data, at, last), count = self._ahead(at, count), 0
-                if not (simple := simple_of(data[at])):
+                    (data, at, last), cost = self._ahead(at, cost), 0
+                if not (simple := table[data[at]]):
                     break
-                kind, width, value = simple
-                number = 0 if width == 1 or kind == PUSH else data[at + 1] if width == 2 else from_bytes(
+                kind, width, value, price = simple
+                number = 0 if width == 1 or kind == PUSH else data[at + 1] if width == 2 else int.from_bytes(
                     data[at + 1:at + width], "little")
-                at, count = at + width, count + COSTS[kind]
+                at, cost = at + width, cost + price
                 if kind == PUSH:
                     stack.append(value)
                 elif kind == SIZED:
                     stack.append(data[at:at + number] if number <= MAX_NAME and value is None else value)
                     at += number
                 elif kind == NUMBER:
-                    stack.append(number - (1 << 32) if value and number >> 31 else number)
-                elif kind == PUT:
-                    memo[number if width > 1 else len(memo)] = stack[-1]
+                    stack.append((number ^ value) - value)
                 elif kind == GET:
                     stack.append(memo[number])
+                elif kind == PUT:
+                    memo[number if width > 1 else len(memo)] = stack[-1]
                 elif kind == MARK:
                     self._below.append(stack)
                     stack = []
                 elif kind == CALL:
                     stack.append(self._call(stack.pop(), stack.pop()))
-                    simple_of = (WITH_ARRAYS if self._wrapped else SIMPLE).get
+                    table = WITH_ARRAYS if self._wrapped else PLAIN
                 elif kind == ITEMS:
                     items, stack = stack, self._below.pop()
                     if value:
@@ -194,18 +215,17 @@ class Walk:
                     self._change(stack[-1], value == 3)
         finally:
             self._stack = stack
-            self._pay(count)
+            self._pay(cost)
         self._source.skip(at - self._source.at)
 
-    def _pay(self, count: int) -> None:
-        """Takes from the budget what so many simple opcodes cost."""
-        self._source.budget.take(count * OPCODE)
+    def _pay(self, cost: int) -> None:
+        self._source.budget.take(cost)
         if len(self._memo) > MAX_MEMO:
             raise BudgetExceeded
 
-    def _ahead(self, at: int, count: int) -> tuple[bytes, int, int]:
-        """Pays for so many and goes on: the bytes here, where in them, and up to where an opcode is whole there."""
-        self._pay(count)
+    def _ahead(self, at: int, cost: int) -> tuple[bytes, int, int]:
+        """Pays and goes on: the bytes here, where in them, and up to where an opcode is whole there."""
+        self._pay(cost)
         self._source.skip(at - self._source.at)
         more = len(self._source.ahead(LONGEST)) == LONGEST
         return self._source.data, self._source.at, len(self._source.data) - LONGEST * more
@@ -225,9 +245,9 @@ class Walk:
         self._source.skip(length)
         return None
 
-    def _perform(self, op: pickletools.OpcodeInfo, argument: bytes | None) -> None:
+    def _perform(self, op: Opcode, argument: bytes | None) -> None:
         """Does what an opcode does to the stack and the memo; raises LookupError, and Malformed."""
-        name, result = op.name, None if pickletools.anyobject in op.stack_after else OTHER
+        name, result = op.name, op.result
         if name in ("GLOBAL", "INST"):  # first of all, as the unpickler does that is written in Python
             imported = self._import(name_of(argument or b""), name_of(line(self._source)))
         below, above = self._operands(op)
@@ -250,7 +270,7 @@ class Walk:
                 result = None if b"\\" in text else text
             case "BINUNICODE8" | "BINSTRING" | "SHORT_BINSTRING":
                 result = argument
-            case "LONG1" | "LONG4" if argument is not None:
+            case "LONG1" | "LONG4" if argument is not None and len(argument) <= MAX_INTEGER:
                 result = int.from_bytes(argument, "little", signed=True)
             case "GET":
                 result = self._memo[place(argument or b"")]
@@ -271,18 +291,17 @@ class Walk:
                 self.idle &= type(above[0]) is not Global
             case "BUILD":
                 result = self._build(*below)
-        self._stack += [result] * len(op.stack_after)
+        self._stack += [result] * op.pushes
 
-    def _operands(self, op: pickletools.OpcodeInfo) -> tuple[list[Any], list[Any]]:
+    def _operands(self, op: Opcode) -> tuple[list[Any], list[Any]]:
         """The values that it takes from below the mark, and those from above; without a mark all are below."""
-        before, above = op.stack_before, list[Any]()
-        if op.name == "POP" and not self._stack:
-            before = [pickletools.markobject]
-        if pickletools.markobject in before:
+        takes, above = op.takes, list[Any]()
+        if op.mark or (op.name == "POP" and not self._stack):
             above, self._stack = self._stack, self._below.pop()
-            before = before[:before.index(pickletools.markobject)]
-        below = [self._stack.pop() for _ in before][::-1]
+            takes -= not op.mark
+        below = [self._stack.pop() for _ in range(takes)][::-1]
         if self._wrapped:
+            self._source.budget.step()
             taken = (*below[op.name in ("NEWOBJ", "NEWOBJ_EX", "REDUCE"):], *above)
             if any(type(value) is Global and may_wrap(value.name) for value in taken):
                 self._found.complete = False    # whatever takes it may use it to read an array
@@ -295,6 +314,7 @@ class Walk:
             self._wrapped |= self._arrays   # of what was made itself
             return Made("?", arguments)
         if function.name.startswith(TENSOR):
+            self._source.budget.step()
             self._found.rebuild(arguments)
         return Made(function.name, arguments)
 
@@ -304,7 +324,7 @@ class Walk:
             self.idle = False       # a text may seem to append to what is not there
 
     def _import(self, module: str | None, name: str | None) -> Global:
-        self._source.budget.step()      # decoding and checking two names takes longer than other opcodes
+        self._source.budget.step(2)     # decoding and checking two names takes longer than other opcodes
         imported = Global(self._found.add(module, name))
         self._wrapped |= self._arrays and may_wrap(imported.name)
         return imported

@@ -18,6 +18,9 @@ VARINT, BYTES = 0, 2    # protobuf's wire types
 WIDTHS = {1: 8, 5: 4}   # bytes of the others
 NEAR = 4096             # bytes read at once: fields stand close together, and the weights between them are passed over
 MAX_VARINT = 10         # bytes
+FIELD = 176             # bytes that are unpacked in the time that a field takes, and again what is made of it,
+DIGIT = 64              # and a byte of its numbers
+MESSAGE = 2             # steps that a message costs
 MAX_NESTING = 40        # messages in messages; the body of a loop in ONNX is 3 deeper than the node
 MAX_KINDS = 32          # different fields of the outermost message; ONNX has 12
 Tree = dict[int, Any]
@@ -52,7 +55,6 @@ class Message:
     def fields(self, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """Number, wire type and value of each field of a message, and its length; the value of bytes is their place."""
         while at < end:
-            self._window.budget.step()
             place = at - self._start
             if not 0 <= place <= len(self._near) - 2 * MAX_VARINT:
                 self._near, self._start, place = self._window.at(at, NEAR), at, 0
@@ -66,6 +68,7 @@ class Message:
                 value = place + self._start
             elif not length:
                 raise Malformed(f"it has a field of wire type {wire}")
+            self._window.budget.take(FIELD + DIGIT * (place + self._start - at))
             at = place + self._start + length
             if at > end or not number:
                 raise Malformed("it has a field beyond its end")
@@ -81,7 +84,9 @@ class Message:
             raise Malformed("its messages are nested too deeply")
         if HAS in tree and end - at <= NEAR and tree[HAS] not in self.bytes(at, end - at):
             return into
+        self._window.budget.step(MESSAGE)
         for number, wire, value, length in self.fields(at, end):
+            self._window.budget.take(FIELD)
             match tree.get(number):
                 case name, inner if wire == BYTES:
                     into[name].append(None)

@@ -13,8 +13,9 @@ from itertools import islice
 from typing import Any, BinaryIO
 
 MAX_BYTES = 96 << 20        # read or unpacked for one file: 0.3 s, and the pickles of models are smaller
-OPCODE = 64                 # bytes that are read in the time of a simple opcode of a pickle
-STEP = 7 * OPCODE           # and in that of a field, a key or a member
+FOR_DETAILS = 8 << 20       # of these, where looking for pickles took the rest
+STEP = 448                  # bytes that are unpacked in the time of a few lines of Python, about a microsecond
+READ = 512                  # and in that of a read, however short it is
 SLICE = 256 * 1024          # bytes, a millisecond, after which other threads are let in
 PAUSE = 0.0001              # seconds for them
 MAX_DICTIONARY = 128 << 20  # memory that an xz stream may ask for; its highest level asks for 65 MiB
@@ -22,7 +23,7 @@ BLOCK = 64 * 1024
 NEAR = 2048                 # bytes read at once where most is skipped
 UNPACKED = 8 * 1024         # bytes unpacked at once, so a bomb costs its budget and no memory
 PACKED = 16 * 1024          # bytes read at once to be unpacked
-BEGIN = 8                   # steps that the beginning of a packed stream costs
+BEGIN = 12                  # steps that the beginning of a packed stream costs
 EMPTY_LZMA = 18             # zeros that are a whole .lzma file of no bytes, so that many of them are many
 LZMA_HEADER = 13            # bytes: properties, size of the dictionary, size of what is packed
 GZIP_HEADER = 10            # bytes, before the optional fields
@@ -42,6 +43,10 @@ class Budget:
 
     def __init__(self, left: int = MAX_BYTES) -> None:
         self._left, self._slice, self._large = left, SLICE, False
+
+    def refill(self) -> None:
+        """Lets the details be read, whatever was spent before."""
+        self._left = max(self._left, FOR_DETAILS)
 
     def take(self, count: int) -> None:
         self._left -= count
@@ -77,7 +82,7 @@ class Window:
         length = min(length, self.length - start)
         if start < 0 or length <= 0:
             return b""
-        self.budget.take(length)
+        self.budget.take(READ + length)
         self._file.seek(self._start + start)
         return self._file.read(length)
 
@@ -155,10 +160,10 @@ class Stream:
 
 
 # What begins to unpack one stream, and what a byte of it costs, where one that is stored costs 1.
-UNPACKERS: dict[str, tuple[Callable[[], Any], int]] = {
-    "gzip": (lambda: zlib.decompressobj(31), 1), "zlib": (lambda: zlib.decompressobj(15), 1),
-    "deflate": (lambda: zlib.decompressobj(-15), 1), "bzip2": (bz2.BZ2Decompressor, 22),
-    "xz": (lambda: lzma.LZMADecompressor(memlimit=MAX_DICTIONARY), 11)}
+UNPACKERS: dict[str, tuple[Callable[[], Any], float]] = {
+    "gzip": (lambda: zlib.decompressobj(31), 1.5), "zlib": (lambda: zlib.decompressobj(15), 1.5),
+    "deflate": (lambda: zlib.decompressobj(-15), 1.5), "bzip2": (bz2.BZ2Decompressor, 22),
+    "xz": (lambda: lzma.LZMADecompressor(memlimit=MAX_DICTIONARY), 12)}
 
 
 class Packed:
@@ -201,7 +206,7 @@ class Packed:
                     data = source.read(min(PACKED, len(source.data) - source.at) if quick >= 0 else 1)
                 out = unpack(machine, data, UNPACKED if quick >= 0 else 1)
                 source.at -= len(machine.unused_data if machine.eof else getattr(machine, "unconsumed_tail", b""))
-                self.budget.take(len(out) + len(data) * (cost - 1))
+                self.budget.take(len(out) + int(len(data) * (cost - 1)))
                 if hungry and not data and not out:
                     self.damaged = True     # it ends in the middle
                     return
@@ -216,6 +221,7 @@ class Packed:
             head, whole = gzip_header(source)
             self.damaged |= not whole
         elif self.kind == "xz" and is_lzma(source.ahead(LZMA_HEADER)):
+            self.budget.step(BEGIN)
             head = source.read(LZMA_HEADER)     # a dictionary larger than all that is unpacked is never filled
             head = head[:1] + min(int.from_bytes(head[1:5], "little"), MAX_BYTES).to_bytes(4, "little") + head[5:]
         return head
@@ -225,6 +231,7 @@ class Packed:
         if piece := {"gzip": 1, "xz": EMPTY_LZMA}.get(self.kind):   # zeros, which the gzip module takes for padding
             while zeros := (len(data := source.ahead(PACKED)) - len(data.lstrip(b"\0"))) // piece * piece:
                 source.skip(zeros)
+                self.budget.take(zeros)
         self.damaged |= self.kind == "zlib" and bool(source.ahead(1))
         return self.kind not in ("deflate", "zlib") and bool(source.ahead(1))
 

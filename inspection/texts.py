@@ -52,7 +52,7 @@ PLAIN = {"bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", 
 
 def objects(data: bytes, budget: Budget) -> Iterator[dict[str, Any]]:
     """Each object of a JSON document, those in it too."""
-    values = [parsed(data)]
+    values = [parsed(data, budget)]
     while values:
         budget.step()
         value = values.pop()
@@ -70,9 +70,14 @@ def warnings(data: bytes, budget: Budget, warning_of: Callable[[dict[str, Any]],
     return list(filter(None, found))[:MAX_SHOWN]
 
 
+def text(value: Any) -> str:
+    """A name in a config; what is none may be as large as the config."""
+    return value if isinstance(value, str) else ""
+
+
 def keras_warning(each: dict[str, Any]) -> str:
     """Of one object of a config: a layer, or a function of one."""
-    kind, module, registered = (str(each.get(name) or "") for name in ("class_name", "module", "registered_name"))
+    kind, module, registered = (text(each.get(name)) for name in ("class_name", "module", "registered_name"))
     config = each.get("config")
     if kind in ("Lambda", "__lambda__") or each.get("function_type") == "lambda":
         return "a Lambda layer in it runs Python code of its own"
@@ -86,7 +91,7 @@ def keras_warning(each: dict[str, Any]) -> str:
 
 
 def skops_warning(each: dict[str, Any]) -> str:
-    module, name = str(each.get("__module__", "")), str(each.get("__class__", ""))
+    module, name = text(each.get("__module__")), text(each.get("__class__"))
     if module.split(".")[0] in ("", "sklearn", "scipy", "numpy", "collections") or (
             module == "builtins" and name in PLAIN):
         return ""
@@ -99,7 +104,8 @@ SUPERBLOCK = b"\x89HDF\r\n\x1a\n"
 SEARCHED = 32 << 20     # bytes: Keras writes what a model is made of before its weights
 MAX_BLOCK = 40          # doublings of 512 bytes that a block of the user may have
 ATTRIBUTE = b"model_config\0"
-TEXT = re.compile(rb'\0(\s*\{\s*"[^\0]*\})')    # a text of JSON, before which there are sizes with zeros in them
+CLASS, ESCAPE = b'"class_name"', b"\\u"   # what is in a config, and what may stand for a letter of it
+TEXT = re.compile(rb'\s*\{\s*"[^\0]*\}')     # a text of JSON, before which there are sizes with zeros in them
 
 
 def hdf5(window: Window) -> tuple[str, dict[str, Any]]:
@@ -116,11 +122,20 @@ def hdf5(window: Window) -> tuple[str, dict[str, Any]]:
     if ATTRIBUTE not in data:
         return "hdf5", {"warnings": said}
     found, configs = dict[str, None](), 0
-    for match in TEXT.finditer(data):
-        window.budget.step()
-        if b'"class_name"' in match[1] or b"\\u" in match[1]:
-            configs += 1
-            found |= dict.fromkeys(warnings(match[1], window.budget, keras_warning)[:MAX_SHOWN - len(found)])
+    for config in configs_in(data, window.budget):
+        configs += 1
+        found |= dict.fromkeys(warnings(config, window.budget, keras_warning)[:MAX_SHOWN - len(found)])
     if not configs:
         said.append("what its layers are is not known: its config was not found")
     return "keras", {"container": "hdf5", "warnings": [*found, *said]}
+
+
+def configs_in(data: bytes, budget: Budget) -> Iterator[bytes]:
+    """The texts of JSON between zeros that may be of a layer: found by what is in them, as zeros are many."""
+    for word in CLASS, ESCAPE:
+        end = 0
+        while (at := data.find(word, end)) >= 0:
+            budget.step()
+            begin, end = max(end, data.rfind(b"\0", end, at) + 1), data.find(b"\0", at) % (len(data) + 1)
+            if (match := TEXT.match(data, begin, end)) and (word == CLASS or CLASS not in match[0]):
+                yield match[0]

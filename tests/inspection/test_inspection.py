@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import pickletools
+import random
 import re
 import struct
 import subprocess
@@ -39,6 +40,7 @@ from support.samples import (
     hdf5,
     joblib,
     legacy_torch,
+    lzma_alone,
     npy,
     onnx,
     safetensors,
@@ -579,6 +581,43 @@ def test_the_raw_bytes_of_tensors_are_not_taken_for_pickles():
 # ---- bounds
 
 
+def pointing(member, count, name="{}".format, extra=b""):
+    """A zip of so many entries that all lead to one member."""
+    local = struct.pack("<4s5H3I2H", LOCAL, 20, 0, 0, 0, 0, 0, len(member), len(member), 0, 0) + member
+    entries = b"".join(
+        struct.pack("<4s6H3I5H2I", CENTRAL, *(0,) * 9, len(name(n)), len(extra), *(0,) * 5) + name(n).encode() + extra
+        for n in range(count))
+    end = struct.pack("<4H2IH", 0, 0, count & 0xFFFF, count & 0xFFFF, len(entries), len(local), 0)
+    return local + entries + END + end
+
+
+def nested(config, depth):
+    return zipped({"metadata.json": b'{"keras_version": "3"}',
+                   "config.json": b'{"class_name": ' * depth + config + b"}" * depth}, zipfile.ZIP_DEFLATED)
+
+
+def repeated(data, count):
+    """A gzip of the data, as often, without its end."""
+    machine = zlib.compressobj(1, wbits=31)
+    return machine.compress(P4 + b"B" + bytes([0, 0, 0, 9])) + machine.flush(zlib.Z_FULL_FLUSH) + (
+        machine.compress(data) + machine.flush(zlib.Z_FULL_FLUSH)) * count
+
+
+def torchscript(member, count):
+    return pointing(member, count, name=lambda n: ("/code/data.pkl", "/code/constants.pkl", f"/code/{n}.py")[min(n, 2)])
+
+
+def configs(text, count):
+    return hdf5([("model_config", "{}")]) + (b"\0" + text) * count
+
+
+WIDE = b"(" + (b"\x8a\x80" + b"\x7f" * 128) * 64 + b"t"     # 64 numbers of 1,024 bits
+WRAPPER = (P4 + stack_global("joblib.numpy_pickle", "NumpyArrayWrapper") + b"\x94" + stack_global("numpy", "dtype")
+           + text("f8") + b"\x89\x88\x87R\x94")
+ARRAY = b"h\0)\x81}(" + text("shape") + b"K\1\x85" + text("dtype") + b"h\1ub" + bytes(8)
+SHAPE = f"({'9' * 18}{f', {10 ** 17}' * 3_000})"
+
+
 LIMIT = 128 << 20   # bytes more than an idle interpreter has
 BOMB = P4 + b"\x96" + struct.pack("<Q", 80 << 20) + bytes(80 << 20) + b"."
 HOSTILE = {     # name: (what makes it, format)
@@ -591,16 +630,39 @@ HOSTILE = {     # name: (what makes it, format)
     "a million dicts": (lambda: P4 + b"}" * 1_000_000 + b".", "pickle"),
     "a million tuples in tuples": (lambda: P4 + b")" + b"\x85" * 1_000_000 + b".", "pickle"),
     "200,000 imports": (lambda: b"\x80\x02" + b"".join(b"cos\na%d\n" % n for n in range(200_000)) + b".", "pickle"),
+    "500,000 calls that make a tensor of a wide shape": (
+        lambda: b"\x80\2ctorch._utils\n_rebuild_tensor\nq\0NK\0" + WIDE + b"\x87q\1" + b"h\0h\1R" * 500_000 + b".",
+        "pickle"),
+    "a million numbers of 4 bytes": (lambda: P4 + b"J\1\2\3\4" * 1_000_000 + b".", "pickle"),
+    "a million numbers in letters": (lambda: b"I1\n" * 1_000_000 + b".", "unknown"),
+    "a million references in letters": (lambda: P4 + b"Np0\n" + b"g0\n" * 1_000_000 + b".", "pickle"),
+    "100,000 arrays of joblib's": (lambda: WRAPPER + ARRAY * 100_000 + b".", "joblib"),
     "a bomb": (lambda: zlib.compress(BOMB), "pickle"),
     "a zip of bombs": (lambda: zipped({f"{n}": BOMB for n in range(3)}, zipfile.ZIP_DEFLATED), "zip"),
     "a zip of 60,000 members": (lambda: zipped(dict.fromkeys(map(str, range(60_000)), PLAIN)), "zip"),
     "tuples in tuples behind an array of joblib's": (
         lambda: P4 + stack_global("joblib.numpy_pickle", "NumpyArrayWrapper") + b")" + b"\x85" * 1_500_000, "joblib"),
+    "20,000 arrays of a shape that numpy does not have": (
+        lambda: pointing(npy("'<f8'", b"", SHAPE), 20_000), "zip"),
+    "20,000 members of lzma with a large dictionary": (lambda: pointing(lzma_alone(PLAIN, 1 << 26), 20_000), "zip"),
+    "20,000 members of imports": (lambda: pointing(b"cos\nsystem\n" * 180, 20_000), "zip"),
+    "a directory of two million fields": (lambda: pointing(b"x", 125, extra=b"\2\0\0\0" * 16_000), "zip"),
+    "deflate that is all codes": (lambda: repeated(random.Random(0).randbytes(1 << 20).hex().encode(), 40), "pickle"),
+    "60,000 files of TorchScript": (lambda: torchscript(b"", 60_000), "unknown"),
+    "a hundred large files of TorchScript": (lambda: torchscript(b"ops.a " * 170_000, 100), "unknown"),
     "100,000 tensors": (lambda: safetensors(
         b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % n for n in range(100_000)) + b"}"),
         "unknown"),
     "a header of wide characters": (lambda: safetensors('{"a":"😀'.encode() + b"x" * (7 << 20) + b'"}'), "unknown"),
     "a header of short lists": (lambda: safetensors(b'{"a":[' + b"[]," * 160_000 + b"1]}"), "unknown"),
+    "a header of 290,000 keys": (lambda: safetensors(
+        b'{"__metadata__":{' + b",".join(b'"%d":"a"' % n for n in range(290_000)) + b"}}"), "safetensors"),
+    "200,000 tensors of 8 dimensions": (lambda: gguf(counts=(200_000, 0)) + gguf(
+        tensors=[("a", (1,) * 8, 0, 0)])[24:] * 200_000, "unknown"),
+    "arrays of words in arrays": (lambda: gguf([("a", 9, struct.pack("<IQ", 9, 1 << 40))]) + (
+        struct.pack("<IQ", 8, 7) + bytes(56)) * 400_000, "unknown"),
+    "keys that are no text": (lambda: gguf(counts=(0, 1400)) + (
+        struct.pack("<Q", 1 << 16) + b"\xff" * (1 << 16) + bytes(5)) * 1400, "unknown"),
     "2^60 keys": (lambda: gguf(counts=(0, 1 << 60)) + bytes(60 << 20), "unknown"),
     "2^60 words": (lambda: gguf([("a", 9, struct.pack("<IQ", 8, 1 << 60))]) + bytes(60 << 20), "unknown"),
     "a million nodes": (lambda: onnx(graph=field(1, b"") * 1_000_000), "onnx"),
@@ -610,11 +672,23 @@ HOSTILE = {     # name: (what makes it, format)
     "a million pieces": (lambda: field(1, b"") * 1_000_000 + field(2, b"") + field(3, b""), "unknown"),
     "inputs with many dimensions": (lambda: onnx(graph=field(11, field(2, field(1, field(
         2, field(1, field(1, 1)) * 100_000)))) * 3), "onnx"),
-    "tables in a vector": (lambda: flatbuffer((0, [("", None)] * 20_000), b"TFL3"), "unknown"),
-    "configs without end": (lambda: hdf5([("model_config", "{}")]) + b'\0{"class_name"' * 6_000_000, "keras"),
+    "inputs of messages in messages": (lambda: onnx(graph=field(
+        11, field(1, "x") + field(2, field(1, field(1, 1) + field(2, b"")))) * 400_000), "onnx"),
+    "weights in other files": (
+        lambda: onnx(graph=field(5, field(13, field(1, "location") + field(2, "a"))) * 400_000), "onnx"),
+    "numbers of 10 bytes": (lambda: onnx(graph=(b"\x08" + b"\x80" * 9 + b"\1") * 400_000), "onnx"),
+    "inputs without a type": (
+        lambda: field(1, 1) + field(2, field(1, field(1, "x")) * 400_000) + field(500, b""), "coreml"),
+    "tables in a vector": (lambda: flatbuffer((0, [("", None)] * 20_000), b"TFL3"), "tflite"),
+    "configs without end": (lambda: hdf5([("model_config", "{}")]) + b'\0{"class_name"' * 6_000_000, "unknown"),
     "one config without end": (lambda: hdf5([("model_config", "{}")]) + b'\0' + b'{"' * 45_000_000, "keras"),
     "configs that say nothing": (
         lambda: hdf5([("model_config", "{}")]) + b'\0{"class_name":[]}' * 6_000_000, "unknown"),
+    "configs that are no JSON": (lambda: configs(b'{"class_name"}', 1_000_000), "unknown"),
+    "configs nested too deeply": (lambda: configs(b'{"class_name":' + b"[" * 900 + b"}", 20_000), "unknown"),
+    "configs of long numbers": (lambda: configs(b'{"class_name":[' + (b"9" * 4299 + b",") * 1800 + b"1]}", 4), "keras"),
+    "zeros and no config": (lambda: configs(b"", 40_000_000), "keras"),
+    "names in names": (lambda: nested(b'"' + b"a" * 7_000_000 + b'"', 150), "keras"),
     "a config of a million objects": (lambda: zipped({
         "metadata.json": b'{"keras_version": "3"}', "config.json": b"[" + b"{}," * 400_000 + b"1]"}), "keras"),
     "spaces before a brace": (lambda: b" " * (100 << 20), "unknown"),
@@ -657,6 +731,14 @@ LONG = P4 + b"}(" + b"".join(b"\x8c\x07%07d\x94M\x00\x01" % n for n in range(300
 
 def test_a_pickle_of_a_million_opcodes_is_read_to_its_end():
     assert imports(LONG) == (["builtins.eval"], True)
+
+
+@pytest.mark.parametrize(("data", "kind"), [     # as the tokenizers of Gemma and of gpt-oss have
+    (field(1, field(1, "▁word") + field(2, 1)) * 262_144 + field(2, b"") + field(3, b""), "sentencepiece"),
+    (gguf([("tokenizer.ggml.merges", 9, struct.pack("<IQ", 8, 650_000) + gguf_string("t he") * 650_000)]), "gguf"),
+], ids=["sentencepiece", "gguf"])
+def test_the_largest_vocabularies_are_read(data, kind):
+    assert inspect(data).format == kind
 
 
 def test_one_large_file_is_looked_at_after_the_other_and_no_small_one_waits_for_them():
@@ -799,7 +881,7 @@ REFUSED = [     # bytes, whether `known` refuses too, what its answer names
     (P4 + text("os") + EVAL + text("x") + b"\x85R\x93.", True, "os.?"),
     (SAMPLES["npy of objects"][0], True, "posix.system"), (SAMPLES["tar"][0], True, "cannot be looked into"),
     (PLAIN + b"\0", True, "cannot be looked into"), (TORCH[:-30], True, "cannot be looked into"),
-    (P4 + b"N" * 2_000_000 + EVAL + b".", True, "cannot be looked into"),
+    (P4 + b"N" * 3_000_000 + EVAL + b".", True, "cannot be looked into"),
     (SAMPLES["safetensors"][0] + TORCH, True, "posix.system"), (SAMPLES["7z"][0], True, "cannot be looked into"),
 ]
 
