@@ -67,11 +67,6 @@ def update(target: Any, items: list[Any]) -> None:
         target[key if known else UNSURE] = value
 
 
-def has_no_shape(state: Any) -> bool:
-    """Whether joblib would fail with a wrapper of this state."""
-    return type(state) is dict and UNSURE not in state and b"shape" not in state
-
-
 def array_of(state: Any) -> tuple[int | None, bool] | None:
     """What joblib reads in the place of a wrapper with this state; None where that is not certain.
 
@@ -124,19 +119,20 @@ OPCODES = {ord(op.code): described(op) for op in pickletools.opcodes}
 WIDTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
           pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}
 # The opcodes that large pickles consist of, by their byte: the action; the number of bytes of the opcode with its
-# argument, or with the length of the argument; what is pushed, the bit of the sign, or how many values are taken.
+# argument, or with the length of the argument; what is pushed, the bit of the sign, or how many values are taken; and
+# what it costs, in bytes read: more where something is kept that the collector of garbage looks at.
 PUSH, SIZED, NUMBER, GET, PUT, MARK, CALL, ITEMS, TUPLE, TAKE = range(10)
-# What each takes, in bytes read: more where something is kept that the collector of garbage looks at.
-COSTS = (48, 96, 128, 96, 80, 128, 224, 160, 192, 112)
-SIMPLE: dict[int, tuple[int, int, Any]] = {
-    **dict.fromkeys(b"\x88\x89]\x8f}", (PUSH, 1, OTHER)), ord("N"): (PUSH, 1, NULL), ord(")"): (PUSH, 1, ()),
-    ord("G"): (PUSH, 9, OTHER), ord("K"): (NUMBER, 2, 0), ord("M"): (NUMBER, 3, 0), ord("J"): (NUMBER, 5, 1 << 31),
-    0x8C: (SIZED, 2, None), ord("X"): (SIZED, 5, None), ord("C"): (SIZED, 2, OTHER),
-    0x94: (PUT, 1, 0), ord("q"): (PUT, 2, 0), ord("r"): (PUT, 5, 0), ord("h"): (GET, 2, 0), ord("j"): (GET, 5, 0),
-    ord("("): (MARK, 1, 0), ord("R"): (CALL, 1, 0), ord("t"): (ITEMS, 1, True), ord("e"): (ITEMS, 1, False),
-    ord("u"): (ITEMS, 1, False), 0x85: (TUPLE, 1, 1), 0x86: (TUPLE, 1, 2), 0x87: (TUPLE, 1, 3),
-    ord("a"): (TAKE, 1, 2), ord("s"): (TAKE, 1, 3)}
-PLAIN = [(*SIMPLE[code], COSTS[SIMPLE[code][0]]) if code in SIMPLE else None for code in range(256)]
+SIMPLE: dict[int, tuple[int, int, Any, int]] = {
+    **dict.fromkeys(b"\x88\x89]\x8f}", (PUSH, 1, OTHER, 48)), ord("G"): (PUSH, 9, OTHER, 48),
+    ord("N"): (PUSH, 1, NULL, 48), ord(")"): (PUSH, 1, (), 48),
+    ord("K"): (NUMBER, 2, 0, 96), ord("M"): (NUMBER, 3, 0, 128), ord("J"): (NUMBER, 5, 1 << 31, 128),
+    0x8C: (SIZED, 2, None, 96), ord("X"): (SIZED, 5, None, 112), ord("C"): (SIZED, 2, OTHER, 96),
+    0x94: (PUT, 1, 0, 80), ord("q"): (PUT, 2, 0, 96), ord("r"): (PUT, 5, 0, 112),
+    ord("h"): (GET, 2, 0, 96), ord("j"): (GET, 5, 0, 112), ord("("): (MARK, 1, 0, 128), ord("R"): (CALL, 1, 0, 224),
+    ord("t"): (ITEMS, 1, True, 160), ord("e"): (ITEMS, 1, False, 160), ord("u"): (ITEMS, 1, False, 160),
+    0x85: (TUPLE, 1, 1, 192), 0x86: (TUPLE, 1, 2, 192), 0x87: (TUPLE, 1, 3, 192),
+    ord("a"): (TAKE, 1, 2, 112), ord("s"): (TAKE, 1, 3, 112)}
+PLAIN = [SIMPLE.get(code) for code in range(256)]
 WITH_ARRAYS = [None if code in b"}tue\x85\x86\x87as" else simple for code, simple in enumerate(PLAIN)]
 LONGEST = 9 + MAX_NAME  # bytes of one of these with an argument that is kept
 
@@ -215,17 +211,14 @@ class Walk:
                     self._change(stack[-1], value == 3)
         finally:
             self._stack = stack
-            self._pay(cost)
+            self._source.budget.take(cost)
         self._source.skip(at - self._source.at)
-
-    def _pay(self, cost: int) -> None:
-        self._source.budget.take(cost)
-        if len(self._memo) > MAX_MEMO:
-            raise BudgetExceeded
 
     def _ahead(self, at: int, cost: int) -> tuple[bytes, int, int]:
         """Pays and goes on: the bytes here, where in them, and up to where an opcode is whole there."""
-        self._pay(cost)
+        self._source.budget.take(cost)
+        if len(self._memo) > MAX_MEMO:
+            raise BudgetExceeded
         self._source.skip(at - self._source.at)
         more = len(self._source.ahead(LONGEST)) == LONGEST
         return self._source.data, self._source.at, len(self._source.data) - LONGEST * more
@@ -309,10 +302,10 @@ class Walk:
 
     def _call(self, arguments: Any, function: Any) -> Made:
         """What something makes of arguments, if it was imported."""
-        self.idle &= type(function) is not Global
         if type(function) is not Global:
             self._wrapped |= self._arrays   # of what was made itself
             return Made("?", arguments)
+        self.idle = False
         if function.name.startswith(TENSOR):
             self._source.budget.step()
             self._found.rebuild(arguments)
@@ -338,7 +331,8 @@ class Walk:
             return target
         array = array_of(target.state) if type(target) is Made and target.arguments == () else None
         if array is None:   # whether joblib would read an array here is not known
-            self._found.complete &= has_no_shape(state) and type(target) is Made and target.name == "?"
+            fails = type(state) is dict and not {UNSURE, b"shape"} & state.keys()   # joblib, with such a wrapper
+            self._found.complete &= fails and type(target) is Made and target.name == "?"
             return target
         size, padded = array
         if size is None:    # an array of objects is a pickle in the pickle
@@ -426,7 +420,7 @@ def is_pickle(source: Stream, here: Found, protocol: bool) -> bool:
         whole = True
     certain = (whole and (protocol or not source.ahead(1))) or (protocol and bool(here.imports))
     here.complete &= whole and look_on(source, here, walk)
-    if not certain and (not here.named() or (walk.idle and not CONTROL.search(source.part.stream().read(BLOCK)))):
+    if not certain and (not here.named() or (walk.idle and is_text(source))):
         return False
     here.pickled = whole or protocol
     if walk.unpadded:   # for pickle.load the array is more opcodes
@@ -435,6 +429,13 @@ def is_pickle(source: Stream, here: Found, protocol: bool) -> bool:
         look_on(rest, plain, Walk(rest, plain, arrays=False))
         here.complete &= plain.imports.keys() <= here.imports.keys()
     return True
+
+
+def is_text(source: Stream) -> bool:
+    """Whether what a stream begins with is text, wherever it has come to."""
+    text = source.part.stream().read(BLOCK)
+    source.budget.take(2 * len(text))   # for the search
+    return not CONTROL.search(text)
 
 
 def look_on(source: Stream, found: Found, walk: Walk) -> bool:

@@ -646,6 +646,7 @@ HOSTILE = {     # name: (what makes it, format)
         lambda: pointing(npy("'<f8'", b"", SHAPE), 20_000), "zip"),
     "20,000 members of lzma with a large dictionary": (lambda: pointing(lzma_alone(PLAIN, 1 << 26), 20_000), "zip"),
     "20,000 members of imports": (lambda: pointing(b"cos\nsystem\n" * 180, 20_000), "zip"),
+    "20,000 members of text behind an import": (lambda: pointing(b"cos\nsystem\n" + b"a " * 40_000, 20_000), "zip"),
     "a directory of two million fields": (lambda: pointing(b"x", 125, extra=b"\2\0\0\0" * 16_000), "zip"),
     "deflate that is all codes": (lambda: repeated(random.Random(0).randbytes(1 << 20).hex().encode(), 40), "pickle"),
     "60,000 files of TorchScript": (lambda: torchscript(b"", 60_000), "unknown"),
