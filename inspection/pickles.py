@@ -125,10 +125,10 @@ PUSH, SIZED, NUMBER, GET, PUT, MARK, CALL, ITEMS, TUPLE, TAKE = range(10)
 SIMPLE: dict[int, tuple[int, int, Any, int]] = {
     **dict.fromkeys(b"\x88\x89]\x8f}", (PUSH, 1, OTHER, 48)), ord("G"): (PUSH, 9, OTHER, 48),
     ord("N"): (PUSH, 1, NULL, 48), ord(")"): (PUSH, 1, (), 48),
-    ord("K"): (NUMBER, 2, 0, 96), ord("M"): (NUMBER, 3, 0, 128), ord("J"): (NUMBER, 5, 1 << 31, 128),
+    ord("K"): (NUMBER, 2, 0, 96), ord("M"): (NUMBER, 3, 0, 128), ord("J"): (NUMBER, 5, 1 << 31, 160),
     0x8C: (SIZED, 2, None, 96), ord("X"): (SIZED, 5, None, 112), ord("C"): (SIZED, 2, OTHER, 96),
-    0x94: (PUT, 1, 0, 80), ord("q"): (PUT, 2, 0, 96), ord("r"): (PUT, 5, 0, 112),
-    ord("h"): (GET, 2, 0, 96), ord("j"): (GET, 5, 0, 112), ord("("): (MARK, 1, 0, 128), ord("R"): (CALL, 1, 0, 224),
+    0x94: (PUT, 1, 0, 80), ord("q"): (PUT, 2, 0, 96), ord("r"): (PUT, 5, 0, 144),
+    ord("h"): (GET, 2, 0, 96), ord("j"): (GET, 5, 0, 144), ord("("): (MARK, 1, 0, 128), ord("R"): (CALL, 1, 0, 224),
     ord("t"): (ITEMS, 1, True, 160), ord("e"): (ITEMS, 1, False, 160), ord("u"): (ITEMS, 1, False, 160),
     0x85: (TUPLE, 1, 1, 192), 0x86: (TUPLE, 1, 2, 192), 0x87: (TUPLE, 1, 3, 192),
     ord("a"): (TAKE, 1, 2, 112), ord("s"): (TAKE, 1, 3, 112)}

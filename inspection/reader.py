@@ -221,7 +221,7 @@ class Packed:
             head, whole = gzip_header(source)
             self.damaged |= not whole
         elif self.kind == "xz" and is_lzma(source.ahead(LZMA_HEADER)):
-            self.budget.step(BEGIN)
+            self.budget.step(2 * BEGIN)     # for its dictionary
             head = source.read(LZMA_HEADER)     # a dictionary larger than all that is unpacked is never filled
             head = head[:1] + min(int.from_bytes(head[1:5], "little"), MAX_BYTES).to_bytes(4, "little") + head[5:]
         return head
