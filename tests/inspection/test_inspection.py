@@ -635,21 +635,20 @@ HOSTILE = {     # name: (what makes it, format)
         "pickle"),
     "a million numbers of 4 bytes": (lambda: P4 + b"J\1\2\3\4" * 1_000_000 + b".", "pickle"),
     "a million numbers in letters": (lambda: b"I1\n" * 1_000_000 + b".", "unknown"),
-    "a million references in letters": (lambda: P4 + b"Np0\n" + b"g0\n" * 1_000_000 + b".", "pickle"),
     "100,000 arrays of joblib's": (lambda: WRAPPER + ARRAY * 100_000 + b".", "joblib"),
     "a bomb": (lambda: zlib.compress(BOMB), "pickle"),
     "a zip of bombs": (lambda: zipped({f"{n}": BOMB for n in range(3)}, zipfile.ZIP_DEFLATED), "zip"),
     "a zip of 60,000 members": (lambda: zipped(dict.fromkeys(map(str, range(60_000)), PLAIN)), "zip"),
     "tuples in tuples behind an array of joblib's": (
         lambda: P4 + stack_global("joblib.numpy_pickle", "NumpyArrayWrapper") + b")" + b"\x85" * 1_500_000, "joblib"),
-    "20,000 arrays of a shape that numpy does not have": (
-        lambda: pointing(npy("'<f8'", b"", SHAPE), 20_000), "zip"),
-    "20,000 members of lzma with a large dictionary": (lambda: pointing(lzma_alone(PLAIN, 1 << 26), 20_000), "zip"),
-    "20,000 members of imports": (lambda: pointing(b"cos\nsystem\n" * 180, 20_000), "zip"),
-    "20,000 members of text behind an import": (lambda: pointing(b"cos\nsystem\n" + b"a " * 40_000, 20_000), "zip"),
+    "8,000 arrays of a shape that numpy does not have": (
+        lambda: pointing(npy("'<f8'", b"", SHAPE), 8_000), "zip"),
+    "8,000 members of lzma with a large dictionary": (lambda: pointing(lzma_alone(PLAIN, 1 << 26), 8_000), "zip"),
+    "8,000 members of imports": (lambda: pointing(b"cos\nsystem\n" * 180, 8_000), "zip"),
+    "8,000 members of text behind an import": (lambda: pointing(b"cos\nsystem\n" + b"a " * 40_000, 8_000), "zip"),
     "a directory of two million fields": (lambda: pointing(b"x", 125, extra=b"\2\0\0\0" * 16_000), "zip"),
-    "deflate that is all codes": (lambda: repeated(random.Random(0).randbytes(1 << 20).hex().encode(), 40), "pickle"),
-    "60,000 files of TorchScript": (lambda: torchscript(b"", 60_000), "unknown"),
+    "deflate that is all codes": (lambda: repeated(random.Random(0).randbytes(1 << 20).hex().encode(), 30), "pickle"),
+    "20,000 files of TorchScript": (lambda: torchscript(b"", 20_000), "unknown"),
     "a hundred large files of TorchScript": (lambda: torchscript(b"ops.a " * 170_000, 100), "unknown"),
     "100,000 tensors": (lambda: safetensors(
         b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % n for n in range(100_000)) + b"}"),
@@ -662,8 +661,8 @@ HOSTILE = {     # name: (what makes it, format)
         tensors=[("a", (1,) * 8, 0, 0)])[24:] * 200_000, "unknown"),
     "arrays of words in arrays": (lambda: gguf([("a", 9, struct.pack("<IQ", 9, 1 << 40))]) + (
         struct.pack("<IQ", 8, 7) + bytes(56)) * 400_000, "unknown"),
-    "keys that are no text": (lambda: gguf(counts=(0, 1400)) + (
-        struct.pack("<Q", 1 << 16) + b"\xff" * (1 << 16) + bytes(5)) * 1400, "unknown"),
+    "keys that are no text": (lambda: gguf(counts=(0, 600)) + (
+        struct.pack("<Q", 1 << 16) + b"\xff" * (1 << 16) + bytes(5)) * 600, "unknown"),
     "2^60 keys": (lambda: gguf(counts=(0, 1 << 60)) + bytes(60 << 20), "unknown"),
     "2^60 words": (lambda: gguf([("a", 9, struct.pack("<IQ", 8, 1 << 60))]) + bytes(60 << 20), "unknown"),
     "a million nodes": (lambda: onnx(graph=field(1, b"") * 1_000_000), "onnx"),
@@ -673,11 +672,8 @@ HOSTILE = {     # name: (what makes it, format)
     "a million pieces": (lambda: field(1, b"") * 1_000_000 + field(2, b"") + field(3, b""), "unknown"),
     "inputs with many dimensions": (lambda: onnx(graph=field(11, field(2, field(1, field(
         2, field(1, field(1, 1)) * 100_000)))) * 3), "onnx"),
-    "inputs of messages in messages": (lambda: onnx(graph=field(
-        11, field(1, "x") + field(2, field(1, field(1, 1) + field(2, b"")))) * 400_000), "onnx"),
     "weights in other files": (
         lambda: onnx(graph=field(5, field(13, field(1, "location") + field(2, "a"))) * 400_000), "onnx"),
-    "numbers of 10 bytes": (lambda: onnx(graph=(b"\x08" + b"\x80" * 9 + b"\1") * 400_000), "onnx"),
     "inputs without a type": (
         lambda: field(1, 1) + field(2, field(1, field(1, "x")) * 400_000) + field(500, b""), "coreml"),
     "tables in a vector": (lambda: flatbuffer((0, [("", None)] * 20_000), b"TFL3"), "tflite"),
@@ -685,7 +681,7 @@ HOSTILE = {     # name: (what makes it, format)
     "one config without end": (lambda: hdf5([("model_config", "{}")]) + b'\0' + b'{"' * 45_000_000, "keras"),
     "configs that say nothing": (
         lambda: hdf5([("model_config", "{}")]) + b'\0{"class_name":[]}' * 6_000_000, "unknown"),
-    "configs that are no JSON": (lambda: configs(b'{"class_name"}', 1_000_000), "unknown"),
+    "configs that are no JSON": (lambda: configs(b'{"class_name"}', 100_000), "unknown"),
     "configs nested too deeply": (lambda: configs(b'{"class_name":' + b"[" * 900 + b"}", 20_000), "unknown"),
     "configs of long numbers": (lambda: configs(b'{"class_name":[' + (b"9" * 4299 + b",") * 1800 + b"1]}", 4), "keras"),
     "zeros and no config": (lambda: configs(b"", 40_000_000), "keras"),
