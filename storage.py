@@ -78,9 +78,7 @@ class Storage:
         self._reader = ModelReader(self._tree, self.staging, self.verdicts)
         self._probed = -inf
         # a list reads each model once, and would push popular ones out of the cache
-        find = partial(self.find, keep=False)
-        self.index = Index(self._reader.subdirectories, self._reader.changed, self._reader.sign, find,
-                           self._reader.models_in)
+        self.index = Index(self._reader, partial(self.find, keep=False))
         self.index.recall, self.index.keep = self.staging.recall_index, self._keep_index
         # ask the mount instead of trying to write: missing permissions would be reported first
         if root.is_dir() and self.read_only:

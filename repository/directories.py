@@ -231,10 +231,7 @@ class Tree:
         """Opens a directory to read it, with as few system calls as possible; raises OSError, ABSENT included."""
         if not names:
             return Directory(self.top, os.open(self.top, flags & ~os.O_NOFOLLOW))
-        top, now = self._kept, time.monotonic()
-        if top is None or now > self._kept_until:
-            top = self._kept = self.reach()
-            self._kept_until = now + KEPT
+        top = self.kept_top()
         try:
             found = Directory(self.top, open_beneath(top.descriptor, names, flags))
             self.folding.check(top.descriptor, names)
@@ -243,6 +240,14 @@ class Tree:
             if error.errno == errno.ESTALE:
                 raise FileNotFoundError(errno.ENOENT, "removed through another mount") from error
             raise
+
+    def kept_top(self) -> Directory:
+        """The top, open and shared for a moment by those who read: it closes with the last reference to it."""
+        top, now = self._kept, time.monotonic()
+        if top is None or now > self._kept_until:
+            top = self._kept = self.reach()
+            self._kept_until = now + KEPT
+        return top
 
     def check_names(self, *names: str) -> None:
         """Raises OtherName where something stands at these names, as far as they lead, that is not called so."""

@@ -43,21 +43,31 @@ class Signature(NamedTuple):
     stamp: Stamp
 
 
+class State(NamedTuple):
+    """Identifies the state of a directory, and that it is the same one."""
+
+    changed_ns: int     # -1 if it does not exist
+    inode: int = 0
+
+
 class ModelsIn(Protocol):
     """The models in one directory, by name. What read() has no answer to is asked for by `sign` and `find`."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
     def sign(self, name: str) -> Signature | None: ...
-    def is_still(self, name: str, state: int) -> bool: ...
     def read(self, name: str) -> tuple[Signature, Model] | None: ...
 
 
-class State(NamedTuple):
-    """Identifies the state of a directory, and that it is the same one."""
+class Disk(Protocol):
+    """The tree as the index asks for it: see repository/reading.py."""
 
-    changed_ns: int     # -1 if it does not exist
-    inode: int = 0
+    def subdirectories(self, *names: str) -> list[str]: ...
+    def changed(self, names: Names) -> State: ...
+    def is_unchanged(self, names: Names, state: State) -> bool: ...
+    def unchanged(self, place: Names, states: Mapping[str, int]) -> list[str]: ...
+    def sign(self, names: Names) -> Signature | None: ...
+    def models_in(self, place: Names) -> ModelsIn: ...
 
 
 class Total(NamedTuple):

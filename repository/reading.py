@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -233,13 +233,32 @@ class ModelReader:
         """The state of a directory."""
         try:
             with self._reach(names) as directory:
-                status = os.fstat(directory.descriptor)
-                # not only the mtime: tools set that back, and chmod leaves it alone
-                return State(max(status.st_mtime_ns, status.st_ctime_ns), status.st_ino)
+                return state_of(os.fstat(directory.descriptor))
         except OSError as error:
             if error.errno in filesystem.ABSENT:
                 return State(-1)
             raise
+
+    def is_unchanged(self, names: Names, state: State) -> bool:
+        """Whether a directory is still in this state, by one system call: opening each took most of a pass.
+
+        A link on the way, which this follows, leads to another one, or shows when the directory around it is looked at.
+        """
+        with suppress(OSError):
+            return state_of(os.lstat("/".join(names) or ".", dir_fd=self._tree.kept_top().descriptor)) == state
+        return False
+
+    def unchanged(self, place: Names, states: Mapping[str, int]) -> list[str]:
+        """Those of the models right below these names whose files are still in these states, as in is_unchanged()."""
+        top, way, same = self._tree.kept_top(), "/".join(place), list[str]()
+        for name, state in states.items():
+            try:
+                signature = self.signature(top.descriptor, (*place, name), f"{way}/{name}/")
+            except OSError:
+                continue
+            if signature and signature.state == state:
+                same.append(name)
+        return same
 
     def subdirectories(self, *names: str) -> list[str]:
         """The names below these names, in order, without projects that no model can have."""
@@ -260,6 +279,12 @@ class ModelReader:
             return None
 
 
+def state_of(status: os.stat_result) -> State:
+    """The state of the directory with this status."""
+    # not only the mtime: tools set that back, and chmod leaves it alone
+    return State(max(status.st_mtime_ns, status.st_ctime_ns), status.st_ino)
+
+
 class ModelsIn:
     """The models in one directory, which is opened once for all of them: finding each from the top took most of a list.
 
@@ -277,21 +302,15 @@ class ModelsIn:
             self._directory.close()
 
     def sign(self, name: str) -> Signature | None:
-        """ModelReader.sign() of the model of this name."""
-        return self._look(name, self._reader.signature) or self._reader.sign((*self._place, name))
+        """ModelReader.sign() of the model of this name, for which its directory need not be opened.
 
-    def is_still(self, name: str, state: int) -> bool:
-        """Whether the files of a model are still in this state, for which its directory need not be opened.
-
-        A link in place of that, which this follows, leads to other files, or shows when the directory around it is
-        looked at.
+        A link that was just put in place of that, which this follows, shows when the directory around it is looked at.
         """
-        if self._directory is None:
-            return False
+        signature = None
         with suppress(OSError):
-            signature = self._reader.signature(self._directory.descriptor, (*self._place, name), f"{name}/")
-            return signature is not None and signature.state == state
-        return False
+            if self._directory:
+                signature = self._reader.signature(self._directory.descriptor, (*self._place, name), f"{name}/")
+        return signature or self._reader.sign((*self._place, name))
 
     def read(self, name: str) -> tuple[Signature, Model] | None:
         """The model of this name and its signature; None if it has to be looked for from the top, as when it moves."""

@@ -17,7 +17,7 @@ from sys import intern
 
 from repository import indexed
 from repository.errors import StorageFailed
-from repository.indexed import PAUSE, WATCHED, Batch, Directory, Known, ModelsIn, Signature, State, Total
+from repository.indexed import PAUSE, WATCHED, Batch, Directory, Disk, Known, ModelsIn, State, Total
 from repository.model import MAX_DEPTH, VERSION_DEPTH, Model, ModelKey, Names
 
 FRESH = 0.9     # seconds; twice that, plus a pass over 100,000 models, is less than the promised two seconds
@@ -41,17 +41,10 @@ KEPT_LARGEST = 32 * 1024    # bytes of a line, 40 times an ordinary one: a few l
 
 
 class Index:
-    """The cache, kept up to date from five functions of the store.
+    """The cache, kept up to date from `disk`; `find` gives a model, None if there is none."""
 
-    `children` lists the names in a directory; `changed` returns its state; `sign` returns the signature of a model, and
-    `find` the model, each None if there is none; `models_in` opens a directory for both.
-    """
-
-    def __init__(self, children: Callable[..., list[str]], changed: Callable[[Names], State],
-                 sign: Callable[[Names], Signature | None], find: Callable[[ModelKey], Model | None],
-                 models_in: Callable[[Names], ModelsIn]) -> None:
-        self._children, self._changed, self._sign, self._find = children, changed, sign, find
-        self._models_in = models_in
+    def __init__(self, disk: Disk, find: Callable[[ModelKey], Model | None]) -> None:
+        self._disk, self._find = disk, find
         self._lock = threading.RLock()      # of all that follows; lists read directories without it
         self._directories = Known()
         self._asked = self._walked = 0.0    # when there was a list, and a batch of a long one
@@ -171,7 +164,7 @@ class Index:
         if (heading := indexed.heading_in(next(blocks, b""))) is None:
             return
         models, top = heading
-        if top == self._changed(()):    # else projects came or went while nobody looked
+        if top == self._disk.changed(()):    # else projects came or went while nobody looked
             self._remembered = models
         for names, directory in indexed.directories_of(blocks):
             with self._lock:
@@ -220,9 +213,10 @@ class Index:
 
     def _is_still(self, version: Names, state: State | None, reads: int, attempt: int) -> bool:
         """Whether the version is the directory in this state, as far as the disk was asked since `reads`."""
-        now = state if reads == self._reads else self._changed(version)
+        if reads == self._reads or (state and self._disk.is_unchanged(version, state)):
+            return True
         # single models may be changed all the time, and need not be of one moment
-        return now == state or (attempt >= PATIENCE and indexed.inode_of(now) == indexed.inode_of(state))
+        return attempt >= PATIENCE and indexed.inode_of(self._disk.changed(version)) == indexed.inode_of(state)
 
     def _lines_below(self, names: Names, directory: Directory, after: Names) -> Iterator[Batch]:
         """The models below a directory that exists which come after `after`: runs of models, and what is in folders."""
@@ -256,7 +250,7 @@ class Index:
         while todo:
             moment, lines, size = time.monotonic(), dict[str, bytes](), 0
             states = dict[str, int]()   # of the models that were read
-            with self._models_in(place) as models:
+            with self._disk.models_in(place) as models:
                 while todo and size <= BATCH_BYTES:
                     name = todo.popleft()
                     line = directory.lines.get(name)
@@ -274,7 +268,7 @@ class Index:
         """The state of a model and its line, which is read later: if it changes in between, a comparison shows it."""
         if found := models.read(names[-1]):
             return found[0].state, found[1].line
-        signature, line = self._sign(names), self.line(names)
+        signature, line = self._disk.sign(names), self.line(names)
         return (signature.state, line) if signature and line is not None else None
 
     # ---- sums
@@ -347,11 +341,11 @@ class Index:
             return directory
         with self._lock:
             before = self._directories.setdefault(names, Directory())
-        moment, state = time.monotonic(), self._changed(names)
-        if before.state and state == (before.stamp, before.state.inode):
+        moment = time.monotonic()
+        if before.state and before.stamp and self._disk.is_unchanged(names, State(before.stamp, before.state.inode)):
             before.checked = moment     # which has no effect if it was forgotten meanwhile
             return before
-        found = self._look(names, before, state)
+        found = self._look(names, before, self._disk.changed(names))
         found.checked = moment
         with self._lock:
             if self._directories.get(names) is before:  # else it was forgotten, or another thread has looked, too
@@ -366,9 +360,9 @@ class Index:
         lines, states, moment = before.lines, before.states, time.monotonic()
         # judged before it is read: what changes later has a later time then
         stamp = state.changed_ns if abs(time.time_ns() - state.changed_ns) > RACY * 1e9 else 0
-        found = Directory(tuple(map(intern, self._children(*names))), state=state, stamp=stamp)
+        found = Directory(tuple(map(intern, self._disk.subdirectories(*names))), state=state, stamp=stamp)
         if len(names) >= VERSION_DEPTH:
-            with self._models_in(names) as models:
+            with self._disk.models_in(names) as models:
                 signatures = {name: signature for name in found.children if (signature := models.sign(name))}
             found.models = found.children if len(signatures) == len(found.children) else tuple(signatures)
             found.size = sum(signature.stamp.size for signature in signatures.values())
@@ -378,7 +372,7 @@ class Index:
                         if name in lines and signature.state == states.get(name)}, states)
             if len(names) == MAX_DEPTH - 1:
                 found.children = found.models
-        if len(names) > VERSION_DEPTH and self._sign(names) and (above := self._directories.get(names[:-1])):
+        if len(names) > VERSION_DEPTH and self._disk.sign(names) and (above := self._directories.get(names[:-1])):
             above.stamp = 0     # it has become a model
         return found
 
@@ -414,8 +408,7 @@ class Index:
         with self._lock:
             lines, states = dict(directory.lines), dict(directory.states)
         moment, self._reads = time.monotonic(), self._reads + 1
-        with self._models_in(place) as models:
-            same = {name: line for name, line in lines.items() if models.is_still(name, states[name])}
+        same = {name: lines[name] for name in self._disk.unchanged(place, states)}
         with self._lock:
             if len(same) == len(lines):
                 directory.compared = moment

@@ -16,9 +16,9 @@ from support.common import TestApp, eventually, sha256
 from support.shelf import MODELS, names_of
 
 from model_server import create_app
-from repository.indexed import State, size_of
+from repository.indexed import Signature, State, size_of
 from repository.model import Stamp
-from repository.tree_index import BATCH_MODELS, Index, Signature
+from repository.tree_index import BATCH_MODELS, Index
 from server.listing import PAGE_BYTES
 from server.settings import Settings
 from storage import Storage
@@ -152,6 +152,15 @@ def test_a_change_of_one_model_has_no_other_one_read_again(tmp_path, monkeypatch
         eventually(lambda: app.get("/models/list") and sorted(read) == ["f/a", "i/a", "i/b"])
 
 
+def disk(changed, sign, **others):
+    """What an index asks, from functions for single directories and models."""
+    def models_in(place):
+        return nullcontext(SimpleNamespace(sign=lambda name: sign((*place, name)), read=lambda name: None))
+
+    return SimpleNamespace(changed=changed, is_unchanged=lambda names, state: changed(names) == state, sign=sign,
+                           models_in=models_in, **others)
+
+
 def test_a_change_while_a_list_reads_shows_in_the_next_one(tmp_path):
     (tmp_path / "p/a/1/m").mkdir(parents=True)
     said = ["old"]
@@ -176,13 +185,10 @@ def test_a_change_while_a_list_reads_shows_in_the_next_one(tmp_path):
     def sign(_):
         return Signature(hash(said[-1]), Stamp(1, 1, 1))
 
-    def models_in(place):
-        def is_still(name, state):
-            return sign(name).state == state
+    def unchanged(place, states):
+        return [name for name, state in states.items() if sign((*place, name)).state == state]
 
-        return nullcontext(SimpleNamespace(sign=sign, is_still=is_still, read=lambda name: None))
-
-    index = Index(children, changed, sign, find, models_in)
+    index = Index(disk(subdirectories=children, changed=changed, unchanged=unchanged, sign=sign), find)
     assert listed() == [b"old"]
     assert listed() == [b"new"]
 
@@ -202,10 +208,8 @@ def test_no_list_waits_for_the_look_of_another_one():
     def sign(names):
         return Signature(1, Stamp(1, 1, 1))
 
-    def models_in(place):
-        return nullcontext(SimpleNamespace(sign=sign, is_still=lambda name, state: True, read=lambda name: None))
-
-    index = Index(children, changed, sign, lambda key: SimpleNamespace(line=str(key).encode()), models_in)
+    tree = disk(subdirectories=children, changed=changed, unchanged=lambda place, states: list(states), sign=sign)
+    index = Index(tree, lambda key: SimpleNamespace(line=str(key).encode()))
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(list, index.lines(("p",)))
         assert reached.wait(30)
