@@ -11,7 +11,7 @@ import zlib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,9 @@ from repository.model import NAME, Model, Names, Stamp
 
 LINE_OVERHEAD = 200     # bytes that the cache needs for a line in addition: two dictionary entries, the object
 KEPT_BYTES = 128 << 20  # of all lines in the cache: 100,000 ordinary models take some 85 MiB
+KEPT_LARGEST = 32 * 1024    # bytes of a line, 40 times an ordinary one: a few larger ones could push out all others
 WATCHED = 60.0          # seconds after the last list during which the directories are checked in the background
+BATCH_MODELS = 100      # models that one request looks at: a page need not wait for all of a version with thousands
 TEXT_LINES = 8 << 20    # bytes of lines in one directory that are written; those of larger ones are read again
 BLOCK = 256 * 1024      # bytes that are written and read at once, some 80 versions of 5 models
 PAUSE = 0.001           # seconds of rest in the background, which let requests run
@@ -93,7 +95,10 @@ class Directory:
     stamp: int = 0                  # state.changed_ns; 0 if the directory may have changed since without a new one
     checked: float = 0.0            # when the state was the same; 0 if that has to be looked at again in any case
     total: Total | None = None
+    since: float = 0.0              # when it was first seen: another one can have the inode of one that is gone
     compared: float = 0.0           # when the lines were last compared with the models' files
+    # the same for some of those in a large one, by the first of them: up to which, and when
+    batches: dict[str, tuple[str, float]] = field(default_factory=lambda: NO_LINES)
     lines: dict[str, bytes] = field(default_factory=lambda: NO_LINES)
     states: dict[str, int] = field(default_factory=lambda: NO_LINES)    # of the files that the lines were read from
     held: int = 0                   # bytes of memory that the lines take
@@ -111,6 +116,28 @@ class Directory:
         self.lines = lines or NO_LINES
         self.states = {name: states[name] for name in lines} or NO_LINES
         self.held = size_of(lines)
+
+
+    @property
+    def is_large(self) -> bool:
+        """Whether to look at all of it takes longer than one request should."""
+        return len(self.children) > BATCH_MODELS
+
+    def after_change(self, name: str, signature: Signature | None, state: State) -> Self | None:
+        """What it contains after a change of this model, which has this signature now; None if that takes a look.
+
+        It will be looked at again nevertheless, because others may have changed it as well.
+        """
+        lines, states = dict(self.lines), dict(self.states)
+        at, known, line = bisect_left(self.models, name), is_in(self.models, name), lines.pop(name, None)
+        if self.models is not self.children or inode_of(self.state) != state.inode or (known and line is None):
+            return None
+        states.pop(name, None)
+        models = (*self.models[:at], *([name] if signature else []), *self.models[at + known:])
+        size = self.size + (signature.stamp.size if signature else 0) - (model.told_by(line)["size"] if line else 0)
+        return replace(self, children=models, models=models, size=size, state=state, stamp=0, total=None, lines=lines,
+                       states=states, held=self.held - (size_of({name: line}) if line else 0),
+                       fingerprint=hash((self.fingerprint, name, signature)))
 
 
 def is_in(names: Sequence[str], name: str) -> bool:
@@ -147,6 +174,35 @@ class Known(dict[Names, Directory]):
             self.held -= directory.held
             for name in directory.folders:
                 self.drop((*names, name))
+
+    def exchange(self, names: Names, directory: Directory) -> None:
+        """Puts what is known now in place of what was known before."""
+        self.held += directory.held - self[names].held
+        self[names] = directory
+
+    def doubt(self, names: Names) -> None:
+        """Makes the next list check a directory and those below it; what is known of them stays until then."""
+        if directory := self.get(names):
+            self[names] = replace(directory, checked=0.0)
+            for name in directory.folders:
+                self.doubt((*names, name))
+
+    def add(self, directory: Directory, moment: float, lines: dict[str, bytes], states: dict[str, int]) -> bool:
+        """Whether there is room for lines that were read from files in these `states` since this moment; adds them."""
+        new = {name: lines[name] for name in states.keys() - directory.lines.keys()
+               if len(lines[name]) <= KEPT_LARGEST}
+        if not new or not self.has_room(size := size_of(new)):
+            return False
+        directory.compared = directory.compared if directory.lines else moment
+        if not directory.is_large or not directory.lines:
+            merged, states = directory.lines | new, directory.states | states
+            self.replace(directory, {name: merged[name] for name in directory.models if name in merged}, states)
+        else:
+            directory.states.update({name: states[name] for name in new})
+            directory.lines.update(new)
+            directory.held += size
+            self.held += size
+        return True
 
     def replace(self, directory: Directory, lines: dict[str, bytes], states: dict[str, int]) -> None:
         """Replaces the lines of a directory in it."""

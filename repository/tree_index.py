@@ -9,7 +9,8 @@ import threading
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby, islice
 from math import inf
@@ -17,7 +18,7 @@ from sys import intern
 
 from repository import indexed
 from repository.errors import StorageFailed
-from repository.indexed import PAUSE, WATCHED, Batch, Directory, Disk, Known, ModelsIn, State, Total
+from repository.indexed import BATCH_MODELS, PAUSE, WATCHED, Batch, Directory, Known, Signature, State, Total
 from repository.model import MAX_DEPTH, VERSION_DEPTH, Model, ModelKey, Names
 
 FRESH = 0.9     # seconds; twice that, plus a pass over 100,000 models, is less than the promised two seconds
@@ -28,7 +29,6 @@ RARELY = 8              # times as much rest with more directories: a pass over 
 ASIDE = 10.0            # seconds for which the first pass makes room for long lists, which look at the same directories
 ASIDE_EACH = 0.02       # seconds, several batches of a list
 LONG = 50               # batches after which a list is a long one
-BATCH_MODELS = 100      # models in one batch: a page of a version with thousands need not wait for all of them
 BATCH_BYTES = 128 * 1024    # of the lines in one batch, not counting the last one: 100 ordinary models have less
 HELD_BYTES = 1 << 20    # of lines of a version, held back until it is certain that they are from one state of it
 REMEMBERED = 10_000     # models that take about 0.2 s to count; with fewer, nothing is kept for the next start
@@ -37,13 +37,12 @@ REMEMBERED_EVERY = 60.0     # seconds between two times that it is written
 REMEMBERED_SHARE = 50   # seconds of rest for each second of writing
 TRIES = 50              # attempts to list a version that is replaced meanwhile
 PATIENCE = 3            # attempts after which single models may change meanwhile
-KEPT_LARGEST = 32 * 1024    # bytes of a line, 40 times an ordinary one: a few larger ones could push out all others
 
 
 class Index:
     """The cache, kept up to date from `disk`; `find` gives a model, None if there is none."""
 
-    def __init__(self, disk: Disk, find: Callable[[ModelKey], Model | None]) -> None:
+    def __init__(self, disk: indexed.Disk, find: Callable[[ModelKey], Model | None]) -> None:
         self._disk, self._find = disk, find
         self._lock = threading.RLock()      # of all that follows; lists read directories without it
         self._directories = Known()
@@ -105,21 +104,33 @@ class Index:
 
         With `below`, it also drops what is known below these names: the whole directory was replaced.
         """
+        place, name, changed = names[:-1], names[-1], None
+        now = None if below else self._found_in_large(place, name)
         with self._lock:
             self._changes += 1
             if (self._remembered or 0) < UNCOUNTED:
                 self._remembered = None
             if below:
                 self._directories.drop(names)
+            elif now and (directory := self._fresh(place)):
+                changed = directory.after_change(intern(name), *now)
             for depth in range(len(names) + 1):
                 if directory := self._directories.get(names[:depth]):
                     # a new object, so that a look that has begun does not count; the files of a model can change
                     # without its directory
-                    stamp = directory.stamp if depth < len(names) - 1 else 0
-                    self._directories[names[:depth]] = replace(
-                        directory, checked=0.0, compared=0.0, stamp=stamp, total=None)
+                    self._directories[names[:depth]] = replace(directory, checked=0.0, compared=0.0, total=None,
+                                                               stamp=directory.stamp if depth < len(names) - 1 else 0)
+            if changed:
+                self._directories.exchange(place, changed)
         if not below:
-            self.seen(names[:-1], [names[-1]])
+            self.seen(place, [name])
+
+    def _found_in_large(self, place: Names, name: str) -> tuple[Signature | None, State] | None:
+        """What the disk says of a model, and then of a large directory around it that is known; None of others."""
+        if (directory := self._fresh(place)) and directory.is_large:
+            with suppress(OSError):     # which the next list raises
+                return self._disk.sign((*place, name)), self._disk.changed(place)
+        return None
 
     def is_listed(self) -> bool:
         """Whether a long list is being made, beside which other threads had better not work on their own account."""
@@ -195,15 +206,15 @@ class Index:
         version, given = names[:VERSION_DEPTH], False
         for attempt in range(TRIES):
             directory = self._checked(version)
-            state, reads = directory.state, self._reads
+            reads = self._reads
             held, size = list[Batch](), 0
             for batch in self._lines_below(names, directory if names == version else self._checked(names), after):
                 held.append(batch)
                 size += sum(map(len, batch.lines.values()))
-                if size > HELD_BYTES and self._is_still(version, state, reads, attempt):
+                if size > HELD_BYTES and self._is_still(version, directory, reads, attempt):
                     yield from held
                     held, size, given = [], 0, True
-            if self._is_still(version, state, reads, attempt):
+            if self._is_still(version, directory, reads, attempt):
                 yield from held
                 return
             if given:
@@ -211,18 +222,21 @@ class Index:
             self.forget(version, below=True)
         raise StorageFailed(f"{'/'.join(version)} was replaced while it was listed: ask again")
 
-    def _is_still(self, version: Names, state: State | None, reads: int, attempt: int) -> bool:
-        """Whether the version is the directory in this state, as far as the disk was asked since `reads`."""
-        if reads == self._reads or (state and self._disk.is_unchanged(version, state)):
+    def _is_still(self, version: Names, before: Directory, reads: int, attempt: int) -> bool:
+        """Whether the version is the directory that it was, as far as the disk was asked since `reads`."""
+        if reads == self._reads or (before.state and self._disk.is_unchanged(version, before.state)):
             return True
-        # single models may be changed all the time, and need not be of one moment
-        return attempt >= PATIENCE and indexed.inode_of(self._disk.changed(version)) == indexed.inode_of(state)
+        # Single models may be changed all the time, and need not be of one moment. Not to look at a large one again for
+        # that, it must do that nobody has seen another one in its place.
+        now = self._directories.get(version)
+        return indexed.inode_of(self._disk.changed(version)) == indexed.inode_of(before.state) and (
+            attempt >= PATIENCE or (before.is_large and now is not None and now.since == before.since))
 
     def _lines_below(self, names: Names, directory: Directory, after: Names) -> Iterator[Batch]:
         """The models below a directory that exists which come after `after`: runs of models, and what is in folders."""
         depth = len(names)
-        if directory.lines and time.monotonic() - directory.compared > FRESH_LINES:
-            directory = self._compare(names, directory)
+        if directory.lines and time.monotonic() - directory.compared > FRESH_LINES and not directory.is_large:
+            directory = self._compared(names, directory, directory.models)
         children, lines = directory.children, directory.lines
         if after[:depth] == names and depth < len(after):
             children = children[bisect_left(children, after[depth]):]
@@ -242,6 +256,7 @@ class Index:
                                 else self._lines_below(place, self._checked(place), after))
             else:
                 while some := [*islice(run, BATCH_MODELS)]:
+                    directory = self._compared(names, directory, some)
                     yield from self._read_models(names, directory, some)
 
     def _read_models(self, place: Names, directory: Directory, names: list[str]) -> Iterator[Batch]:
@@ -264,7 +279,7 @@ class Index:
             self._keep(place, directory, moment, lines, states)
             yield Batch(place, lines)
 
-    def _read_line(self, models: ModelsIn, names: Names) -> tuple[int, bytes] | None:
+    def _read_line(self, models: indexed.ModelsIn, names: Names) -> tuple[int, bytes] | None:
         """The state of a model and its line, which is read later: if it changes in between, a comparison shows it."""
         if found := models.read(names[-1]):
             return found[0].state, found[1].line
@@ -325,19 +340,22 @@ class Index:
         return time.monotonic() - self._refreshed <= at_most
 
     def _walk(self, names: Names) -> Iterator[None]:
-        directory = self._checked(names)
+        directory = self._checked(names, in_pass=True)
         yield
         for name in directory.folders:
             yield from self._walk((*names, name))
 
-    def _fresh(self, names: Names) -> Directory | None:
-        """The directory if its last check is recent enough."""
-        directory = self._directories.get(names)
-        return directory if directory and directory.checked and time.monotonic() - directory.checked < FRESH else None
+    def _fresh(self, names: Names, in_pass: bool = False) -> Directory | None:
+        """The directory if its last check is recent enough. Requests leave large ones to the next pass, if they can."""
+        if (directory := self._directories.get(names)) and directory.checked:
+            age = time.monotonic() - directory.checked
+            if age < FRESH or (age < 2 * FRESH and directory.is_large and not in_pass):
+                return directory
+        return None
 
-    def _checked(self, names: Names) -> Directory:
-        """The directory as it is now, or was less than FRESH seconds ago."""
-        if directory := self._fresh(names):     # the usual case: a list needs thousands
+    def _checked(self, names: Names, in_pass: bool = False) -> Directory:
+        """The directory as it is now, or was when it was fresh."""
+        if directory := self._fresh(names, in_pass):    # the usual case: a list needs thousands
             return directory
         with self._lock:
             before = self._directories.setdefault(names, Directory())
@@ -360,7 +378,8 @@ class Index:
         lines, states, moment = before.lines, before.states, time.monotonic()
         # judged before it is read: what changes later has a later time then
         stamp = state.changed_ns if abs(time.time_ns() - state.changed_ns) > RACY * 1e9 else 0
-        found = Directory(tuple(map(intern, self._disk.subdirectories(*names))), state=state, stamp=stamp)
+        found = Directory(tuple(map(intern, self._disk.subdirectories(*names))), state=state, stamp=stamp,
+                          since=before.since if indexed.inode_of(before.state) == state.inode else moment)
         if len(names) >= VERSION_DEPTH:
             with self._disk.models_in(names) as models:
                 signatures = {name: signature for name in found.children if (signature := models.sign(name))}
@@ -384,7 +403,7 @@ class Index:
             if name not in folders:
                 self._directories.drop((*names, name))
             elif len(names) >= VERSION_DEPTH:   # it may be another one all the same, where an inode is used again
-                self._doubt((*names, name))
+                self._directories.doubt((*names, name))
         known = set(before.models)
         self.seen(names, [name for name in found.models if name not in known])
         self._changes += before.state is not None   # the first look changes no total
@@ -396,28 +415,29 @@ class Index:
         if found.state and found.state.changed_ns >= 0:
             self._directories.put(names, found)
 
-    def _doubt(self, names: Names) -> None:
-        """Makes the next list check a directory and those below it; what is known of them stays until then."""
-        if directory := self._directories.get(names):
-            self._directories[names] = replace(directory, checked=0.0)
-            for name in directory.folders:
-                self._doubt((*names, name))
+    def _compared(self, place: Names, directory: Directory, names: Sequence[str]) -> Directory:
+        """The directory without the lines of those of these models whose files have changed, by two looks for each.
 
-    def _compare(self, place: Names, directory: Directory) -> Directory:
-        """The directory without the lines of models whose files have changed, by one signature for each."""
+        Names are in order, and all of those in a directory that is not large.
+        """
+        moment, (up_to, compared) = time.monotonic(), directory.batches.get(names[0], ("", 0.0))
+        if moment - max(directory.compared, compared if names[-1] <= up_to else 0.0) < FRESH_LINES:
+            return directory
         with self._lock:
-            lines, states = dict(directory.lines), dict(directory.states)
-        moment, self._reads = time.monotonic(), self._reads + 1
-        same = {name: lines[name] for name in self._disk.unchanged(place, states)}
+            states = {name: directory.states[name] for name in names if name in directory.lines}
+        self._reads += 1
+        changed = states.keys() - self._disk.unchanged(place, states)
         with self._lock:
-            if len(same) == len(lines):
-                directory.compared = moment
+            if not changed:
+                if directory.is_large:
+                    directory.batches = directory.batches | {names[0]: (names[-1], moment)}
+                else:
+                    directory.compared = moment
                 return directory
-            now = replace(directory, checked=0.0, stamp=0, compared=moment)
-            now.hold(same, states)
+            now = replace(directory, checked=0.0, stamp=0)
+            now.hold({name: line for name, line in directory.lines.items() if name not in changed}, directory.states)
             if self._directories.get(place) is directory:
-                self._directories[place] = now
-                self._directories.held += now.held - directory.held
+                self._directories.exchange(place, now)
             return now
 
     # ---- the memory for lines
@@ -425,19 +445,6 @@ class Index:
     def _keep(self, place: Names, directory: Directory, moment: float, lines: dict[str, bytes],
               states: dict[str, int]) -> None:
         """Caches lines that were read from files in these `states` since this moment, if the directory is current."""
-        known = self._directories
         with self._lock:
-            new = {name: lines[name] for name in states.keys() - directory.lines.keys()
-                   if len(lines[name]) <= KEPT_LARGEST}
-            if not new or known.get(place) is not directory or not known.has_room(size := indexed.size_of(new)):
-                return
-            self._news += 1
-            directory.compared = directory.compared if directory.lines else moment
-            if len(directory.models) <= BATCH_MODELS or not directory.lines:
-                merged, states = directory.lines | new, directory.states | states
-                known.replace(directory, {name: merged[name] for name in directory.models if name in merged}, states)
-            else:
-                directory.states.update({name: states[name] for name in new})
-                directory.lines.update(new)
-                directory.held += size
-                known.held += size
+            if self._directories.get(place) is directory and self._directories.add(directory, moment, lines, states):
+                self._news += 1

@@ -1,8 +1,11 @@
 """Lists, their pages, filters and formats, what real tools make of them; and what holds for every answer there is."""
 
+import io
 import json
 import re
+import shutil
 import subprocess
+import tarfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +19,8 @@ from support.common import TestApp, eventually, sha256
 from support.shelf import MODELS, names_of
 
 from model_server import create_app
+from repository import tree_index
+from repository.errors import StorageFailed
 from repository.indexed import Signature, State, size_of
 from repository.model import Stamp
 from repository.tree_index import BATCH_MODELS, Index
@@ -125,6 +130,90 @@ def test_a_version_with_more_models_than_are_read_at_once_is_whole_and_in_order(
         (tmp_path / "p/a/1" / names[-1] / "metadata.json").write_text('{"framework": "edited"}')
         eventually(lambda: listed("&framework=edited") == [names[-1]])
         assert listed() == names
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A version with more models than one request looks at, in a storage whose index knows all of them."""
+    for number in range(3 * BATCH_MODELS):
+        (tmp_path / f"p/a/1/m{number:03}").mkdir(parents=True)
+        (tmp_path / f"p/a/1/m{number:03}/model").write_text("old")
+    with Storage(tmp_path) as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+        assert app.get("/models/list").json["total_models"] == 3 * BATCH_MODELS
+        yield store, app
+
+
+def test_a_change_in_a_large_version_has_no_other_model_looked_at(large, monkeypatch):
+    store, app = large
+    monkeypatch.setattr(tree_index, "FRESH", 1e9)
+    monkeypatch.setattr(tree_index, "FRESH_LINES", 1e9)
+    signed, signature = set(), store._reader.signature
+    monkeypatch.setattr(store._reader, "signature",
+                        lambda place, names, inside="": signed.add(names[-1]) or signature(place, names, inside))
+    count = 3 * BATCH_MODELS
+    for name, change, more in (
+        ("l", lambda path: app.put(path, b"first", status=201), 1),
+        ("m005", lambda path: app.put(path, b"replaced", status=200), 0),
+        ("m150", lambda path: app.patch_json(f"{path}/info", {"description": "patched"}), 0),
+        ("m299", lambda path: app.delete(path), -1), ("l", lambda path: app.delete(path), -1),
+        ("z", lambda path: app.put(path, b"the last", status=201), 1),
+    ):
+        fingerprint = store.index.fingerprint(("p", "a", "1"))
+        change(f"/models/p/a/1/{name}")
+        count += more
+        models = app.get("/models/p/a/1").json["models"]
+        assert len(models) == app.get("/models/list?limit=1").json["total_models"] == count
+        found = [model for model in models if model["model_name"] == name]
+        assert found == ([app.get(f"/models/p/a/1/{name}/info").json] if more >= 0 else [])
+        assert store.index.fingerprint(("p", "a", "1")) != fingerprint
+    assert signed <= {"l", "m005", "m150", "m299", "z"}
+    total = store.index.total()
+    store.index.forget(("p",), below=True)
+    assert store.index.total() == total == (count, 3 * (count - 2) + len("replaced") + len("the last"))
+    assert app.get("/models/p/a/1").json["models"] == models
+
+
+@pytest.mark.parametrize("change", [
+    lambda version: (version / "m150/metadata.json").write_text('{"framework": "edited"}'),
+    lambda version: (version / "m150/model").write_text("other bytes"),
+    lambda version: (version / "m150/model").unlink(),
+    lambda version: (version / "m150").rename(version / "m1500"),
+    lambda version: shutil.rmtree(version / "m299"),
+    lambda version: [version.rename(version.with_name("2")), shutil.copytree(version.with_name("2"), version)],
+])
+def test_what_others_change_in_a_large_version_is_seen(large, change, monkeypatch):
+    store, app = large
+    monkeypatch.setattr(tree_index, "FRESH", 0.1)
+    monkeypatch.setattr(tree_index, "FRESH_LINES", 0.2)
+    app.put("/models/p/a/1/new", b"new", status=201)
+    app.get("/models/list")
+    change(store.root / "p/a/1")
+
+    def is_seen():
+        with Storage(store.root) as other:
+            return (app.get("/models/list").json == TestApp(create_app(other, Settings()), lint=False).get(
+                "/models/list").json)
+
+    eventually(is_seen)
+
+
+def test_a_list_of_a_large_version_goes_on_while_models_change_and_ends_when_all_are_others(large, monkeypatch):
+    store, app = large
+    monkeypatch.setattr(tree_index, "HELD_BYTES", 1000)
+    batches = store.lines(("p", "a", "1"))
+    names = [*next(batches).lines]
+    for name in ("m100", "m299"):
+        app.put(f"/models/p/a/1/{name}", b"another one")
+    names += [name for batch in batches for name in batch.lines]
+    assert names == [f"m{number:03}" for number in range(3 * BATCH_MODELS)]
+    batches = store.lines(("p", "a", "1"))
+    next(batches)
+    with tarfile.open(fileobj=(packed := io.BytesIO()), mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("m"))
+    app.put("/models/p/a/1", packed.getvalue(), status=200)
+    with pytest.raises(StorageFailed, match="ask again"):
+        list(batches)
 
 
 def test_a_change_of_one_model_has_no_other_one_read_again(tmp_path, monkeypatch):
