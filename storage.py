@@ -189,12 +189,10 @@ class Storage:
             self.index.forget(place)
         self.staging.keep_index(blocks)
 
-    def versions(self, project_id: str, app_name: str, path: Names) -> Iterator[str]:
-        """The versions that have something at or below this path, in the order of their names as text."""
+    def versions(self, project_id: str, app_name: str) -> list[str]:
+        """The versions of an application, in the order of their names as text; there may be nothing in them."""
         with filesystem.as_store_errors():
-            for version in self._reader.subdirectories(project_id, app_name):
-                if next(self.keys(project_id, app_name, version, *path), None):
-                    yield version
+            return self._reader.subdirectories(project_id, app_name)
 
     def disk(self) -> Disk:
         """What one look at the disk tells of it; raises StorageFailed."""

@@ -26,14 +26,13 @@ def newest(request: Request, store: Storage, read: Callable[..., T], names: Mapp
     except ModelNotFound:
         if names["version"] != ALIAS:
             raise
-    project, app, _, *path = names_in(names)
-    for version in sorted(store.versions(project, app, tuple(path)), key=precedence, reverse=True):
+    for version in sorted(store.versions(names["project_id"], names["app_name"]), key=precedence, reverse=True):
         found = {**names, "version": version}
         try:
             where = f"{request.prefix}/models/{'/'.join(found.values())}{suffix}"
             return read(**found), [("Content-Location", where), ("X-Model-Version", version)]
         except ModelNotFound:
-            continue    # deleted since we looked
+            continue    # this version does not have it
     raise absent(names_in(names))
 
 
