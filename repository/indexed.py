@@ -123,22 +123,6 @@ class Directory:
         """Whether to look at all of it takes longer than one request should."""
         return len(self.children) > BATCH_MODELS
 
-    def after_change(self, name: str, signature: Signature | None, state: State) -> Self | None:
-        """What it contains after a change of this model, which has this signature now; None if that takes a look.
-
-        It will be looked at again nevertheless, because others may have changed it as well.
-        """
-        lines, states = dict(self.lines), dict(self.states)
-        at, known, line = bisect_left(self.models, name), is_in(self.models, name), lines.pop(name, None)
-        if self.models is not self.children or inode_of(self.state) != state.inode or (known and line is None):
-            return None
-        states.pop(name, None)
-        models = (*self.models[:at], *([name] if signature else []), *self.models[at + known:])
-        size = self.size + (signature.stamp.size if signature else 0) - (model.told_by(line)["size"] if line else 0)
-        return replace(self, children=models, models=models, size=size, state=state, stamp=0, total=None, lines=lines,
-                       states=states, held=self.held - (size_of({name: line}) if line else 0),
-                       fingerprint=hash((self.fingerprint, name, signature)))
-
 
 def is_in(names: Sequence[str], name: str) -> bool:
     """Whether a name is among these, which are in order."""
@@ -186,6 +170,28 @@ class Known(dict[Names, Directory]):
             self[names] = replace(directory, checked=0.0)
             for name in directory.folders:
                 self.doubt((*names, name))
+
+    def after_change(self, before: Directory, name: str, signature: Signature | None, line: bytes | None, state: State,
+                     ) -> Directory | None:
+        """What a directory contains after a change of one model, of which this is known now; None if that takes a look.
+
+        It will be looked at again nevertheless, because others may have changed it as well.
+        """
+        at, is_known = bisect_left(before.models, name), is_in(before.models, name)
+        if before.models is not before.children or inode_of(before.state) != state.inode or (
+                is_known and name not in before.lines):
+            return None
+        models = (*before.models[:at], *([name] if signature else []), *before.models[at + is_known:])
+        size = before.size + (signature.stamp.size if signature else 0)
+        lines, states = dict(before.lines), dict(before.states)
+        if is_known:
+            size -= model.told_by(lines.pop(name))["size"]
+        if signature and line and len(line) <= KEPT_LARGEST and self.has_room(len(line) + LINE_OVERHEAD):
+            lines[name], states[name] = line, signature.state
+        changed = replace(before, children=models, models=models, size=size, state=state, stamp=0, total=None,
+                          fingerprint=hash((before.fingerprint, name, signature)))
+        changed.hold(lines, states)
+        return changed
 
     def add(self, directory: Directory, moment: float, lines: dict[str, bytes], states: dict[str, int]) -> bool:
         """Whether there is room for lines that were read from files in these `states` since this moment; adds them."""
@@ -255,6 +261,7 @@ def blocks_of(known: Mapping[Names, Directory], lock: AbstractContextManager[obj
         if size > BLOCK:
             yield b"".join(texts)
             texts, size = [], 0
+            time.sleep(PAUSE)
     yield b"".join(texts)
 
 

@@ -17,7 +17,7 @@ from math import inf
 from sys import intern
 
 from repository import indexed
-from repository.errors import StorageFailed
+from repository.errors import StorageFailed, StoreError
 from repository.indexed import BATCH_MODELS, PAUSE, WATCHED, Batch, Directory, Known, Signature, State, Total
 from repository.model import MAX_DEPTH, VERSION_DEPTH, Model, ModelKey, Names
 
@@ -74,8 +74,7 @@ class Index:
 
     def line(self, model: Names) -> bytes | None:
         """The line of one model, read from its files; None if there is no such model."""
-        stored = self._find(ModelKey.at(model))
-        return stored.line if stored else None
+        return stored.line if (stored := self._find(ModelKey.at(model))) else None
 
     def total(self, names: Names = (), at_most: float = 3 * FRESH) -> Total:
         """The number of models below `names` and their bytes, at most `at_most` seconds old.
@@ -105,7 +104,7 @@ class Index:
         With `below`, it also drops what is known below these names: the whole directory was replaced.
         """
         place, name, changed = names[:-1], names[-1], None
-        now = None if below else self._found_in_large(place, name)
+        now = None if below else self._found_in_large(names)
         with self._lock:
             self._changes += 1
             if (self._remembered or 0) < UNCOUNTED:
@@ -113,7 +112,7 @@ class Index:
             if below:
                 self._directories.drop(names)
             elif now and (directory := self._fresh(place)):
-                changed = directory.after_change(intern(name), *now)
+                changed = self._directories.after_change(directory, intern(name), *now)
             for depth in range(len(names) + 1):
                 if directory := self._directories.get(names[:depth]):
                     # a new object, so that a look that has begun does not count; the files of a model can change
@@ -125,11 +124,11 @@ class Index:
         if not below:
             self.seen(place, [name])
 
-    def _found_in_large(self, place: Names, name: str) -> tuple[Signature | None, State] | None:
-        """What the disk says of a model, and then of a large directory around it that is known; None of others."""
-        if (directory := self._fresh(place)) and directory.is_large:
-            with suppress(OSError):     # which the next list raises
-                return self._disk.sign((*place, name)), self._disk.changed(place)
+    def _found_in_large(self, names: Names) -> tuple[Signature | None, bytes | None, State] | None:
+        """What a model is now, and then a large directory around it that is known; None of others."""
+        if (directory := self._fresh(names[:-1])) and directory.is_large:
+            with suppress(OSError, StoreError):     # which the next list raises
+                return self._disk.sign(names), self.line(names), self._disk.changed(names[:-1])
         return None
 
     def is_listed(self) -> bool:
@@ -302,8 +301,9 @@ class Index:
             directory = self._checked(names)
         if total := directory.total:
             return total
-        changes = self._changes
-        below = [self._total((*names, name)) for name in directory.folders]
+        changes, known = self._changes, self._directories.get
+        below = [each.total if (each := known((*names, name))) and each.checked and each.total      # most of a thousand
+                 else self._total((*names, name)) for name in directory.folders]
         total = Total(len(directory.models) + sum(each.models for each in below),
                       directory.size + sum(each.size for each in below))
         with self._lock:

@@ -19,7 +19,7 @@ from support.common import TestApp, eventually, sha256
 from support.shelf import MODELS, names_of
 
 from model_server import create_app
-from repository import tree_index
+from repository import indexed, tree_index
 from repository.errors import StorageFailed
 from repository.indexed import Signature, State, size_of
 from repository.model import Stamp
@@ -201,6 +201,8 @@ def test_what_others_change_in_a_large_version_is_seen(large, change, monkeypatc
 def test_a_list_of_a_large_version_goes_on_while_models_change_and_ends_when_all_are_others(large, monkeypatch):
     store, app = large
     monkeypatch.setattr(tree_index, "HELD_BYTES", 1000)
+    monkeypatch.setattr(indexed, "KEPT_LARGEST", 0)     # all is read while it is listed
+    store.index.forget(("p",), below=True)
     batches = store.lines(("p", "a", "1"))
     names = [*next(batches).lines]
     for name in ("m100", "m299"):
