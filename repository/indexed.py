@@ -143,7 +143,7 @@ class Known(dict[Names, Directory]):
     """Directories by their names. `held` are the bytes of memory that all lines take. Not safe for threads."""
 
     held = 0
-    _cleared = 0.0
+    is_full = False     # whether there was no room when it was last needed
 
     def put(self, names: Names, directory: Directory) -> None:
         """Adds a directory that is not in it, with its lines if there is room."""
@@ -217,14 +217,19 @@ class Known(dict[Names, Directory]):
         self.held += directory.held
 
     def has_room(self, size: int) -> bool:
-        """Whether `size` more bytes of lines fit in; those that no list needed recently are dropped for them."""
-        moment = time.monotonic()
-        if self.held + size > KEPT_BYTES and moment - self._cleared > WATCHED:
-            self._cleared = moment
-            for directory in self.values():
-                if moment - directory.compared > WATCHED:
-                    self.replace(directory, NO_LINES, NO_LINES)
-        return self.held + size <= KEPT_BYTES
+        """Whether `size` more bytes of lines fit in."""
+        self.is_full = self.held + size > KEPT_BYTES
+        return not self.is_full
+
+    def make_room(self, lock: AbstractContextManager[object]) -> None:
+        """Drops lines that no list needed recently if others did not fit in; holds `lock` for each directory alone."""
+        known, self.is_full = list(self.items()) if self.is_full else [], False
+        oldest = time.monotonic() - WATCHED
+        for names, directory in known:
+            if max(directory.compared, *(moment for _, moment in directory.batches.values()), 0.0) < oldest:
+                with lock:
+                    if self.get(names) is directory:
+                        self.replace(directory, NO_LINES, NO_LINES)
 
 
 @cache

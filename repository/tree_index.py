@@ -51,8 +51,7 @@ class Index:
         self._refreshed = -inf  # when the last pass began
         self._changes = 0       # number of changes; a total computed while it grew is not kept
         self._reads = 0         # number of times that the disk was asked what is in a version
-        self._news = 0          # number of times that something new was learnt
-        self._written = 0       # its value when all that is known was written for the next start
+        self._news = self._written = 0  # number of times that something new was learnt, now and when it was written
         self._rested = -inf     # when it may be written again
         self._remembered: int | None = None     # the number of all models, from before the start
         self._closed = threading.Event()
@@ -149,6 +148,7 @@ class Index:
             self._remembered = None
         while True:
             self._write()
+            self._directories.make_room(self._lock)
             if self._closed.wait(FRESH):
                 return
             if time.monotonic() - self._asked < WATCHED and not (self.is_listed() and self._is_recent(2 * FRESH)):
