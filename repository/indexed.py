@@ -111,17 +111,16 @@ class Directory:
         models = set(self.models)
         return [name for name in self.children if name not in models]
 
+    @property
+    def is_large(self) -> bool:
+        """Whether to look at all of it takes longer than one request should."""
+        return len(self.children) > BATCH_MODELS
+
     def hold(self, lines: dict[str, bytes], states: dict[str, int]) -> None:
         """Replaces its lines; `states` has one for each, and may have more."""
         self.lines = lines or NO_LINES
         self.states = {name: states[name] for name in lines} or NO_LINES
         self.held = size_of(lines)
-
-
-    @property
-    def is_large(self) -> bool:
-        """Whether to look at all of it takes longer than one request should."""
-        return len(self.children) > BATCH_MODELS
 
 
 def is_in(names: Sequence[str], name: str) -> bool:
