@@ -26,7 +26,7 @@ FRESH_LINES = 1.8       # seconds, for the files of models: there are many more,
 RACY = 2.0      # seconds in which a directory can change again without a new mtime, on the coarsest file system
 POLLED = 60_000         # directories that are all checked within two seconds; 100,000 models have some 21,000
 RARELY = 8              # times as much rest with more directories: a pass over 200,000 takes ten seconds and not three
-ASIDE = 10.0            # seconds for which the first pass makes room for long lists, which look at the same directories
+FIRST_ASIDE, ASIDE = 10.0, FRESH / 2    # seconds for which the first pass, and each other one, waits for long lists
 ASIDE_EACH = 0.02       # seconds, several batches of a list
 LONG = 50               # batches after which a list is a long one
 BATCH_BYTES = 128 * 1024    # of the lines in one batch, not counting the last one: 100 ordinary models have less
@@ -325,7 +325,7 @@ class Index:
             if self._is_recent(at_most):
                 return
             first = self._refreshed == -inf
-            aside = ASIDE if pause and first else 0.0
+            aside = (FIRST_ASIDE if first else ASIDE) if pause else 0.0
             rest = pause * (RARELY if len(self._directories) > POLLED and not first else 1)
             for number, _ in enumerate(self._walk(())):
                 if pause and number % 200 == 199:
@@ -346,10 +346,10 @@ class Index:
             yield from self._walk((*names, name))
 
     def _fresh(self, names: Names, in_pass: bool = False) -> Directory | None:
-        """The directory if its last check is recent enough. Requests leave large ones to the next pass, if they can."""
+        """The directory if its last check is recent enough. Large ones, and all in long lists, are left to a pass."""
         if (directory := self._directories.get(names)) and directory.checked:
             age = time.monotonic() - directory.checked
-            if age < FRESH or (age < 2 * FRESH and directory.is_large and not in_pass):
+            if age < FRESH or (age < 2 * FRESH and not in_pass and (directory.is_large or self.is_listed())):
                 return directory
         return None
 
@@ -425,8 +425,8 @@ class Index:
             return directory
         with self._lock:
             states = {name: directory.states[name] for name in names if name in directory.lines}
-        self._reads += 1
         changed = states.keys() - self._disk.unchanged(place, states)
+        self._reads += bool(changed)    # else all lines are from the same time as before
         with self._lock:
             if not changed:
                 if directory.is_large:

@@ -220,7 +220,7 @@ def test_a_directory_that_could_not_be_read_is_read_again_after_the_next_start(r
     keep(root)
     with started(root) as store:
         write(root / "p/a/2/m4", "new")
-        assert len(listed(store)) == 16
+        eventually(lambda: len(listed(store)) == 16)
         store._reader._closed.add(("p", "a", "1"))      # as root, the tests can read everything
         store.index._write()
     directories = kept(root)
