@@ -97,6 +97,11 @@ class Landing:
         return self._slab is not None or self._slabs.available
 
     @property
+    def idle(self) -> bool:
+        """Whether all that was handed over is worked off, and there is room for more; needs no lock."""
+        return self.handed == self._done and (self._slab is not None or self._since < ENOUGH)
+
+    @property
     def rests(self) -> bool:
         """Whether its slab can be given to another upload."""
         return not self._filling and not self.behind

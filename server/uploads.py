@@ -237,6 +237,9 @@ class Upload(Body):
         intake.begin()
 
     def congested(self) -> bool:
+        # of many slow uploads most are idle; asked of each in each round of the loop, the lock would cost the most
+        if self._landing.idle and self not in self._intake.paused:
+            return False
         with self._intake.changed:
             behind = self._landing.behind
             if self._landing.fast:
