@@ -30,10 +30,10 @@ CLOSE_BEHIND = 128 * 1024       # unsent bytes with which it goes on: a thread i
 LINGER = 5.0                    # seconds to read what a refused client still sends, so that it sees the answer
 
 
-def wake(server: Any) -> None:
-    """Makes the loop of a server look at its connections again; where that fails, it does so within a second anyway."""
+def wake(server: Any, *descriptor: int) -> None:
+    """Makes the loop of a server look at a connection, or at all; where that fails, it does within a second anyway."""
     with suppress(OSError):
-        server.pull_trigger()
+        server.pull_trigger(*descriptor)
 
 
 class StreamingChannel(HTTPChannel):
@@ -60,6 +60,7 @@ class StreamingChannel(HTTPChannel):
                  **kwargs: Any) -> None:
         self.application, self.turns, self.memory, self.trusted = application, turns, memory, trusted
         super().__init__(*args, **kwargs)
+        self.descriptor = self.socket.fileno()      # which no longer has it when it is closed
         self.addr = (self.addr[0].removeprefix("::ffff:"), *self.addr[1:])  # RFC 4291 2.5.5.2: it comes over IPv4
         self.requests_lock = threading.RLock()  # give_up() may be called with it held
 
@@ -130,6 +131,11 @@ class StreamingChannel(HTTPChannel):
         if self.connected and not self.linger_until:
             wasyncore.read(self)    # handle_read, and the end of the connection for what that raises
         self.has_turn = False
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Has the loop see what has become of it."""
+        wake(self.server, self.descriptor)
 
     def read(self, size: int) -> bool:
         """Takes at most so many bytes; whether there may be more."""
@@ -262,7 +268,7 @@ class StreamingChannel(HTTPChannel):
 
     def admit(self, request: StreamingParser) -> None:
         body = self.application.admit(self.task_class(self, request).get_environment())
-        body.wake = partial(wake, self.server)
+        body.wake = partial(wake, self.server, self.descriptor)
         with self.requests_lock:
             request.begin_body(body)
             if request.completed:

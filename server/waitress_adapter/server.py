@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,8 @@ from server.waitress_adapter.channel import StreamingChannel
 from server.waitress_adapter.parser import MAX_HEADERS
 
 BACKLOG = 1024      # connections that wait to be accepted, as waitress has it
+LOOK = 0.01         # seconds after which all connections are looked at again; with many,
+LOOK_SHARE = 20     # times as long as that takes, which is some 1.5 ms for 500
 SIGNAL_SECONDS = 0.5        # for which the main thread waits at most: two wake-ups a second cost nothing
 
 
@@ -78,6 +81,7 @@ def attend(task: StreamingChannel) -> None:
         task.service()
     except Exception:   # noqa: BLE001  logged, and the connection is closed, as for a fault in what it reads
         task.handle_error()
+    task.look_again()
 
 
 class Server:
@@ -95,6 +99,8 @@ class Server:
         self._stopping, self._grace, self._deadline = False, grace, 0.0
         self._stopped = threading.Event()
         self._relay = Relay()
+        self._poll, self._looked, self._look_again_at = select.poll(), dict[int, Any](), 0.0
+        self._changed, self._all_changed = deque[int](), False  # connections to look at again, by their descriptors
         self._dispatcher = Dispatcher(self._relay)
         self._dispatcher.set_thread_count(threads)
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)     # it warns of each request that waits
@@ -118,9 +124,12 @@ class Server:
         self._stopping = True
         self._wake()
 
-    def _wake(self) -> None:
-        """Makes the loop look at all connections again, which it does anyway after what its own thread does."""
+    def _wake(self, descriptor: int | None = None) -> None:
+        """Makes the loop look at a connection again, or at all, which it does soon after what its own thread does."""
+        if descriptor is not None:
+            self._changed.append(descriptor)
         if not self._relay.leads():
+            self._all_changed = self._all_changed or descriptor is None
             self._listeners[0].trigger.pull_trigger()
 
     def run(self) -> None:
@@ -163,17 +172,39 @@ class Server:
         return self._dispatcher.answer_short()
 
     def _ready(self, timeout: float) -> Iterator[tuple[Any, int]]:
-        """What is ready in at most so many seconds, with its events. wasyncore.loop would not end in the middle."""
-        poll = select.poll()
-        for descriptor, entry in list(self._map.items()):
-            events = select.POLLIN | select.POLLPRI if entry.readable() else 0
-            if entry.writable() and not entry.accepting:
-                events |= select.POLLOUT
-            if events:
-                poll.register(descriptor, events)
-        for descriptor, events in poll.poll(0 if self._turns else timeout * 1000):
+        """What is ready in at most so many seconds, with its events. wasyncore.loop would not end in the middle.
+
+        All connections are looked at now and then, in between only those that had something to do: or each block of a
+        slow client would cost a look at all the others.
+        """
+        now = time.monotonic()
+        if self._all_changed or now > self._look_again_at or self._looked != self._map:
+            self._all_changed = False
+            self._changed.clear()
+            self._poll, self._looked = select.poll(), dict(self._map)
+            for descriptor, entry in self._looked.items():
+                self._register(descriptor, entry)
+            self._look_again_at = now + max(LOOK, LOOK_SHARE * (time.monotonic() - now))
+        else:
+            timeout = self._look_again_at - now
+            while self._changed:
+                if entry := self._map.get(descriptor := self._changed.popleft()):
+                    self._register(descriptor, entry)
+        for descriptor, events in self._poll.poll(0 if self._turns else timeout * 1000):
             if entry := self._map.get(descriptor):  # else it was closed in this round
+                self._changed.append(descriptor)
                 yield entry, events
+
+    def _register(self, descriptor: int, entry: Any) -> None:
+        """Has a connection polled for what it waits for."""
+        events = select.POLLIN | select.POLLPRI if entry.readable() else 0
+        if entry.writable() and not entry.accepting:
+            events |= select.POLLOUT
+        if events:
+            self._poll.register(descriptor, events)
+        else:
+            with suppress(KeyError):
+                self._poll.unregister(descriptor)
 
     def _close_channels(self, idle_only: bool) -> int:
         """Closes connections; says how many are left."""
