@@ -180,7 +180,7 @@ class Gguf:
         return self.stream.exactly(length).decode("utf-8", "replace")
 
     def pass_over(self, count: int) -> None:
-        """Goes on so many strings: in what is read already without a call for each, as there may be a million."""
+        """Skips this many strings; a million of them are possible, so those in the buffer cost no call each."""
         order: Literal["big", "little"] = "big" if self.order == ">" else "little"
         while count:
             length = int.from_bytes(self.stream.exactly(8), order)

@@ -50,7 +50,7 @@ class Made:
     state: Any = None
 
 
-# values that are not followed: OTHER is no string, NULL is a None of the pickle, and None is one that may be a string
+# Stand for values that are not known: OTHER for one that is no string, NULL for None, None for what may be a string.
 OTHER, NULL = object(), object()
 UNSURE = object()       # a key of a dict that may have other values than are known
 
@@ -97,14 +97,14 @@ def array_of(state: Any) -> tuple[int | None, bool] | None:
 
 
 class Opcode(NamedTuple):
-    """What pickletools tells of one."""
+    """What pickletools knows about an opcode."""
 
     name: str
-    argument: int       # its bytes; below 0 one of pickletools' codes for how long it is
+    argument: int       # its length in bytes; a negative one is a code of pickletools for how it is found
     takes: int          # values from the stack, below the mark if there is one
     mark: bool          # whether it takes all that is above the last mark
-    result: Any         # what it pushes where that is not known better, and how many of it
-    pushes: int
+    result: Any         # what it pushes, unless the interpreter finds something more precise
+    pushes: int         # how many of these
 
 
 def described(op: pickletools.OpcodeInfo) -> Opcode:
@@ -118,9 +118,9 @@ OPCODES = {ord(op.code): described(op) for op in pickletools.opcodes}
 # How long the length before an argument is, by pickletools' codes for it.
 WIDTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
           pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}
-# The opcodes that large pickles consist of, by their byte: the action; the number of bytes of the opcode with its
-# argument, or with the length of the argument; what is pushed, the bit of the sign, or how many values are taken; and
-# what it costs, in bytes read: more where something is kept that the collector of garbage looks at.
+# The opcodes that large pickles consist of, by their byte. Each has an action; a length in bytes, with the argument or,
+# if that is of any size, with its length field; what the action needs (the value to push, the sign bit, or the number
+# of values to take); and a cost, as if so many bytes were read. Objects that the garbage collector tracks cost more.
 PUSH, SIZED, NUMBER, GET, PUT, MARK, CALL, ITEMS, TUPLE, TAKE = range(10)
 SIMPLE: dict[int, tuple[int, int, Any, int]] = {
     **dict.fromkeys(b"\x88\x89]\x8f}", (PUSH, 1, OTHER, 48)), ord("G"): (PUSH, 9, OTHER, 48),
@@ -312,7 +312,7 @@ class Walk:
         return Made(function.name, arguments)
 
     def _change(self, target: Any, keys: bool) -> None:
-        """Takes what is put into something imported for a call: sys.path has other items, builtins another open()."""
+        """Counts a change of an imported object as a call: it may append to sys.path, or replace builtins.open."""
         if type(target) is Global and (keys or target.name.partition(".")[0] in sys.stdlib_module_names):
             self.idle = False       # a text may seem to append to what is not there
 

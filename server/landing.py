@@ -99,7 +99,7 @@ class Landing:
     @property
     def idle(self) -> bool:
         """Whether all that was handed over is worked off, and there is room for more; needs no lock."""
-        return self.handed == self._done and (self._slab is not None or self._since < ENOUGH)
+        return not self.behind and (self._slab is not None or self._since < ENOUGH)
 
     @property
     def rests(self) -> bool:

@@ -29,8 +29,8 @@ from server.waitress_adapter.channel import StreamingChannel
 from server.waitress_adapter.parser import MAX_HEADERS
 
 BACKLOG = 1024      # connections that wait to be accepted, as waitress has it
-LOOK = 0.01         # seconds after which all connections are looked at again; with many,
-LOOK_SHARE = 20     # times as long as that takes, which is some 1.5 ms for 500
+LOOK = 0.01         # seconds, at least, from one look at all connections to the next
+LOOK_SHARE = 20     # the same in lengths of such a look: with 500 connections it takes some 1.5 ms
 SIGNAL_SECONDS = 0.5        # for which the main thread waits at most: two wake-ups a second cost nothing
 
 

@@ -368,8 +368,7 @@ def fill(t, **names):
 def test_a_file_is_uploaded_with_a_button(server, tab, tmp_path):
     (tmp_path / "my model (1).bin").write_bytes(b"uploaded" * 1000)
     t = tab(server, "/models/p")
-    t.button("Upload").click()
-    t.page.set_input_files("#files", tmp_path / "my model (1).bin")
+    choose(t, tmp_path / "my model (1).bin")
     assert t.page.get_by_label("Project").input_value() == "p"
     assert "my model (1).bin → my_model__1_.bin" in t.text("#names")
     fill(t, Application="b", Version="1", Name="m.bin", Description="of the page", Framework="onnx")
@@ -444,8 +443,7 @@ def test_a_model_that_exists_is_replaced_on_request_alone(server, tab, tmp_path)
     (tmp_path / "m").write_bytes(b"another")
     t = tab(server, "/models/p/a/1")
     for is_wanted in (False, True):
-        t.button("Upload").click()
-        t.page.set_input_files("#files", tmp_path / "m")
+        choose(t, tmp_path / "m")
         t.page.get_by_label("Replace models that exist").set_checked(is_wanted)
         t.page.locator("#dialog-go").click()
         t.wait_for(*((".done", "7 B uploaded") if is_wanted else (".failed", "There is a model of this name")))
@@ -475,8 +473,7 @@ def test_an_upload_that_cannot_be_is_not_begun(server, tab, names, problem):
 def test_the_digest_of_the_page_is_that_of_the_server(server, tab, tmp_path, size):
     (tmp_path / "file").write_bytes(bytes(n * 7 & 255 for n in range(251)) * (size // 251) + b"\xfe" * (size % 251))
     t = tab(server, "/models/p/b/1")
-    t.button("Upload").click()
-    t.page.set_input_files("#files", tmp_path / "file")
+    choose(t, tmp_path / "file")
     with t.page.expect_request(lambda request: request.method == "PUT") as sent:
         t.page.locator("#dialog-go").click()
     t.wait_for(".done", "uploaded")
@@ -486,8 +483,7 @@ def test_the_digest_of_the_page_is_that_of_the_server(server, tab, tmp_path, siz
 def test_a_name_that_no_model_can_have_is_refused_before_the_file_is_read(server, tab, tmp_path):
     (tmp_path / "m").write_bytes(b"model")
     t = tab(server, "/models/p/b/1")
-    t.button("Upload").click()
-    t.page.set_input_files("#files", tmp_path / "m")
+    choose(t, tmp_path / "m")
     fill(t, Name="../../other/m")
     t.page.locator("#dialog-go").click()
     assert t.page.get_by_label("Name").evaluate("field => field.validity.patternMismatch")
@@ -515,9 +511,14 @@ def slow(t, bytes_a_second):
                                                       "uploadThroughput": bytes_a_second})
 
 
-def begin(t, path):
+def choose(t, path):
+    """Opens the dialog for an upload, with this file in it."""
     t.button("Upload").click()
     t.page.set_input_files("#files", path)
+
+
+def begin(t, path):
+    choose(t, path)
     t.page.locator("#dialog-go").click()
 
 
@@ -710,9 +711,7 @@ def test_401_and_403_are_told_in_words_and_a_token_mends_them(guarded, tab, tmp_
     t.wait_for("#problem", "You are not allowed to do this: the token bob has no permission to update p/a/1/m")
     t.button("Cancel").click()
     (tmp_path / "file").write_bytes(b"x")
-    t.button("Upload").click()
-    t.page.set_input_files("#files", tmp_path / "file")
-    t.page.locator("#dialog-go").click()
+    begin(t, tmp_path / "file")
     t.wait_for(".failed", "You are not allowed to do this")
     t.shot("not-allowed")
     other = t.page.context.new_page()
