@@ -15,8 +15,8 @@ from storage import Storage
 PAGES = ("GET /", *ADDS)
 KINDS = {".css": "text/css", ".js": "text/javascript"}
 # Nothing but files of ours runs or is loaded, even if a name or metadata got into the page as something else than text.
-POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; worker-src 'self'; "
-          "img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'")
+POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+          "frame-ancestors 'none'; base-uri 'none'; form-action 'none'")
 
 
 def nothing(request: Request, store: Storage, **names: str) -> Response:

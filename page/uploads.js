@@ -1,4 +1,5 @@
-import {$, FIELDS, Failure, ask, button, call, counted, el, filledIn, pathOf, place, say, size} from "./api.js";
+import {$, FIELDS, Failure, ask, base, button, call, counted, el, filledIn, pathOf, place, read, say,
+    size} from "./api.js";
 
 const PIECES = [256 << 10, 64 << 20];   // bytes sent at once, at least and at most: so many as take
 const SECONDS = 2;                      // for progress is told, and a refusal heard, after each of them
@@ -8,7 +9,7 @@ const SHOWN = 100;          // rows of files, at most
 const TEMPORARY = [0, 408, 429, 502, 503, 504], ACTIVE = ["waiting", "running", "broken"];
 const NAME = "[A-Za-z0-9_][A-Za-z0-9._+\\-]{0,127}";
 const RULE = "1 to 128 of A-Z a-z 0-9 . _ + -, beginning with a letter, digit or _";
-const uploads = [], idle = [];     // the latter: workers
+const uploads = [];
 const count = (...states) => uploads.filter(upload => states.includes(upload.state)).length;
 let take;       // of the dialog: takes what is dropped on it
 
@@ -17,12 +18,17 @@ class Upload {
     canceller = new AbortController();
 
     constructor(names, file, fields, mayReplace) {
-        Object.assign(this, {names, file, fields, mayReplace});
+        const model = `models/${pathOf(...names)}`;
+        // what its id is kept by, so that it continues after a reload, or when the browser was closed
+        const key = [base.pathname, model, file.size, file.lastModified].join(" ");
+        Object.assign(this, {model, file, fields, mayReplace, key});
         this.bar = el("progress", [], {max: file.size || 1, value: 0, ariaLabel: names[3]});
         this.text = el("p.say");
         const head = [el("span.name", names[3], {title: names.join("/")}), button("Cancel", () => this.cancel())];
         this.row = el("li", [el("div.bar", head), this.bar, this.text]);
     }
+
+    get path() { return `${this.model}/upload?${new URLSearchParams({...this.fields, ...this.id && {id: this.id}})}`; }
 
     show(state, text) {
         this.state = this.row.className = state;
@@ -31,30 +37,29 @@ class Upload {
     }
 
     /** A function that shows how far that has come which begins at an offset of the file. */
-    meter(verb, from) {
+    meter(from) {
         const start = Date.now(), all = this.file.size;
         return at => {
             const speed = (at - from) / Math.max(0.2, (Date.now() - start) / 1000), s = (all - at) / speed;
             const [left, unit] = s < 90 ? [s, "s"] : s < 5400 ? [s / 60, "min"] : [s / 3600, "h"];
             this.bar.value = at;
-            this.show("running", `${verb}: ${size(at)} of ${size(all)} · ${size(Math.round(speed))}/s · `
+            this.show("running", `Sending: ${size(at)} of ${size(all)} · ${size(Math.round(speed))}/s · `
                 + `${Math.ceil(left)} ${unit} left`);
         };
     }
 
     async run() {
         $("rows").prepend(this.row);
-        this.show("running", "Reading the file…");
+        this.show("running", "Sending…");
         for (let wait = 1; ; wait = Math.min(2 * wait, 30)) {
             try {
-                this.sha256 ??= await this.digest();
-                return this.show("done", await this.send(this.sha256));
+                await this.send();
+                return this.show("done", `${size(this.file.size)} uploaded`);
             } catch (error) {
                 const isThere = await this.file.slice(0, 1).arrayBuffer().catch(() => false);
                 if (!isThere) return this.show("failed", "The file has changed meanwhile: choose it again.");
-                const exists = "There is a model of this name: tick “Replace models that exist” to replace it.";
-                if (!TEMPORARY.includes(error.cause))
-                    return this.show("failed", error.cause === 412 ? exists : error.message);
+                if (error.cause === 412) return this.compare();
+                if (!TEMPORARY.includes(error.cause)) return this.show("failed", error.message);
                 this.show("broken", `${error.message} Trying again in ${wait} s.`);
             }
             const over = AbortSignal.any([this.canceller.signal, AbortSignal.timeout(1000 * wait)]);
@@ -63,58 +68,42 @@ class Upload {
         }
     }
 
-    /** The digest, from a worker that reads the file. */
-    async digest() {
-        const worker = idle.pop() ?? new Worker(new URL("worker.js", import.meta.url)), show = this.meter("Reading", 0);
-        const sha256 = await new Promise((resolve, reject) => {
-            worker.onmessage = ({data: {read, sha256}}) => sha256 ? resolve(sha256) : show(read);
-            this.canceller.signal.onabort = worker.onerror = reject;
-            worker.postMessage(this.file);
-        }).catch(() => {
-            worker.terminate();     // which may not have come: it is fetched from the server
-            throw new Failure("The file could not be read.", {cause: 0});
-        });
-        idle.push(worker);
-        return sha256;
+    /** Says of a model that is there already whether it may be this file. */
+    async compare() {
+        const model = await read(`${this.model}/info`).catch(() => ({}));       // not everybody may read it
+        if (model.size === this.file.size) return this.show("done", "A model of this size is there already.");
+        this.show("failed", "There is a model of this name: tick “Replace models that exist” to replace it.");
     }
 
-    /** Sends what the server does not have of the bytes with this digest; returns what there is to say then. */
-    async send(sha256) {
-        const model = `models/${pathOf(...this.names)}`, query = new URLSearchParams({...this.fields, sha256});
-        const known = await call("GET", `${model}/upload?${query}`).catch(error => {
+    /** Sends what the server does not have yet. The first piece begins the upload, and the answer tells its id. */
+    async send() {
+        const {file, key} = this, condition = !this.mayReplace && {"If-None-Match": "*"};
+        this.id = localStorage.getItem(key);
+        const known = this.id && await call("HEAD", this.path).catch(error => {
             if (error.cause !== 404) throw error;
         });
-        const condition = !this.mayReplace && {"If-None-Match": "*"}, {signal} = this.canceller;
-        if (!known) {       // a server that keeps nothing of what breaks off
-            this.show("running", "Sending…");
-            await call("PUT", `${model}?${query}`, {body: this.file, headers: {...condition}, signal});
-        } else if (known.headers.get("Upload-Complete") === "?1" && !this.mayReplace) {
-            return "is there already";
-        } else {
-            this.path = `${model}/upload?${query}`;
-            await this.sendPieces(Number(known.headers.get("Upload-Offset")), condition);
-        }
-        return `${size(this.file.size)} uploaded`;
-    }
-
-    async sendPieces(at, condition) {
-        const show = this.meter("Sending", at);
-        for (let status = 204, bytes = PIECES[0]; status === 204;) {
-            const body = this.file.slice(at, at + bytes), start = Date.now();
-            const headers = {"Upload-Offset": at, "Upload-Length": this.file.size, ...condition};
+        if (!known) this.id = null;
+        let at = Number(known?.headers.get("Upload-Offset") ?? 0), bytes = PIECES[0];
+        const show = this.meter(at);
+        while (!this.id || at < file.size) {
+            const body = file.slice(at, at + bytes), start = Date.now();
+            const headers = {"Upload-Offset": at, "Upload-Length": file.size, ...condition};
             const signal = AbortSignal.any([this.canceller.signal, AbortSignal.timeout(STALL)]);
-            ({status} = await call("PUT", this.path, {body, headers, signal}));
+            const answer = await call(this.id ? "PUT" : "POST", this.path, {body, headers, signal});
+            this.id ??= new URL(answer.headers.get("Location"), base).searchParams.get("id");
+            localStorage.setItem(key, this.id);
             show(at += body.size);
             const inTime = body.size * SECONDS * 1000 / (Date.now() - start);
             bytes = Math.max(PIECES[0], Math.min(inTime, PIECES[1]));
         }
+        localStorage.removeItem(key);
     }
 
     /** Ends it, and takes it out of what is shown. */
     cancel() {
         this.canceller.abort();
         // without this, the server drops what it has in some hours
-        if (this.path && ACTIVE.includes(this.state)) call("DELETE", this.path).catch(() => {});
+        if (this.id && ACTIVE.includes(this.state)) call("DELETE", this.path).catch(() => {});
         uploads.splice(uploads.indexOf(this), 1);
         this.row.remove();
         showTotal();

@@ -20,6 +20,7 @@ from support.tars import tar_with
 
 pytest_plugins = ["support.browser"]
 pytestmark = pytest.mark.needs("chromium")
+PIECE = 256 << 10     # the first that the page sends of a file
 needs_resumption = pytest.mark.skipif(not (ROOT / "resumption").is_dir(), reason="that room has been taken away")
 MODEL = "/models/search/reviews-encoder/1.2.0#model.safetensors"
 VIEWS = ["/", "/models/search", "/models/search/reviews-encoder", "/models/search/reviews-encoder/1.2.0", MODEL,
@@ -365,6 +366,7 @@ def fill(t, **names):
         t.page.locator("#dialog").get_by_label(label, exact=True).fill(text)
 
 
+@needs_resumption
 def test_a_file_is_uploaded_with_a_button(server, tab, tmp_path):
     (tmp_path / "my model (1).bin").write_bytes(b"uploaded" * 1000)
     t = tab(server, "/models/p")
@@ -393,6 +395,7 @@ def folder(tmp_path, **files):
 FOLDER = ["config.json", "onnx/deep/er.bin", "onnx/model.onnx"]
 
 
+@needs_resumption
 def test_a_folder_becomes_a_version(server, tab, tmp_path):
     t = tab(server)
     t.button("Upload").click()
@@ -416,6 +419,7 @@ def dropped(t, *paths):
     session.send("Input.dispatchDragEvent", {"type": "drop", "x": 300, "y": 300, "data": data})
 
 
+@needs_resumption
 def test_a_folder_is_dropped_anywhere(server, tab, tmp_path):
     t = tab(server, "/models/p/nlp/2.0")
     dropped(t, folder(tmp_path, **{f"many/{n:03}": b"x" for n in range(120)}))     # a browser lists them by the hundred
@@ -427,6 +431,7 @@ def test_a_folder_is_dropped_anywhere(server, tab, tmp_path):
     t.shot("folder-uploaded")
 
 
+@needs_resumption
 def test_a_file_is_dropped_on_the_dialog(server, tab, tmp_path):
     (tmp_path / "m").write_bytes(b"dropped")
     t = tab(server, "/models/p/b/1")
@@ -439,6 +444,7 @@ def test_a_file_is_dropped_on_the_dialog(server, tab, tmp_path):
     assert info(server, "p/b/2/m")["size"] == 7
 
 
+@needs_resumption
 def test_a_model_that_exists_is_replaced_on_request_alone(server, tab, tmp_path):
     (tmp_path / "m").write_bytes(b"another")
     t = tab(server, "/models/p/a/1")
@@ -469,17 +475,18 @@ def test_an_upload_that_cannot_be_is_not_begun(server, tab, names, problem):
     assert t.page.locator("#dialog").is_visible()
 
 
-@pytest.mark.parametrize("size", [0, 1, 55, 56, 63, 64, 65, 4 << 20, (4 << 20) + 1])
-def test_the_digest_of_the_page_is_that_of_the_server(server, tab, tmp_path, size):
-    (tmp_path / "file").write_bytes(bytes(n * 7 & 255 for n in range(251)) * (size // 251) + b"\xfe" * (size % 251))
+@needs_resumption
+@pytest.mark.parametrize("size", [0, 1, PIECE, PIECE + 1, 5 * PIECE])
+def test_a_file_of_any_size_arrives_as_it_is(server, tab, tmp_path, size):
+    data = bytes(n * 7 & 255 for n in range(251)) * (size // 251) + b"\xfe" * (size % 251)
+    (tmp_path / "file").write_bytes(data)
     t = tab(server, "/models/p/b/1")
-    choose(t, tmp_path / "file")
-    with t.page.expect_request(lambda request: request.method == "PUT") as sent:
-        t.page.locator("#dialog-go").click()
+    begin(t, tmp_path / "file")
     t.wait_for(".done", "uploaded")
-    assert re.search("sha256=([0-9a-f]{64})", sent.value.url)[1] == info(server, "p/b/1/file")["sha256"]
+    assert requests.get(f"{server.url}/models/p/b/1/file").content == data
 
 
+@needs_resumption
 def test_a_name_that_no_model_can_have_is_refused_before_the_file_is_read(server, tab, tmp_path):
     (tmp_path / "m").write_bytes(b"model")
     t = tab(server, "/models/p/b/1")
@@ -491,17 +498,6 @@ def test_a_name_that_no_model_can_have_is_refused_before_the_file_is_read(server
     t.page.locator("#dialog-go").click()
     t.wait_for(".done", "5 B uploaded")
     assert info(server, "p/b/1/onnx/m")["size"] == 5
-
-
-def test_a_digest_that_cannot_be_computed_is_tried_again(server, tab, tmp_path):
-    """Its script comes from the server, which may be away just then."""
-    (tmp_path / "m").write_bytes(b"model")
-    t = tab(server, "/models/p/b/1")
-    t.page.context.route("**/worker.js", lambda route: route.abort())
-    begin(t, tmp_path / "m")
-    t.wait_for(".broken", "Trying again in")
-    t.page.context.unroute("**/worker.js")
-    t.wait_for(".done", "5 B uploaded")
 
 
 def slow(t, bytes_a_second):
@@ -539,8 +535,16 @@ def wait_for_sent(t, size):
 def offsets_of(t):
     """Grows by the offset of each piece that the page sends."""
     sent = []
-    t.page.on("request", lambda request: request.method == "PUT" and sent.append(int(request.headers["upload-offset"])))
+    t.page.on("request", lambda request: request.method in ("POST", "PUT")
+              and sent.append(int(request.headers["upload-offset"])))
     return sent
+
+
+def address_of(t):
+    """Of the upload that the page goes on with."""
+    with t.page.expect_request(lambda request: request.method == "PUT") as sent:
+        pass
+    return sent.value.url
 
 
 @needs_resumption
@@ -551,16 +555,16 @@ def test_an_upload_tells_how_it_goes_and_is_cancelled(server, tab, tmp_path):
     t.wait_for(".say", re.compile(r"Sending: [0-9.]+ .B of 67\.1 MB · [0-9.]+ .B/s · \d+ s left"))
     t.shot("under-way")
     assert 0 < t.page.locator("progress").evaluate("bar => bar.value") < 64 << 20
-    digest = hashlib.sha256((tmp_path / "large").read_bytes()).hexdigest()
-    state = f"{server.url}/models/p/b/1/large/upload?sha256={digest}"
+    state = address_of(t)
     assert requests.get(state).headers["Upload-Offset"] != "0"
     t.button("Cancel").first.click()
     t.page.locator("#transfers").wait_for(state="hidden")
     assert requests.get(f"{server.url}/models/p/b/1").json()["total_models"] == 0
     eventually(lambda: 'uploads_in_flight 0' in requests.get(f"{server.url}/metrics").text)
-    eventually(lambda: requests.get(state).headers["Upload-Offset"] == "0")     # nothing of it is left
+    eventually(lambda: requests.get(state).status_code == 404)     # nothing of it is left
 
 
+@needs_resumption
 def test_what_waits_is_uploaded_when_others_are_cancelled(server, tab, tmp_path):
     (tmp_path / "many").mkdir()
     for number in range(5):
@@ -592,6 +596,7 @@ def test_all_of_it_is_cancelled_at_once(server, tab, tmp_path):
     assert requests.get(f"{server.url}/models/p/b/1").json()["total_models"] == 0
 
 
+@needs_resumption
 def test_a_server_that_comes_back_gets_the_rest_of_an_upload(start, tab, tmp_path):
     server = start()
     t = tab(server, "/models/p/b/1")
@@ -607,6 +612,7 @@ def test_a_server_that_comes_back_gets_the_rest_of_an_upload(start, tab, tmp_pat
     assert info(again, "p/b/1/large")["size"] == 96 << 20
 
 
+@needs_resumption
 def test_a_file_that_changes_while_it_is_sent_is_not_tried_again(start, tab, tmp_path):
     t = tab(start(), "/models/p/b/1")
     slow(t, 16 << 20)
@@ -659,18 +665,48 @@ def test_a_folder_that_is_dropped_again_continues(server, tab, tmp_path):
     dropped(t, folder(tmp_path))
     t.page.locator("#dialog-go").click()
     t.wait_for("#transfers-title", "3 of 3 files uploaded")
-    assert t.page.locator(".done", has_text="is there already").locator(".name").all_inner_texts() == ["config.json"]
+    passed_over = t.page.locator(".done", has_text="A model of this size is there already.")
+    assert passed_over.locator(".name").all_inner_texts() == ["config.json"]
 
 
 @needs_resumption
-def test_bytes_that_the_server_has_are_not_sent(server, tab, tmp_path):
-    (tmp_path / "copy").write_bytes(b"model" * 100_000)
-    put(server, "p/a/1/large", b"model" * 100_000)
-    t = tab(server, "/models/p/a/2")
+def test_an_upload_that_the_server_knows_no_more_begins_again(server, tab, tmp_path):
+    """It expires, and another token has not begun it."""
+    t = tab(server, "/models/p/b/1")
+    slow(t, 4 << 20)
+    begin_large(t, tmp_path / "large", 32 << 20)
+    wait_for_sent(t, 1e6)
+    gone = address_of(t)
+    t.page.on("dialog", lambda dialog: dialog.accept())     # "Leave the page?"
+    t.page.reload()
+    t.settled()
+    assert requests.delete(gone).status_code == 204
+    slow(t, -1)
+    begin(t, tmp_path / "large")
+    t.wait_for(".done", "33.6 MB uploaded")
+    assert info(server, "p/b/1/large")["sha256"] == hashlib.sha256((tmp_path / "large").read_bytes()).hexdigest()
+
+
+@needs_resumption
+def test_an_upload_whose_last_answer_was_lost_is_not_sent_again(server, tab, tmp_path):
+    """The browser does not hear that it was stored, and asks."""
+    (tmp_path / "m").write_bytes(b"model" * 100_000)
+    t, lost = tab(server, "/models/p/b/1"), []
+
+    def lose(route):
+        if route.request.method != "PUT" or lost:
+            return route.continue_()
+        lost.append(route.fetch().status)
+        return route.abort()
+
+    t.page.context.route("**/upload?*", lose)
     sent = offsets_of(t)
-    begin(t, tmp_path / "copy")
+    choose(t, tmp_path / "m")
+    t.page.get_by_label("Replace models that exist").check()
+    t.page.locator("#dialog-go").click()
     t.wait_for(".done", "500.0 kB uploaded")
-    assert sent == [500_000] and info(server, "p/a/2/copy")["size"] == 500_000
+    assert (sent, lost) == ([0, PIECE], [201])
+    assert info(server, "p/b/1/m")["sha256"] == hashlib.sha256(b"model" * 100_000).hexdigest()
 
 
 # ---- tokens, reading alone, other pages
@@ -852,6 +888,7 @@ def test_below_a_proxy_that_wants_a_cookie(shop, tab):
     assert t.rows() == ["fraud", "search", "speech", "vision"]
 
 
+@needs_resumption
 @pytest.mark.needs("nginx", "openssl")
 def test_through_the_proxy_with_tls(start, tls, tab, tmp_path):
     server = start(TRUSTED_PROXY="127.0.0.1")

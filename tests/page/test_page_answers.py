@@ -55,7 +55,7 @@ def test_nothing_of_others_runs_in_it_and_no_other_page_frames_it(app, path):
     headers = app.get(path, headers={"Accept": BROWSER}).headers
     policy = dict(rule.split(" ", 1) for rule in headers["Content-Security-Policy"].split("; "))
     assert policy == {**dict.fromkeys(("default-src", "frame-ancestors", "base-uri", "form-action"), "'none'"),
-                      **dict.fromkeys(("script-src", "style-src", "connect-src", "worker-src"), "'self'"),
+                      **dict.fromkeys(("script-src", "style-src", "connect-src"), "'self'"),
                       "img-src": "'self' data:"}
     assert headers["X-Content-Type-Options"] == "nosniff"
 
@@ -94,6 +94,8 @@ def test_it_holds_no_data_and_needs_no_token(make_app, tokens):
 def test_it_stays_small(app):
     files = [path for path in (ROOT / "page").iterdir() if path.suffix in (".html", ".css", ".js")]
     assert sum(path.stat().st_size for path in files) < 60_000
+    assert sum(len(path.read_text().splitlines()) for path in files) <= 700
+    assert sum(len(path.read_text().splitlines()) for path in (ROOT / "page").glob("*.py")) <= 80
 
 
 WITHOUT = """
