@@ -209,6 +209,7 @@ def finish(request: Request, store: Storage, body: Part | Rest) -> Response:
     digests, record = body.finish(), body.record
     if isinstance(body, Part) and not body.complete:
         body.draft.keep()
+        body.dropped = False
         return Response(204, wire.state_headers(request.settings, body.total, False, body.length))
     assert body.draft
     size, sha256 = body.draft.size, digest_in(request.query) or record.sha256
@@ -219,7 +220,7 @@ def finish(request: Request, store: Storage, body: Part | Rest) -> Response:
             filename = clean_filename(told.pop("filename", "")) or None
             response = publish(request, store, body.draft, told | request.names, filename, digests["sha256"])
     except (HttpError, StoreError) as error:
-        body.dropped = status_of(error) in FATAL
+        body.dropped = body.dropped or status_of(error) in FATAL
         raise
     body.dropped = True     # what is left of the draft, such as the old model
     settle(request, body)
@@ -249,7 +250,9 @@ def admit_creation(request: Request, store: Storage, **names: str) -> Body:
     key, record = ModelKey(**names), record_of(request)
     check(request, store, key, record.fields, max(record.length or 0, request.length), 0)
     if record.length == 0 or request.length or request.header("Transfer-Encoding") is not None:
-        return part(request, store, begin(request, record), 0, record.length)
+        first = part(request, store, begin(request, record), 0, record.length)
+        first.dropped = True    # unless it is answered: nobody could continue it without the name in the answer
+        return first
     return Body()
 
 

@@ -62,6 +62,24 @@ def test_of_an_ordinary_upload_that_is_refused_nothing_is_kept(start):
     assert staged(server.storage) == []
 
 
+@pytest.mark.parametrize("cut", [0, MIB, 17 * MIB])
+def test_of_an_upload_whose_name_was_never_told_nothing_is_kept(start, cut):
+    server = start()
+    with server.connect() as wire:
+        wire.send(head(f"POST {URL.partition('?')[0]}", LENGTH, f"Upload-Length: {len(DATA)}"), DATA[:cut])
+        eventually(lambda: "uploads_in_flight 1" in send(server, "GET", "/metrics").body.decode())
+    eventually(lambda: "uploads_in_flight 0" in send(server, "GET", "/metrics").body.decode())
+    eventually(lambda: staged(server.storage) == [])
+
+
+def test_of_an_upload_that_is_begun_with_its_first_bytes_these_are_kept(start):
+    server = start()
+    begun = send(server, "POST", URL.partition("?")[0], DATA[:MIB], Upload_Length=str(len(DATA)))
+    where = begun.headers["location"].removeprefix(server.url)
+    assert (begun.status, offset(server, where)) == (201, MIB)
+    assert put(server, DATA[MIB:], MIB, where).json["sha256"] == sha256(DATA)
+
+
 def test_it_survives_kills_and_its_digest_is_made_again(start, begin):
     server, sent = start(), 0
     for part in (5 * MIB + 17, 7 * MIB):
