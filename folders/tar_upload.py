@@ -4,6 +4,7 @@ import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from folders.tar_reader import MAX_SHOWN, Member, TarCutter, exclude
@@ -183,7 +184,7 @@ class TarUpload(Upload):
         with self._intake.changed:
             self._at_work += len(models)
         for start in range(0, len(models), EACH):
-            self._intake.submit(self._sync_some, models[start : start + EACH])
+            self._intake.workers.submit(partial(self._sync_some, models[start : start + EACH]))
 
     def _sync_some(self, models: Sequence[StagedModel]) -> None:
         with self._working(len(models)):

@@ -260,7 +260,7 @@ class Application:
         self.fronts = [room.front() for room in rooms if room.front]
         self.guard = guard_of(settings.tokens_file, settings.anonymous)
         verifier = Verifier(store, settings.verify_rate, metrics)
-        services = Services(settings, metrics, verifier, Intake(), examiner_of(rooms, settings),
+        services = Services(settings, metrics, verifier, Intake(metrics), examiner_of(rooms, settings),
                             {name: form for room in rooms for name, form in room.formats.items()}, tell,
                             next((room.version_tag for room in rooms if room.version_tag), None))
         keepers = [room.keeper(store, services) for room in rooms if room.keeper]

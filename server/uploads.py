@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol
 
 from repository.errors import StoreError
@@ -14,7 +14,9 @@ from repository.filesystem import ALIGNMENT
 from server.digests import Hashes
 from server.errors import HttpError, TooLarge
 from server.landing import ENOUGH, SLAB, Landing, Slabs
+from server.metrics import Metrics
 from server.multipart import MAX_PART_HEADERS, UploadForm
+from server.threads import Workers
 from storage import Draft, Storage
 
 WORKERS = 8                 # four uploads write, hash and wait for the disk at once; more gain nothing on one disk
@@ -32,13 +34,12 @@ class Intake:
     their changes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         self.changed = threading.Condition()
         self.slabs = Slabs()
         self.in_flight = 0      # uploads begun and not closed
         self.paused = set["Upload"]()   # those of which no more bytes should be read for now
-        self.waiting = 0        # pieces of work for which no thread is free
-        self._workers = ThreadPoolExecutor(WORKERS, "intake")
+        self.workers = Workers("intake", WORKERS, metrics)
 
     @property
     def apart(self) -> int:
@@ -53,17 +54,6 @@ class Intake:
     def end(self) -> None:
         with self.changed:
             self.in_flight -= 1
-
-    def submit(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Has a worker do this as soon as one is free."""
-        with self.changed:
-            self.waiting += 1
-        self._workers.submit(self._begin, work, *arguments)
-
-    def _begin(self, work: Callable[..., None], *arguments: Any) -> None:
-        with self.changed:
-            self.waiting -= 1
-        work(*arguments)
 
 
 class Mark(Protocol):
@@ -93,7 +83,7 @@ class SerialQueue:
             if self._busy:
                 return
             self._busy = True
-        self._intake.submit(self._run, owner)
+        self._intake.workers.submit(partial(self._run, owner))
 
     @property
     def waits(self) -> bool:
@@ -104,8 +94,8 @@ class SerialQueue:
     def _run(self, owner: "Upload") -> None:
         """Goes on while there is something to do and nobody waits, which saves waking a thread for each batch."""
         while self._work_off(owner):
-            if self._intake.waiting:    # behind the others: one fast upload must not starve them
-                self._intake.submit(self._run, owner)
+            if self._intake.workers.busy:   # behind the others: one fast upload must not starve them
+                self._intake.workers.submit(partial(self._run, owner))
                 break
 
     def _work_off(self, owner: "Upload") -> bool:
