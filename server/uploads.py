@@ -327,8 +327,9 @@ class Upload(Body):
             self._hashes.put(self, *blocks)
 
     def _make_way(self) -> None:
-        """Leaves its slab to another upload; copies what is in it if that is as little as others keep without one."""
-        if self._landing.gathered <= self._intake.apart:
+        """Leaves its slab to another upload; copies what is in it if that is less than what others begin one with."""
+        # more is written: of four fast uploads, three may have to make way at once, with 1.5 MiB each
+        if self._landing.gathered <= min(self._intake.apart, ENOUGH):
             self._landing.give_up()
         else:
             self._landing.leave()
