@@ -79,7 +79,8 @@ class Hints:
                         self._add(model.sha256, place, name)
                 if len(names) > 1 or self._new:
                     time.sleep(SHARE * (time.monotonic() - begun) + LISTED * self._store.index.is_listed())
-        if self._count > 2 * self._store.index.total(at_most=3600).models + STALE:
+        # the first comparison spares the index a look at the whole tree right after the start
+        if self._count > STALE and self._count > 2 * self._store.index.total(at_most=3600).models + STALE:
             with self._lock:
                 self._clear()
             for place, names in self._store.index.known():
