@@ -1,32 +1,21 @@
-"""What the index knows of one directory, and its text in `.staging/index`, from which the next start takes it over.
+"""What the index knows of one directory, and of all of them."""
 
-The text is never believed over the files. A directory in it is checked like one that this process has seen: by its
-state and, for each line, by the state of the two files that it was read from. It may be deleted at any time.
-"""
-
-import json
-import sys
 import time
-import zlib
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import cache
-from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
-from repository import metadata, model
-from repository.model import NAME, Model, Names, Stamp
+from repository import model
+from repository.model import VERSION_DEPTH, Model, Names, Stamp
 
 LINE_OVERHEAD = 200     # bytes that the cache needs for a line in addition: two dictionary entries, the object
 KEPT_BYTES = 128 << 20  # of all lines in the cache: 100,000 ordinary models take some 85 MiB
 KEPT_LARGEST = 32 * 1024    # bytes of a line, 40 times an ordinary one: a few larger ones could push out all others
 WATCHED = 60.0          # seconds after the last list during which the directories are checked in the background
 BATCH_MODELS = 100      # models that one request looks at: a page need not wait for all of a version with thousands
-TEXT_LINES = 8 << 20    # bytes of lines in one directory that are written; those of larger ones are read again
-BLOCK = 256 * 1024      # bytes that are written and read at once, some 80 versions of 5 models
+BATCH_BYTES = 128 * 1024    # of the lines in one batch, not counting the last one: 100 ordinary models have less
 PAUSE = 0.001           # seconds of rest in the background, which let requests run
 NO_LINES: dict[str, Any] = {}   # one for all directories without lines; never changed
 
@@ -116,6 +105,12 @@ class Directory:
         """Whether to look at all of it takes longer than one request should."""
         return len(self.children) > BATCH_MODELS
 
+    @property
+    def is_one_batch(self) -> bool:
+        """Whether there are only models in it, of which all lines are known, and no more than are listed at once."""
+        return (self.models is self.children and 0 < len(self.lines) == len(self.children) <= BATCH_MODELS
+                and self.held <= BATCH_BYTES)
+
     def hold(self, lines: dict[str, bytes], states: dict[str, int]) -> None:
         """Replaces its lines; `states` has one for each, and may have more."""
         self.lines = lines or NO_LINES
@@ -150,6 +145,22 @@ class Known(dict[Names, Directory]):
             directory.hold(NO_LINES, NO_LINES)
         self[names] = directory
         self.held += directory.held
+
+    def learn(self, names: Names, before: Directory, found: Directory) -> None:
+        """Replaces a directory in it by what a look has found, if it exists, with what does not hold any more below."""
+        is_other = len(names) == VERSION_DEPTH and inode_of(before.state) != inode_of(found.state)
+        folders = set(() if is_other else found.folders)
+        for name in before.folders:
+            if name not in folders:
+                self.drop((*names, name))
+            elif len(names) >= VERSION_DEPTH:   # it may be another one all the same, where an inode is used again
+                self.doubt((*names, name))
+        for depth in range(len(names)):
+            if above := self.get(names[:depth]):
+                above.total = None
+        self.held -= self.pop(names).held
+        if found.state and found.state.changed_ns >= 0:
+            self.put(names, found)
 
     def drop(self, names: Names) -> None:
         """Removes a directory and all those below it."""
@@ -229,79 +240,3 @@ class Known(dict[Names, Directory]):
                 with lock:
                     if self.get(names) is directory:
                         self.replace(directory, NO_LINES, NO_LINES)
-
-
-@cache
-def written_by() -> str:
-    """Differs between versions of Python, and of the modules that decide what a line says, unless they agree."""
-    sources = [Path(module.__file__ or "").read_bytes() for module in (metadata, model, sys.modules[__name__])]
-    return f"{zlib.crc32(b''.join(sources)):08x} {sys.version}"
-
-
-def heading(models: int, top: State) -> bytes:
-    """The first block: how many models there are, and the state of the top directory."""
-    return json.dumps([written_by(), models, top]).encode()
-
-
-def heading_in(block: bytes) -> tuple[int, State] | None:
-    """What heading() was given; None if another version of this server wrote the block, or something else did."""
-    try:
-        by, models, top = json.loads(block)
-        return (int(models), State(*top)) if by == written_by() else None
-    except (ValueError, TypeError):
-        return None
-
-
-def blocks_of(known: Mapping[Names, Directory], lock: AbstractContextManager[object], models: int, top: State,
-              ) -> Iterator[bytes]:
-    """All that is known, in blocks of which each can be read alone; `lock` is held while a directory is looked at."""
-    yield heading(models, top)
-    texts, size = list[bytes](), 0
-    for names, directory in list(known.items()):
-        if directory.state:
-            with lock:
-                texts.append(text_of(names, directory))
-            size += len(texts[-1])
-        if size > BLOCK:
-            yield b"".join(texts)
-            texts, size = [], 0
-            time.sleep(PAUSE)
-    yield b"".join(texts)
-
-
-def text_of(names: Names, directory: Directory) -> bytes:
-    """A directory that was looked at, as a line of JSON and those of its models."""
-    lines = directory.lines if directory.held <= TEXT_LINES else NO_LINES
-    models = None if directory.models is directory.children else directory.models
-    head = [names, directory.state, directory.stamp, directory.children, models, directory.size, directory.fingerprint,
-            [[name, directory.states[name]] for name in lines]]
-    return b"\n".join((json.dumps(head).encode(), *lines.values(), b""))
-
-
-def directories_of(blocks: Iterator[bytes]) -> Iterator[tuple[Names, Directory]]:
-    """The directories in these blocks without the heading, up to one that somebody else has written."""
-    for block in blocks:
-        try:
-            yield from directories_in(block)
-        except (ValueError, TypeError, RecursionError):
-            return
-        time.sleep(PAUSE)
-
-
-def directories_in(block: bytes) -> Iterator[tuple[Names, Directory]]:
-    """The directories in texts that follow one another; raises ValueError or TypeError if these are something else."""
-    texts = iter(block.split(b"\n"))
-    for head in texts:
-        if not head:
-            return
-        names, state, stamp, children, models, size, fingerprint, states = json.loads(head)
-        if not all(map(NAME.fullmatch, (*names, *children))):
-            raise ValueError("there are names in it that no directory has")
-        children = tuple(map(sys.intern, children))
-        directory = Directory(
-            children, children if models is None else tuple(map(sys.intern, models)), int(size), int(fingerprint),
-            State(*map(int, state)), int(stamp))
-        if states:
-            of_lines = dict(states)
-            directory.hold(dict(zip(of_lines, islice(texts, len(of_lines)), strict=True)), of_lines)
-        yield tuple(map(sys.intern, names)), directory

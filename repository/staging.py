@@ -180,14 +180,11 @@ class Staging:
     # ---- what the index knew
 
     def recall_index(self) -> Iterator[bytes]:
-        """The blocks that keep_index() was given last, by whichever process, up to the first that is damaged."""
-        with suppress(OSError, Obstructed, zlib.error), self.at() as staging, \
+        """The blocks that keep_index() was given last, by whichever process, up to the first that is not complete."""
+        with suppress(OSError, Obstructed), self.at() as staging, \
                 filesystem.open_regular(INDEX, staging.descriptor) as file:
-            while size := int.from_bytes(file.read(4), "big"):
-                packed = zlib.decompressobj()
-                block = packed.decompress(file.read(min(size, MAX_BLOCK)), MAX_BLOCK)
-                if not packed.eof:
-                    break
+            while 0 < (size := int.from_bytes(file.read(4), "big")) <= MAX_BLOCK and \
+                    len(block := file.read(size)) == size:
                 yield block
 
     def keep_index(self, blocks: Iterator[bytes]) -> None:
@@ -199,8 +196,7 @@ class Staging:
                 try:
                     with open(session.create(name), "wb") as file:
                         for block in blocks:
-                            packed = zlib.compress(block, 1)
-                            file.write(len(packed).to_bytes(4, "big") + packed)
+                            file.write(len(block).to_bytes(4, "big") + block)
                     session.rename(name, staging, INDEX)
                 finally:
                     session.unlink(name)

@@ -9,7 +9,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby, islice
@@ -18,18 +18,18 @@ from sys import intern
 
 from repository import indexed
 from repository.errors import StorageFailed, StoreError
-from repository.indexed import BATCH_MODELS, PAUSE, WATCHED, Batch, Directory, Known, Signature, State, Total
-from repository.model import MAX_DEPTH, VERSION_DEPTH, Model, ModelKey, Names
+from repository.indexed import BATCH_BYTES, BATCH_MODELS, WATCHED, Batch, Directory, Known, Signature, State, Total
+from repository.looking import look
+from repository.model import VERSION_DEPTH, Model, ModelKey, Names
+from repository.recalled import Recalled, blocks_of
 
 FRESH = 0.9     # seconds; twice that, plus a pass over 100,000 models, is less than the promised two seconds
 FRESH_LINES = 1.8       # seconds, for the files of models: there are many more, and no background pass checks them
-RACY = 2.0      # seconds in which a directory can change again without a new mtime, on the coarsest file system
 POLLED = 60_000         # directories that are all checked within two seconds; 100,000 models have some 21,000
 RARELY = 8              # times as much rest with more directories: a pass over 200,000 takes ten seconds and not three
 FIRST_ASIDE, ASIDE = 10.0, FRESH / 2    # seconds for which the first pass, and each other one, waits for long lists
 ASIDE_EACH = 0.02       # seconds, several batches of a list
 LONG = 50               # batches after which a list is a long one
-BATCH_BYTES = 128 * 1024    # of the lines in one batch, not counting the last one: 100 ordinary models have less
 HELD_BYTES = 1 << 20    # of lines of a version, held back until it is certain that they are from one state of it
 REMEMBERED = 10_000     # models that take about 0.2 s to count; with fewer, nothing is kept for the next start
 UNCOUNTED = 300_000     # models that take seconds to count: until then, changes are left out of what is told
@@ -54,6 +54,8 @@ class Index:
         self._news = self._written = 0  # number of times that something new was learnt, now and when it was written
         self._rested = -inf     # when it may be written again
         self._remembered: int | None = None     # the number of all models, from before the start
+        self._recalled = Recalled()     # what was known then, and is not taken over yet
+        self._taking_over = threading.Lock()
         self._closed = threading.Event()
         # they keep blocks beyond the life of this process; those may get lost
         self.recall: Callable[[], Iterator[bytes]] = lambda: iter(())
@@ -140,19 +142,19 @@ class Index:
 
     def watch(self) -> None:
         """Reads the whole tree, then keeps checking it while lists are requested, until close(). Raises OSError."""
-        self._take_over()
+        self._recall()
         try:
-            self._refresh(pause=PAUSE)
+            self._refresh(pause=indexed.PAUSE)
             self.counted()
         finally:
-            self._remembered = None
+            self._remembered, self._recalled = None, Recalled()
         while True:
             self._write()
             self._directories.make_room(self._lock)
             if self._closed.wait(FRESH):
                 return
             if time.monotonic() - self._asked < WATCHED and not (self.is_listed() and self._is_recent(2 * FRESH)):
-                self._refresh(pause=PAUSE)
+                self._refresh(pause=indexed.PAUSE)
 
     def close(self) -> None:
         """Makes watch() return."""
@@ -168,19 +170,21 @@ class Index:
 
     # ---- from one start to the next
 
-    def _take_over(self) -> None:
-        """Takes over what was known before the start. It will be checked before it is told."""
-        blocks = self.recall()
-        if (heading := indexed.heading_in(next(blocks, b""))) is None:
-            return
-        models, top = heading
-        if top == self._disk.changed(()):    # else projects came or went while nobody looked
-            self._remembered = models
-        for names, directory in indexed.directories_of(blocks):
-            with self._lock:
-                if names not in self._directories:
-                    self._directories.put(names, directory)
-                    self.seen(names, [*directory.models])
+    def _recall(self) -> None:
+        """Makes what was known before the start available, to be taken over where it is needed."""
+        recalled = Recalled(self.recall())
+        if recalled.top == self._disk.changed(()):    # else projects came or went while nobody looked
+            self._remembered = recalled.models
+        self._recalled = recalled
+
+    def _take_over(self, names: Names) -> None:
+        """Takes over what was known of this directory and of others around it. It will be checked before it is told."""
+        with self._taking_over:     # for milliseconds, in which the disk is not asked
+            for place, directory in self._recalled.around(names):
+                with self._lock:
+                    if place not in self._directories:
+                        self._directories.put(place, directory)
+                        self.seen(place, [*directory.models])
 
     def _write(self) -> None:
         """Writes what is known for the next start, if there is something new and the last time was long ago."""
@@ -188,23 +192,28 @@ class Index:
         if news == self._written or begun < self._rested or not top or not top.state:
             return
         if (models := self._total(()).models) >= REMEMBERED:
-            self.keep(indexed.blocks_of(self._directories, self._lock, models, top.state))
+            self.keep(blocks_of(self._directories, self._lock, models, top.state))
             self._written = news
             self._rested = begun + max(REMEMBERED_EVERY, REMEMBERED_SHARE * (time.monotonic() - begun))
 
     # ---- lists
 
-    def _lines_in(self, names: Names, after: Names) -> Iterator[Batch]:
+    def _lines_in(self, names: Names, after: Names) -> Iterable[Batch]:
         """_lines_below(); of a version or a folder in it, all lines are from before it was replaced, or all from after.
 
         Raises StorageFailed if that could only be found out when some were given away.
         """
         if len(names) < VERSION_DEPTH:
-            yield from self._lines_below(names, self._checked(names), after)
-            return
+            return self._lines_below(names, self._checked(names), after)
+        if (names > after and (directory := self._fresh(names)) and directory.is_one_batch
+                and time.monotonic() - directory.compared < FRESH_LINES):
+            return (Batch(names, directory.lines),)     # most versions of a long list, which takes half the time so
+        return self._lines_in_version(names, after)
+
+    def _lines_in_version(self, names: Names, after: Names) -> Iterator[Batch]:
         version, given = names[:VERSION_DEPTH], False
         for attempt in range(TRIES):
-            directory = self._checked(version)
+            directory = self._checked(version, reading=True)
             reads = self._reads
             held, size = list[Batch](), 0
             for batch in self._lines_below(names, directory if names == version else self._checked(names), after):
@@ -236,15 +245,13 @@ class Index:
         depth = len(names)
         if directory.lines and time.monotonic() - directory.compared > FRESH_LINES and not directory.is_large:
             directory = self._compared(names, directory, directory.models)
-        children, lines = directory.children, directory.lines
+        children = directory.children
         if after[:depth] == names and depth < len(after):
             children = children[bisect_left(children, after[depth]):]
             if children and children[0] == after[depth] and indexed.is_in(directory.models, after[depth]):
                 children = children[1:]
-        elif (directory.models is children and len(lines) == len(children) <= BATCH_MODELS
-              and directory.held <= BATCH_BYTES):
-            if lines:
-                yield Batch(names, lines)
+        elif directory.is_one_batch:
+            yield Batch(names, directory.lines)
             return
         folders = set(directory.folders)
         for are_folders, run in groupby(children, folders.__contains__):
@@ -252,7 +259,7 @@ class Index:
                 for name in run:
                     place = (*names, name)
                     yield from (self._lines_in(place, after) if depth < VERSION_DEPTH
-                                else self._lines_below(place, self._checked(place), after))
+                                else self._lines_below(place, self._checked(place, reading=True), after))
             else:
                 while some := [*islice(run, BATCH_MODELS)]:
                     directory = self._compared(names, directory, some)
@@ -353,67 +360,40 @@ class Index:
                 return directory
         return None
 
-    def _checked(self, names: Names, in_pass: bool = False) -> Directory:
-        """The directory as it is now, or was when it was fresh."""
+    def _checked(self, names: Names, in_pass: bool = False, reading: bool = False) -> Directory:
+        """The directory as it is now, or was when it was fresh; with `reading`, a look also reads its models' lines."""
         if directory := self._fresh(names, in_pass):    # the usual case: a list needs thousands
             return directory
+        if names not in self._directories:
+            self._take_over(names)
         with self._lock:
             before = self._directories.setdefault(names, Directory())
         moment = time.monotonic()
         if before.state and before.stamp and self._disk.is_unchanged(names, State(before.stamp, before.state.inode)):
             before.checked = moment     # which has no effect if it was forgotten meanwhile
             return before
-        found = self._look(names, before, self._disk.changed(names))
+        found = self._look(names, before, reading)
         found.checked = moment
         with self._lock:
             if self._directories.get(names) is before:  # else it was forgotten, or another thread has looked, too
                 self._learn(names, before, found)
         return found
 
-    def _look(self, names: Names, before: Directory, state: State) -> Directory:
+    def _look(self, names: Names, before: Directory, reading: bool) -> Directory:
         """Reads a directory that has changed or was removed."""
         self._reads += 1
-        if state.changed_ns < 0:
-            return Directory(state=state)
-        lines, states, moment = before.lines, before.states, time.monotonic()
-        # judged before it is read: what changes later has a later time then
-        stamp = state.changed_ns if abs(time.time_ns() - state.changed_ns) > RACY * 1e9 else 0
-        found = Directory(tuple(map(intern, self._disk.subdirectories(*names))), state=state, stamp=stamp,
-                          since=before.since if indexed.inode_of(before.state) == state.inode else moment)
-        if len(names) >= VERSION_DEPTH:
-            with self._disk.models_in(names) as models:
-                signatures = {name: signature for name in found.children if (signature := models.sign(name))}
-            found.models = found.children if len(signatures) == len(found.children) else tuple(signatures)
-            found.size = sum(signature.stamp.size for signature in signatures.values())
-            found.fingerprint = hash(tuple(signatures.items())) if signatures else 0
-            found.compared = moment
-            found.hold({name: lines[name] for name, signature in signatures.items()
-                        if name in lines and signature.state == states.get(name)}, states)
-            if len(names) == MAX_DEPTH - 1:
-                found.children = found.models
+        found = look(self._disk, names, before, self._disk.changed(names), reading and not self._directories.is_full)
         if len(names) > VERSION_DEPTH and self._disk.sign(names) and (above := self._directories.get(names[:-1])):
             above.stamp = 0     # it has become a model
         return found
 
     def _learn(self, names: Names, before: Directory, found: Directory) -> None:
         """Replaces what is known of a directory by what a look has found."""
-        is_other = len(names) == VERSION_DEPTH and indexed.inode_of(before.state) != indexed.inode_of(found.state)
-        folders = set(() if is_other else found.folders)
-        for name in before.folders:
-            if name not in folders:
-                self._directories.drop((*names, name))
-            elif len(names) >= VERSION_DEPTH:   # it may be another one all the same, where an inode is used again
-                self._directories.doubt((*names, name))
+        self._directories.learn(names, before, found)
         known = set(before.models)
         self.seen(names, [name for name in found.models if name not in known])
         self._changes += before.state is not None   # the first look changes no total
         self._news += 1
-        for depth in range(len(names)):
-            if above := self._directories.get(names[:depth]):
-                above.total = None
-        self._directories.held -= self._directories.pop(names).held
-        if found.state and found.state.changed_ns >= 0:
-            self._directories.put(names, found)
 
     def _compared(self, place: Names, directory: Directory, names: Sequence[str]) -> Directory:
         """The directory without the lines of those of these models whose files have changed, by two looks for each.

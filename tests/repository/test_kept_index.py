@@ -11,7 +11,7 @@ import pytest
 from support.common import TestApp, eventually, sha256, staged
 
 from model_server import create_app
-from repository import indexed, tree_index
+from repository import indexed, looking, recalled, tree_index
 from server.settings import Settings
 from storage import Storage
 
@@ -24,8 +24,8 @@ def soon(monkeypatch):
     monkeypatch.setattr(tree_index, "REMEMBERED", 1)
     monkeypatch.setattr(tree_index, "REMEMBERED_EVERY", 0.0)
     monkeypatch.setattr(tree_index, "REMEMBERED_SHARE", 0)
-    monkeypatch.setattr(indexed, "BLOCK", 1000)
-    monkeypatch.setattr(tree_index, "RACY", 0.0)    # else what has just changed is read again in any case
+    monkeypatch.setattr(recalled, "BLOCK", 1000)
+    monkeypatch.setattr(looking, "RACY", 0.0)    # else what has just changed is read again in any case
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def write(model, text):
 def started(root):
     """A store that has done what a server does in the background when it starts."""
     with Storage(root) as store:
-        store.index._take_over()
+        store.index._recall()
         store.index._refresh()
         yield store
 
@@ -61,7 +61,9 @@ def kept(root):
     """What is kept now, by the names of the directories."""
     with Storage(root) as store:
         blocks = list(store.staging.recall_index())[1:]
-    return {names: directory for block in blocks for names, directory in indexed.directories_in(block)}
+    assert len(blocks) > 1
+    return {names: directory for block in blocks
+            for names, directory in recalled.directories_in(recalled.unpacked(block))}
 
 
 def keep(root):
@@ -82,6 +84,18 @@ def test_what_is_kept_is_told_without_reading_it_again(root):
         assert listed(store) == models
         assert store.index._news == 0
     assert not staged(root)
+
+
+def test_a_list_takes_over_what_is_kept_of_the_models_in_it(root):
+    models = keep(root)
+    with Storage(root) as store:
+        store.index._recall()
+        app = TestApp(create_app(store, Settings()), lint=False)
+        assert app.get("/models/p/b").json["models"] == [each for each in models if each["path"].startswith("p/b/")]
+        few = len(store.index._directories)
+        assert listed(store) == models
+        assert few < len(store.index._directories) == len(kept(root))
+        assert (store.index._reads, store.index._news) == (0, 0)
 
 
 def in_place(root):
@@ -155,7 +169,7 @@ def blocks(*texts):
     return lambda file: file.write_bytes(b"".join(len(each).to_bytes(4, "big") + each for each in packed))
 
 
-HEADING = indexed.heading(7, indexed.State(1, 1))
+HEADING = recalled.heading(7, indexed.State(1, 1))
 
 
 @pytest.mark.parametrize("damage", [
@@ -203,7 +217,7 @@ def test_a_count_is_told_until_the_next_one_is_there(root):
     keep(root)
     shutil.rmtree(root / "p/a/1")
     with Storage(root) as store:
-        store.index._take_over()
+        store.index._recall()
         app = TestApp(create_app(store, Settings()), lint=False)
         page = app.get("/models/list?limit=1").json
         assert page["total_models"] == 15 and page["next"] == "p/a/2/m1"
@@ -212,7 +226,7 @@ def test_a_count_is_told_until_the_next_one_is_there(root):
         assert app.get("/models/list?limit=1").json["total_models"] == 13
     shutil.rmtree(root / "q")               # a project that went while no server ran: nothing is told
     with Storage(root) as store:
-        store.index._take_over()
+        store.index._recall()
         assert store.index.count(()) == 7
 
 

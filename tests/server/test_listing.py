@@ -243,6 +243,40 @@ def test_a_change_of_one_model_has_no_other_one_read_again(tmp_path, monkeypatch
         eventually(lambda: app.get("/models/list") and sorted(read) == ["f/a", "i/a", "i/b"])
 
 
+def written(root, *places):
+    """Models put there by hand, one of this name in each of these directories."""
+    for place in places:
+        (root / place).mkdir(parents=True)
+        (root / place / "model").write_text(place)
+
+
+def test_the_very_first_list_looks_at_each_model_once(tmp_path, monkeypatch):
+    names = [f"p/a/{version}/m{number}" for version in (1, 2) for number in range(5)]
+    written(tmp_path, *names)
+    with Storage(tmp_path) as store:
+        looked, signature = [], store._reader.signature
+        monkeypatch.setattr(store._reader, "signature", lambda directory, names, inside="":
+                            looked.append("/".join(names)) or signature(directory, names, inside))
+        assert [f"{'/'.join(place)}/{name}" for place, lines in store.lines(()) for name in lines] == names
+        assert sorted(looked) == names
+
+
+def test_the_very_first_list_never_mixes_a_version_with_the_one_that_replaces_it(tmp_path, monkeypatch):
+    written(tmp_path, "p/a/1/m1", "p/a/1/m2", "new/m1", "new/m2", "new/m3")
+    with Storage(tmp_path) as store:
+        models_in = store._reader.models_in
+
+        def replaces(place):
+            if (tmp_path / "new").exists():     # after the names in it were read, and before the models are
+                (tmp_path / "p/a/1").rename(tmp_path / "old")
+                (tmp_path / "new").rename(tmp_path / "p/a/1")
+            return models_in(place)
+
+        monkeypatch.setattr(store._reader, "models_in", replaces)
+        lists = [[name for _, lines in store.lines(("p", "a", "1")) for name in lines] for _ in range(2)]
+    assert lists == [["m1", "m2", "m3"]] * 2
+
+
 def disk(changed, sign, **others):
     """What an index asks, from functions for single directories and models."""
     def models_in(place):

@@ -1,0 +1,59 @@
+"""Looks of the index at directories: what the disk has in them, and the models there."""
+
+import time
+from collections.abc import Sequence
+from sys import intern
+
+from repository import indexed
+from repository.indexed import BATCH_BYTES, Directory, Disk, Signature, State, inode_of
+from repository.model import MAX_DEPTH, VERSION_DEPTH, Names
+
+RACY = 2.0      # seconds in which a directory can change again without a new mtime, on the coarsest file system
+
+
+def look(disk: Disk, names: Names, before: Directory, state: State, reading: bool) -> Directory:
+    """What is in a directory that was just in this state; lines of models are kept from `before` if they still hold.
+
+    With `reading`, others are read, unless there are more than a list should wait for.
+    """
+    if state.changed_ns < 0:
+        return Directory(state=state)
+    moment = time.monotonic()
+    # judged before it is read: what changes later has a later time then
+    stamp = state.changed_ns if abs(time.time_ns() - state.changed_ns) > RACY * 1e9 else 0
+    found = Directory(tuple(map(intern, disk.subdirectories(*names))), state=state, stamp=stamp,
+                      since=before.since if inode_of(before.state) == state.inode else moment)
+    if len(names) >= VERSION_DEPTH:
+        reading = reading and not found.is_large
+        signatures, lines = look_at_models(disk, names, found.children, before, reading)
+        found.models = found.children if len(signatures) == len(found.children) else tuple(signatures)
+        found.size = sum(signature.stamp.size for signature in signatures.values())
+        found.fingerprint = hash(tuple(signatures.items())) if signatures else 0
+        found.compared = moment
+        if not reading or disk.is_unchanged(names, state):      # else the lines may be from two versions
+            found.hold(lines, {name: signature.state for name, signature in signatures.items()})
+        if len(names) == MAX_DEPTH - 1:
+            found.children = found.models
+    return found
+
+
+def look_at_models(disk: Disk, place: Names, names: Sequence[str], before: Directory, reading: bool,
+                   ) -> tuple[dict[str, Signature], dict[str, bytes]]:
+    """The signatures of the models among these names, in order, and the lines that are known of them as they are now.
+
+    With `reading`, as many as a batch has are read: a list would have to sign these models once more.
+    """
+    signatures, lines, size = dict[str, Signature](), dict[str, bytes](), 0
+    with disk.models_in(place) as models:
+        for name in names:
+            if reading and name not in before.lines and size < BATCH_BYTES and (found := models.read(name)):
+                signatures[name], line = found[0], found[1].line
+                size += len(line)
+            elif signature := models.sign(name):
+                signatures[name] = signature
+                line = before.lines[name] if before.states.get(name) == signature.state else b""
+            else:
+                continue
+            if 0 < len(line) <= indexed.KEPT_LARGEST:
+                lines[name] = line
+    return signatures, lines

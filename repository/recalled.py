@@ -1,0 +1,150 @@
+"""What the index knew when it was last kept, as text in `.staging/index`: the next start takes over what it needs.
+
+The text is never believed over the files. A directory in it is checked like one that this process has seen: by its
+state and, for each line, by the state of the two files that it was read from. It may be deleted at any time.
+"""
+
+import json
+import sys
+import time
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+from repository import indexed, metadata, model
+from repository.indexed import NO_LINES, PAUSE, Directory, State
+from repository.model import NAME, Names
+
+TEXT_LINES = 8 << 20    # bytes of lines in one directory that are written; those of larger ones are read again
+BLOCK = 256 * 1024      # bytes of text that are packed at once, some 80 versions of 5 models: a list waits for one
+MAX_BLOCK = 64 << 20    # bytes of text in a block, which has more only if it is damaged
+DAMAGED = (zlib.error, ValueError, TypeError, RecursionError)   # what is raised for blocks that are
+MAX_NAMES = 4096        # bytes of text, at its beginning, in which there are the names of the first directory
+
+
+class Recalled:
+    """Packed blocks that blocks_of() made, of which each is read when one of its directories is needed.
+
+    `models` is the number of all models, when the top directory was in the state `top`; None if nothing is recalled.
+    """
+
+    def __init__(self, blocks: Iterable[bytes] = ()) -> None:
+        self._firsts, self._blocks = list[Names](), list[bytes]()   # the names of the first directory in each block
+        self.models: int | None = None
+        self.top: State | None = None
+        each = iter(blocks)
+        with suppress(*DAMAGED):    # what follows that is left out
+            self.models, self.top = heading_in(unpacked(next(each, b"")))
+            for block in each:
+                self._firsts.append(first_in(block))
+                self._blocks.append(block)
+
+    def around(self, names: Names) -> Iterator[tuple[Names, Directory]]:
+        """The directories in the block in which these names would be; nothing if that was told before."""
+        number = bisect_right(self._firsts, names) - 1
+        if number >= 0:
+            block, self._blocks[number] = self._blocks[number], b""
+            with suppress(*DAMAGED):
+                yield from directories_in(unpacked(block))
+
+
+def packed(text: bytes) -> bytes:
+    return zlib.compress(text, 1)
+
+
+def unpacked(block: bytes) -> bytes:
+    """The text of a block; raises zlib.error or ValueError if it is damaged."""
+    unpacking = zlib.decompressobj()
+    text = unpacking.decompress(block, MAX_BLOCK)
+    if not unpacking.eof:
+        raise ValueError("it has no end, where there is a checksum")
+    return text
+
+
+@cache
+def written_by() -> str:
+    """Differs between versions of Python, and of the modules that decide what a line says, unless they agree."""
+    sources = [Path(module.__file__ or "").read_bytes() for module in (metadata, model, indexed, sys.modules[__name__])]
+    return f"{zlib.crc32(b''.join(sources)):08x} {sys.version}"
+
+
+def heading(models: int, top: State) -> bytes:
+    """The text of the first block: how many models there are, and the state of the top directory."""
+    return json.dumps([written_by(), models, top]).encode()
+
+
+def heading_in(text: bytes) -> tuple[int, State]:
+    """What heading() was given; raises ValueError or TypeError if another version of this server, or something else,
+    has written the text."""
+    by, models, top = json.loads(text)
+    if by != written_by():
+        raise ValueError("it was written by another version of this server")
+    return int(models), State(*top)
+
+
+def blocks_of(known: Mapping[Names, Directory], lock: AbstractContextManager[object], models: int, top: State,
+              ) -> Iterator[bytes]:
+    """All that is known, packed in blocks of which each can be read alone, in the order of the directories' names.
+
+    `lock` is held while a directory is looked at.
+    """
+    yield packed(heading(models, top))
+    texts, size = list[bytes](), 0
+    for names, directory in in_order(known):
+        if directory.state:
+            with lock:
+                texts.append(text_of(names, directory))
+            size += len(texts[-1])
+        if size > BLOCK:
+            yield packed(b"".join(texts))
+            texts, size = [], 0
+            time.sleep(PAUSE)
+    if texts:
+        yield packed(b"".join(texts))
+
+
+def in_order(known: Mapping[Names, Directory], names: Names = ()) -> Iterator[tuple[Names, Directory]]:
+    """The directories known at these names and below them, in the order of their names."""
+    if directory := known.get(names):
+        yield names, directory
+        for name in directory.folders:
+            yield from in_order(known, (*names, name))
+
+
+def text_of(names: Names, directory: Directory) -> bytes:
+    """A directory that was looked at, as a line of JSON and those of its models."""
+    lines = directory.lines if directory.held <= TEXT_LINES else NO_LINES
+    models = None if directory.models is directory.children else directory.models
+    head = [names, directory.state, directory.stamp, directory.children, models, directory.size, directory.fingerprint,
+            [[name, directory.states[name]] for name in lines]]
+    return b"\n".join((json.dumps(head).encode(), *lines.values(), b""))
+
+
+def first_in(block: bytes) -> Names:
+    """The names of the first directory in a packed block; raises zlib.error, ValueError or TypeError."""
+    beginning = zlib.decompressobj().decompress(block, MAX_NAMES)
+    names, _ = json.JSONDecoder().raw_decode(beginning.decode(errors="replace"), 1)
+    return tuple(map(str, names))
+
+
+def directories_in(text: bytes) -> Iterator[tuple[Names, Directory]]:
+    """The directories in texts that follow one another; raises ValueError or TypeError if these are something else."""
+    texts = iter(text.split(b"\n"))
+    for head in texts:
+        if not head:
+            return
+        names, state, stamp, children, models, size, fingerprint, states = json.loads(head)
+        if not all(map(NAME.fullmatch, (*names, *children))):
+            raise ValueError("there are names in it that no directory has")
+        children = tuple(map(sys.intern, children))
+        directory = Directory(
+            children, children if models is None else tuple(map(sys.intern, models)), int(size), int(fingerprint),
+            State(*map(int, state)), int(stamp))
+        if states:
+            of_lines = dict(states)
+            directory.hold(dict(zip(of_lines, islice(texts, len(of_lines)), strict=True)), of_lines)
+        yield tuple(map(sys.intern, names)), directory
