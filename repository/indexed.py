@@ -106,6 +106,11 @@ class Directory:
         return len(self.children) > BATCH_MODELS
 
     @property
+    def listed(self) -> float:
+        """When some of its lines were last compared, that is, needed; 0 if they never were."""
+        return max(self.compared, *(moment for _, moment in self.batches.values()), 0.0)
+
+    @property
     def is_one_batch(self) -> bool:
         """Whether there are only models in it, of which all lines are known, and no more than are listed at once."""
         return (self.models is self.children and 0 < len(self.lines) == len(self.children) <= BATCH_MODELS
@@ -233,10 +238,9 @@ class Known(dict[Names, Directory]):
 
     def make_room(self, lock: AbstractContextManager[object]) -> None:
         """Drops lines that no list needed recently if others did not fit in; holds `lock` for each directory alone."""
-        known, self.is_full = list(self.items()) if self.is_full else [], False
+        known, self.is_full = list(self) if self.is_full else [], False
         oldest = time.monotonic() - WATCHED
-        for names, directory in known:
-            if max(directory.compared, *(moment for _, moment in directory.batches.values()), 0.0) < oldest:
-                with lock:
-                    if self.get(names) is directory:
-                        self.replace(directory, NO_LINES, NO_LINES)
+        for names in known:
+            with lock:
+                if (directory := self.get(names)) and directory.listed < oldest:
+                    self.replace(directory, NO_LINES, NO_LINES)

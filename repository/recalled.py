@@ -20,7 +20,7 @@ from repository.indexed import NO_LINES, PAUSE, Directory, State
 from repository.model import NAME, Names
 
 TEXT_LINES = 8 << 20    # bytes of lines in one directory that are written; those of larger ones are read again
-BLOCK = 256 * 1024      # bytes of text that are packed at once, some 80 versions of 5 models: a list waits for one
+BLOCK = 64 * 1024       # bytes of text that are packed at once, some 20 versions of 5 models: lists wait for one
 MAX_BLOCK = 64 << 20    # bytes of text in a block, which has more only if it is damaged
 DAMAGED = (zlib.error, ValueError, TypeError, RecursionError)   # what is raised for blocks that are
 MAX_NAMES = 4096        # bytes of text, at its beginning, in which there are the names of the first directory

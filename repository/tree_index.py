@@ -60,7 +60,7 @@ class Index:
         # they keep blocks beyond the life of this process; those may get lost
         self.recall: Callable[[], Iterator[bytes]] = lambda: iter(())
         self.keep: Callable[[Iterator[bytes]], None] = lambda blocks: None
-        self.counted: Callable[[], object] = lambda: None   # called when the whole tree has been read
+        self.settled: Callable[[], object] = lambda: None   # called when much was learnt that stays as it is
         # called with the names of a directory, and of models in it that may be new or have changed
         self.seen: Callable[[Names, list[str]], None] = lambda place, models: None
 
@@ -142,10 +142,10 @@ class Index:
 
     def watch(self) -> None:
         """Reads the whole tree, then keeps checking it while lists are requested, until close(). Raises OSError."""
-        self._recall()
         try:
             self._refresh(pause=indexed.PAUSE)
-            self.counted()
+            self.settled()
+            self._total(())     # or the next page would wait for it, 0.5 s with a million models
         finally:
             self._remembered, self._recalled = None, Recalled()
         while True:
@@ -170,8 +170,11 @@ class Index:
 
     # ---- from one start to the next
 
-    def _recall(self) -> None:
-        """Makes what was known before the start available, to be taken over where it is needed."""
+    def remember(self) -> None:
+        """Makes what was known before the start available, to be taken over where it is needed. Call it before watch().
+
+        A list that comes before that would wait until all models are counted.
+        """
         recalled = Recalled(self.recall())
         if recalled.top == self._disk.changed(()):    # else projects came or went while nobody looked
             self._remembered = recalled.models
@@ -185,6 +188,7 @@ class Index:
                     if place not in self._directories:
                         self._directories.put(place, directory)
                         self.seen(place, [*directory.models])
+            self.settled()
 
     def _write(self) -> None:
         """Writes what is known for the next start, if there is something new and the last time was long ago."""
@@ -337,6 +341,8 @@ class Index:
             for number, _ in enumerate(self._walk(())):
                 if pause and number % 200 == 199:
                     time.sleep(rest)
+                    if first:
+                        self.settled()
                 while aside > 0 and self.is_listed():
                     time.sleep(ASIDE_EACH)
                     aside -= ASIDE_EACH

@@ -258,7 +258,7 @@ def test_after_a_power_cut_what_was_kept_of_the_tree_changes_no_list(disk, count
 def takes_over(storage):
     """Whether anything is taken over from .staging/index; if so, it must not make a difference."""
     with Storage(storage) as store:
-        store.index._recall()
+        store.index.remember()
         known = store.index._recalled.models
         models, total = [batch.lines for batch in store.lines(())], store.index.total()
     with suppress(FileNotFoundError):

@@ -48,7 +48,7 @@ def write(model, text):
 def started(root):
     """A store that has done what a server does in the background when it starts."""
     with Storage(root) as store:
-        store.index._recall()
+        store.index.remember()
         store.index._refresh()
         yield store
 
@@ -89,7 +89,7 @@ def test_what_is_kept_is_told_without_reading_it_again(root):
 def test_a_list_takes_over_what_is_kept_of_the_models_in_it(root):
     models = keep(root)
     with Storage(root) as store:
-        store.index._recall()
+        store.index.remember()
         app = TestApp(create_app(store, Settings()), lint=False)
         assert app.get("/models/p/b").json["models"] == [each for each in models if each["path"].startswith("p/b/")]
         few = len(store.index._directories)
@@ -217,7 +217,7 @@ def test_a_count_is_told_until_the_next_one_is_there(root):
     keep(root)
     shutil.rmtree(root / "p/a/1")
     with Storage(root) as store:
-        store.index._recall()
+        store.index.remember()
         app = TestApp(create_app(store, Settings()), lint=False)
         page = app.get("/models/list?limit=1").json
         assert page["total_models"] == 15 and page["next"] == "p/a/2/m1"
@@ -226,7 +226,7 @@ def test_a_count_is_told_until_the_next_one_is_there(root):
         assert app.get("/models/list?limit=1").json["total_models"] == 13
     shutil.rmtree(root / "q")               # a project that went while no server ran: nothing is told
     with Storage(root) as store:
-        store.index._recall()
+        store.index.remember()
         assert store.index.count(()) == 7
 
 
