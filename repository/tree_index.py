@@ -247,7 +247,7 @@ class Index:
     def _lines_below(self, names: Names, directory: Directory, after: Names) -> Iterator[Batch]:
         """The models below a directory that exists which come after `after`: runs of models, and what is in folders."""
         depth = len(names)
-        if directory.lines and time.monotonic() - directory.compared > FRESH_LINES and not directory.is_large:
+        if self._is_due(directory):
             directory = self._compared(names, directory, directory.models)
         children = directory.children
         if after[:depth] == names and depth < len(after):
@@ -366,10 +366,14 @@ class Index:
                 return directory
         return None
 
+    def _is_due(self, directory: Directory) -> bool:
+        """Whether a list has to compare its lines; then it checks the directory, too, and both hold equally long."""
+        return bool(directory.lines) and time.monotonic() - directory.compared > FRESH_LINES and not directory.is_large
+
     def _checked(self, names: Names, in_pass: bool = False, reading: bool = False) -> Directory:
         """The directory as it is now, or was when it was fresh; with `reading`, a look also reads its models' lines."""
-        if directory := self._fresh(names, in_pass):    # the usual case: a list needs thousands
-            return directory
+        if (directory := self._fresh(names, in_pass)) and not (reading and self._is_due(directory)):
+            return directory    # the usual case: a list needs thousands
         if names not in self._directories:
             self._take_over(names)
         with self._lock:
