@@ -217,8 +217,8 @@ class Index:
     def _lines_in_version(self, names: Names, after: Names) -> Iterator[Batch]:
         version, given = names[:VERSION_DEPTH], False
         for attempt in range(TRIES):
+            reads = self._reads     # before: another list may see the next version just when this one has been told
             directory = self._checked(version, reading=True)
-            reads = self._reads
             held, size = list[Batch](), 0
             for batch in self._lines_below(names, directory if names == version else self._checked(names), after):
                 held.append(batch)
