@@ -112,7 +112,7 @@ class Directory:
 
     @property
     def is_one_batch(self) -> bool:
-        """Whether there are only models in it, of which all lines are known, and no more than are listed at once."""
+        """Whether it holds nothing but models, all their lines are known, and one batch has room for them."""
         return (self.models is self.children and 0 < len(self.lines) == len(self.children) <= BATCH_MODELS
                 and self.held <= BATCH_BYTES)
 

@@ -12,9 +12,9 @@ RACY = 2.0      # seconds in which a directory can change again without a new mt
 
 
 def look(disk: Disk, names: Names, before: Directory, state: State, reading: bool) -> Directory:
-    """What is in a directory that was just in this state; lines of models are kept from `before` if they still hold.
+    """What is in a directory that was in this state a moment ago; lines of `before` are kept if they are still right.
 
-    With `reading`, others are read, unless there are more than a list should wait for.
+    With `reading`, missing lines are read, unless there are more than a list should wait for.
     """
     if state.changed_ns < 0:
         return Directory(state=state)

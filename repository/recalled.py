@@ -22,12 +22,12 @@ from repository.model import NAME, Names
 TEXT_LINES = 8 << 20    # bytes of lines in one directory that are written; those of larger ones are read again
 BLOCK = 64 * 1024       # bytes of text that are packed at once, some 20 versions of 5 models: lists wait for one
 MAX_BLOCK = 64 << 20    # bytes of text in a block, which has more only if it is damaged
-DAMAGED = (zlib.error, ValueError, TypeError, RecursionError)   # what is raised for blocks that are
+DAMAGED = (zlib.error, ValueError, TypeError, RecursionError)   # what reading a damaged block raises
 MAX_NAMES = 4096        # bytes of text, at its beginning, in which there are the names of the first directory
 
 
 class Recalled:
-    """Packed blocks that blocks_of() made, of which each is read when one of its directories is needed.
+    """Packed blocks made by blocks_of(). A block is read when one of its directories is needed.
 
     `models` is the number of all models, when the top directory was in the state `top`; None if nothing is recalled.
     """
@@ -88,7 +88,7 @@ def heading_in(text: bytes) -> tuple[int, State]:
 
 def blocks_of(known: Mapping[Names, Directory], lock: AbstractContextManager[object], models: int, top: State,
               ) -> Iterator[bytes]:
-    """All that is known, packed in blocks of which each can be read alone, in the order of the directories' names.
+    """All that is known, in the order of the directories' names, in packed blocks. Each can be read without the others.
 
     `lock` is held while a directory is looked at.
     """

@@ -54,7 +54,7 @@ class Index:
         self._news = self._written = 0  # number of times that something new was learnt, now and when it was written
         self._rested = -inf     # when it may be written again
         self._remembered: int | None = None     # the number of all models, from before the start
-        self._recalled = Recalled()     # what was known then, and is not taken over yet
+        self._recalled = Recalled()     # what was known then and has not been taken over yet
         self._taking_over = threading.Lock()
         self._closed = threading.Event()
         # they keep blocks beyond the life of this process; those may get lost
@@ -171,9 +171,9 @@ class Index:
     # ---- from one start to the next
 
     def remember(self) -> None:
-        """Makes what was known before the start available, to be taken over where it is needed. Call it before watch().
+        """Reads what was known before the start; a list takes over the part that it needs.
 
-        A list that comes before that would wait until all models are counted.
+        Call it before watch(): until then, a list has to count all models first.
         """
         recalled = Recalled(self.recall())
         if recalled.top == self._disk.changed(()):    # else projects came or went while nobody looked
@@ -181,14 +181,16 @@ class Index:
         self._recalled = recalled
 
     def _take_over(self, names: Names) -> None:
-        """Takes over what was known of this directory and of others around it. It will be checked before it is told."""
+        """Takes over what was known of this directory and of its neighbours; each is checked before it is used."""
         with self._taking_over:     # for milliseconds, in which the disk is not asked
-            for place, directory in self._recalled.around(names):
+            recalled = [*self._recalled.around(names)]
+            for place, directory in recalled:
                 with self._lock:
                     if place not in self._directories:
                         self._directories.put(place, directory)
                         self.seen(place, [*directory.models])
-            self.settled()
+            if recalled:
+                self.settled()
 
     def _write(self) -> None:
         """Writes what is known for the next start, if there is something new and the last time was long ago."""
@@ -210,7 +212,7 @@ class Index:
         if len(names) < VERSION_DEPTH:
             return self._lines_below(names, self._checked(names), after)
         if (names > after and (directory := self._fresh(names)) and directory.is_one_batch
-                and time.monotonic() - directory.compared < FRESH_LINES):
+                and not self._is_due(directory)):
             return (Batch(names, directory.lines),)     # most versions of a long list, which takes half the time so
         return self._lines_in_version(names, after)
 
