@@ -264,7 +264,9 @@ class ModelReader:
         """The names below these names, in order, without projects that no model can have."""
         children = self._tree.subdirectories(*names)
         if len(names) == VERSION_DEPTH - 1 or (len(names) >= VERSION_DEPTH and not children):
-            children = sorted({*children, *self._tree.subdirectories(STAGING, REPLACED_VERSIONS, *names)})
+            aside = self._tree.subdirectories(STAGING, REPLACED_VERSIONS, *names)
+            # once more: the replacement of what was missing may have ended before the look at what is set aside
+            children = sorted({*children, *aside, *self._tree.subdirectories(*names)})
         return children if names else [name for name in children if name not in RESERVED_PROJECTS]
 
     def _read_metadata(self, directory: int, key: ModelKey) -> dict[str, Any] | None:
