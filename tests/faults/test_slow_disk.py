@@ -55,7 +55,8 @@ def test_nobody_else_waits_for_a_slow_look_at_one_model(slow, asked):
                 for other, path_of_other in others:
                     key = other, path_of_other
                     others[key] = min(others[key], seconds(http, other, slow.url + path_of_other))
-                assert waiting.is_alive()   # else nobody could have waited for it
+                # else nobody could have waited for it
+                assert max(others.values()) > BOUND or waiting.is_alive()
                 waiting.join(60)
             assert waited[0] > DELAY
             if max(others.values()) < BOUND:
@@ -77,10 +78,10 @@ def test_many_slow_looks_leave_the_other_requests_their_threads(slow):
                 thread.start()
             time.sleep(0.1)     # as above
             taken = [seconds(http, "GET", slow.url + path) for path in ("/health", "/models/other/app/1/m/info") * 3]
-            assert any(thread.is_alive() for thread in waiting)
+            best = min(best, max(taken))
+            assert best > BOUND or any(thread.is_alive() for thread in waiting)
             for thread in waiting:
                 thread.join(60)
-            best = min(best, max(taken))
             if best < BOUND:
                 break
         assert best < BOUND

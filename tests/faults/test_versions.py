@@ -52,7 +52,9 @@ def test_readers_of_a_version_that_is_replaced_see_the_one_or_the_other(servers,
 
     def read(n):
         server, way = servers[n % len(servers)], (by_list, by_tar, by_file)[n // 2]
-        while not done.wait(0.005) and not wrong:   # the writer needs some of the processor, too
+        rests = False
+        while not rests and not wrong:      # the last look is at a version that rests
+            rests = done.wait(0.005)        # the writer needs some of the processor, too
             try:
                 way(server)
                 seen[way.__name__] += 1
