@@ -2,7 +2,7 @@
 
 import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, Self
@@ -116,6 +116,12 @@ class Directory:
         return (self.models is self.children and 0 < len(self.lines) == len(self.children) <= BATCH_MODELS
                 and self.held <= BATCH_BYTES)
 
+    def without(self, names: Collection[str]) -> "Directory":
+        """The same without the lines of these models, to be looked at again."""
+        other = replace(self, checked=0.0, stamp=0)
+        other.hold({name: line for name, line in self.lines.items() if name not in names}, self.states)
+        return other
+
     def hold(self, lines: dict[str, bytes], states: dict[str, int]) -> None:
         """Replaces its lines; `states` has one for each, and may have more."""
         self.lines = lines or NO_LINES
@@ -173,6 +179,15 @@ class Known(dict[Names, Directory]):
             self.held -= directory.held
             for name in directory.folders:
                 self.drop((*names, name))
+
+    def outdate(self, names: Names) -> None:
+        """Makes the next list check a model, or a directory, and those above it; what is known stays until then."""
+        for depth in range(len(names) + 1):
+            if directory := self.get(names[:depth]):
+                # a new object, so that a look that has begun does not count; the files of a model can change without
+                # its directory
+                self[names[:depth]] = replace(directory, checked=0.0, compared=0.0, total=None,
+                                              stamp=directory.stamp if depth < len(names) - 1 else 0)
 
     def exchange(self, names: Names, directory: Directory) -> None:
         """Puts what is known now in place of what was known before."""

@@ -11,6 +11,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -50,6 +51,14 @@ class Recalled:
             block, self._blocks[number] = self._blocks[number], b""
             with suppress(*DAMAGED):
                 yield from directories_in(unpacked(block))
+
+
+@dataclass
+class Remembered:
+    """How many models there were before the start, and how many of them in versions that have changed since."""
+
+    models: int
+    changed: dict[Names, int] = field(default_factory=dict)
 
 
 def packed(text: bytes) -> bytes:

@@ -11,7 +11,6 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from itertools import groupby, islice
 from math import inf
 from sys import intern
@@ -21,7 +20,7 @@ from repository.errors import StorageFailed, StoreError
 from repository.indexed import BATCH_BYTES, BATCH_MODELS, WATCHED, Batch, Directory, Known, Signature, State, Total
 from repository.looking import look
 from repository.model import VERSION_DEPTH, Model, ModelKey, Names
-from repository.recalled import Recalled, blocks_of
+from repository.recalled import Recalled, Remembered, blocks_of
 
 FRESH = 0.9     # seconds; twice that, plus a pass over 100,000 models, is less than the promised two seconds
 FRESH_LINES = 1.8       # seconds, for the files of models: there are many more, and no background pass checks them
@@ -32,7 +31,6 @@ ASIDE_EACH = 0.02       # seconds, several batches of a list
 LONG = 50               # batches after which a list is a long one
 HELD_BYTES = 1 << 20    # of lines of a version, held back until it is certain that they are from one state of it
 REMEMBERED = 10_000     # models that take about 0.2 s to count; with fewer, nothing is kept for the next start
-UNCOUNTED = 300_000     # models that take seconds to count: until then, changes are left out of what is told
 REMEMBERED_EVERY = 60.0     # seconds between two times that it is written
 REMEMBERED_SHARE = 50   # seconds of rest for each second of writing
 TRIES = 50              # attempts to list a version that is replaced meanwhile
@@ -53,7 +51,7 @@ class Index:
         self._reads = 0         # number of times that the disk was asked what is in a version
         self._news = self._written = 0  # number of times that something new was learnt, now and when it was written
         self._rested = -inf     # when it may be written again
-        self._remembered: int | None = None     # the number of all models, from before the start
+        self._remembered: Remembered | None = None  # the number of all models, until they have been counted
         self._recalled = Recalled()     # what was known then and has not been taken over yet
         self._taking_over = threading.Lock()
         self._closed = threading.Event()
@@ -82,14 +80,22 @@ class Index:
 
         With more than POLLED directories, it is that of the last pass in the background.
         """
-        if self._refreshed == -inf < at_most < inf or len(self._directories) <= POLLED:
+        if not self.reaches(names):
+            return Total(0, 0)
+        is_first = self._refreshed == -inf
+        if names and is_first and at_most < inf:
+            for _ in self._walk(names):     # which is less than the first pass, for which this need not wait
+                pass
+        elif is_first or len(self._directories) <= POLLED:
             self._refresh(at_most)
-        return self._total(names) if self.reaches(names) else Total(0, 0)
+        return self._total(names)
 
     def count(self, names: Names) -> int:
-        """total().models, but for all models that which was known before the start while they are first counted."""
-        remembered = self._remembered
-        return self.total(names).models if names or remembered is None else remembered
+        """total().models; while all models are first counted, their number before the start, and what changed since."""
+        if names or (remembered := self._remembered) is None:
+            return self.total(names).models
+        return remembered.models + sum((self._total(version).models if self.reaches(version) else 0) - before
+                                       for version, before in list(remembered.changed.items()))
 
     def below(self, names: Names) -> list[str]:
         """The names of the directories and models right below these names, in order; [] if that is no directory."""
@@ -106,20 +112,16 @@ class Index:
         """
         place, name, changed = names[:-1], names[-1], None
         now = None if below else self._found_in_large(names)
+        version = names[:VERSION_DEPTH]
+        if (remembered := self._remembered) and version not in remembered.changed:
+            remembered.changed[version] = self._known_in(version)
         with self._lock:
             self._changes += 1
-            if (self._remembered or 0) < UNCOUNTED:
-                self._remembered = None
             if below:
                 self._directories.drop(names)
             elif now and (directory := self._fresh(place)):
                 changed = self._directories.after_change(directory, intern(name), *now)
-            for depth in range(len(names) + 1):
-                if directory := self._directories.get(names[:depth]):
-                    # a new object, so that a look that has begun does not count; the files of a model can change
-                    # without its directory
-                    self._directories[names[:depth]] = replace(directory, checked=0.0, compared=0.0, total=None,
-                                                               stamp=directory.stamp if depth < len(names) - 1 else 0)
+            self._directories.outdate(names)
             if changed:
                 self._directories.exchange(place, changed)
         if not below:
@@ -176,9 +178,15 @@ class Index:
         Call it before watch(): until then, a list has to count all models first.
         """
         recalled = Recalled(self.recall())
-        if recalled.top == self._disk.changed(()):    # else projects came or went while nobody looked
-            self._remembered = recalled.models
+        if recalled.models is not None and recalled.top == self._disk.changed(()):  # else others changed the projects
+            self._remembered = Remembered(recalled.models)
         self._recalled = recalled
+
+    def _known_in(self, names: Names) -> int:
+        """The number of models below these names as far as it is known, without asking the disk."""
+        self._take_over(names)
+        directory = self._directories.get(names, Directory())
+        return len(directory.models) + sum(self._known_in((*names, name)) for name in directory.folders)
 
     def _take_over(self, names: Names) -> None:
         """Takes over what was known of this directory and of its neighbours; each is checked before it is used."""
@@ -426,8 +434,7 @@ class Index:
                 else:
                     directory.compared = moment
                 return directory
-            now = replace(directory, checked=0.0, stamp=0)
-            now.hold({name: line for name, line in directory.lines.items() if name not in changed}, directory.states)
+            now = directory.without(changed)
             if self._directories.get(place) is directory:
                 self._directories.exchange(place, now)
             return now

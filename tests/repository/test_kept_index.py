@@ -5,10 +5,12 @@ import os
 import shutil
 import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 from support.common import TestApp, eventually, sha256, staged
+from support.tars import tar_with
 
 from model_server import create_app
 from repository import indexed, looking, recalled, tree_index
@@ -222,12 +224,39 @@ def test_a_count_is_told_until_the_next_one_is_there(root):
         page = app.get("/models/list?limit=1").json
         assert page["total_models"] == 15 and page["next"] == "p/a/2/m1"
         assert app.get("/models/p?limit=1").json["total_models"] == 6
-        app.put("/models/p/a/1/m", b"m", status=201)
-        assert app.get("/models/list?limit=1").json["total_models"] == 13
+        store.index._refresh()
+        assert app.get("/models/list?limit=1").json["total_models"] == 15, "until all of them have been told"
+        assert store.index.total().models == 12
     shutil.rmtree(root / "q")               # a project that went while no server ran: nothing is told
     with Storage(root) as store:
         store.index.remember()
-        assert store.index.count(()) == 7
+        assert store.index.count(()) == 6
+
+
+TWO = tar_with({"x": b"x", "folder/y": b"y"})
+CHANGES = {     # a request, and how many models there are after it, of 15
+    "into a version": ("PUT", "p/a/1/m", b"m", 16), "into a new version": ("PUT", "p/a/3/m", b"m", 16),
+    "into a new project": ("PUT", "new/a/1/m", b"m", 16), "into a folder": ("PUT", "q/a/1/folder/m", b"m", 16),
+    "into a new folder": ("PUT", "q/a/1/new/m", b"m", 16), "in place of one": ("PUT", "p/a/1/m1", b"m", 15),
+    "a delete": ("DELETE", "q/a/1/m1", b"", 14), "a delete in a folder": ("DELETE", "q/a/1/folder/m1", b"", 14),
+    "a tar": ("PUT", "p/a/3", TWO, 17), "a tar in place of a version with a folder": ("PUT", "q/a/1", TWO, 11),
+    "a delete of a version": ("DELETE", "q/a/1?recursive=true", b"", 9),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_nobody_waits_for_the_first_pass_after_a_change_or_for_another_project(root, change):
+    keep(root)
+    method, path, body, total = CHANGES[change]
+    with Storage(root) as store, ThreadPoolExecutor(1) as pool:
+        store.index.remember()
+        app = TestApp(create_app(store, Settings()), lint=False)
+        with store.index._passing:      # as during the first pass
+            pool.submit(app.request, f"/models/{path}", method=method, body=body).result(30)
+            assert pool.submit(app.get, "/models/list?limit=1").result(30).json["total_models"] == total
+            assert pool.submit(app.get, "/models/p/b?limit=1").result(30).json["total_models"] == 3
+        store.index._refresh()
+        assert store.index.total().models == total
 
 
 def test_a_directory_that_could_not_be_read_is_read_again_after_the_next_start(root):

@@ -345,14 +345,6 @@ def test_no_list_waits_for_the_look_of_another_one():
         assert [lines for _, lines in slow.result(30)] == [{"m": b"p/quick/1/m"}, {"m": b"p/slow/1/m"}]
 
 
-def test_a_change_makes_the_next_page_count(tmp_path):
-    with Storage(tmp_path) as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
-        store.index._remembered = 5
-        app.put("/models/p/a/1/m", b"m", status=201)
-        assert app.get("/models/list?limit=1").json["total_models"] == 1
-
-
 def test_what_the_index_has_no_room_for_is_read_again(tmp_path, monkeypatch):
     monkeypatch.setattr("repository.indexed.KEPT_BYTES", 100_000)
     sizes = {f"m{number:03}": 10 + number % 7 * 6000 for number in range(2 * BATCH_MODELS)}    # some too long to keep
