@@ -177,12 +177,15 @@ class Storage:
             if not self._reader.model_above(names):
                 yield from self._tree.scan((), lambda names: self._reader.sign(names) is not None, names)
 
-    def lines(self, names: Names, after: Names = ()) -> Iterator[Batch]:
-        """The models below `names` that come after `after`, in order: batches of Model.line. Raises StorageFailed."""
+    def lines(self, names: Names, after: Names = (), enough: float = inf) -> Iterator[Batch]:
+        """The models below `names` that come after `after`, in order: batches of Model.line. Raises StorageFailed.
+
+        Who needs no more than `enough` models gets these sooner where a version has thousands.
+        """
         for place in self._reader.retry_unreadable():
             self.index.forget(place)
         with filesystem.as_store_errors():
-            yield from self.index.lines(names, after)
+            yield from self.index.lines(names, after, enough)
 
     def _keep_index(self, blocks: Iterator[bytes]) -> None:
         for place in self._reader.retry_unreadable():   # of which no stamp will tell that it has become readable

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 
 from repository import filesystem, metadata
@@ -203,11 +203,14 @@ class ModelReader:
 
     def models_in(self, place: Names) -> "ModelsIn":
         """The models right below these names; close it."""
-        directory = None
+        return ModelsIn(self, place)
+
+    def above_models(self, place: Names) -> Directory | None:
+        """The directory at these names, open; None if there cannot be models in it or it cannot be opened."""
         with suppress(OSError):     # which is raised again for each of them
             if not self.model_above((*place, "")):
-                directory = self._reach(place)
-        return ModelsIn(self, place, directory)
+                return self._reach(place)
+        return None
 
     def _cannot_read(self, places: set[Names], names: Names, error: OSError) -> None:
         """Remembers that this model or directory has to be read again, and logs the error once."""
@@ -288,20 +291,22 @@ def state_of(status: os.stat_result) -> State:
 
 
 class ModelsIn:
-    """The models in one directory, which is opened once for all of them: finding each from the top took most of a list.
+    """The models in a directory, which is opened once for all: finding each from the top took most of a list."""
 
-    `directory` is None if it could not be opened.
-    """
-
-    def __init__(self, reader: ModelReader, place: Names, directory: Directory | None) -> None:
-        self._reader, self._place, self._directory = reader, place, directory
+    def __init__(self, reader: ModelReader, place: Names) -> None:
+        self._reader, self._place, self._opened = reader, place, ExitStack()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._directory:
-            self._directory.close()
+        self._opened.close()
+
+    @cached_property
+    def _directory(self) -> Directory | None:
+        """Opened when it is first needed: most lists know all models in it."""
+        directory = self._reader.above_models(self._place)
+        return directory and self._opened.enter_context(directory)
 
     def sign(self, name: str) -> Signature | None:
         """ModelReader.sign() of the model of this name, for which its directory need not be opened.

@@ -62,11 +62,11 @@ class Index:
         # called with the names of a directory, and of models in it that may be new or have changed
         self.seen: Callable[[Names, list[str]], None] = lambda place, models: None
 
-    def lines(self, names: Names, after: Names = ()) -> Iterator[Batch]:
-        """The models below `names` that come after `after`, in order, as batches of Model.line."""
+    def lines(self, names: Names, after: Names = (), enough: float = inf) -> Iterator[Batch]:
+        """The models below `names` that come after `after`, in order, as batches of Model.line: Storage.lines()."""
         self._asked = time.monotonic()
         if self.reaches(names):
-            for number, batch in enumerate(self._lines_in(names, after)):
+            for number, batch in enumerate(self._lines_in(names, after, enough)):
                 if number > LONG:
                     self._walked = time.monotonic()
                 yield batch
@@ -212,28 +212,28 @@ class Index:
 
     # ---- lists
 
-    def _lines_in(self, names: Names, after: Names) -> Iterable[Batch]:
+    def _lines_in(self, names: Names, after: Names, enough: float) -> Iterable[Batch]:
         """_lines_below(); of a version or a folder in it, all lines are from before it was replaced, or all from after.
 
         Raises StorageFailed if that could only be found out when some were given away.
         """
         if len(names) < VERSION_DEPTH:
-            return self._lines_below(names, self._checked(names), after)
+            return self._lines_below(names, self._checked(names), after, enough)
         if (names > after and (directory := self._fresh(names)) and directory.is_one_batch
                 and not self._is_due(directory)):
             return (Batch(names, directory.lines),)     # most versions of a long list, which takes half the time so
-        return self._lines_in_version(names, after)
+        return self._lines_in_version(names, after, enough)
 
-    def _lines_in_version(self, names: Names, after: Names) -> Iterator[Batch]:
+    def _lines_in_version(self, names: Names, after: Names, enough: float) -> Iterator[Batch]:
         version, given = names[:VERSION_DEPTH], False
         for attempt in range(TRIES):
             reads = self._reads     # before: another list may see the next version just when this one has been told
-            directory = self._checked(version, reading=True)
-            held, size = list[Batch](), 0
-            for batch in self._lines_below(names, directory if names == version else self._checked(names), after):
+            directory, held, models, size = self._checked(version, reading=True), list[Batch](), 0, 0
+            found = directory if names == version else self._checked(names)
+            for batch in self._lines_below(names, found, after, enough):
                 held.append(batch)
-                size += sum(map(len, batch.lines.values()))
-                if size > HELD_BYTES and self._is_still(version, directory, reads, attempt):
+                models, size = models + len(batch.lines), size + sum(map(len, batch.lines.values()))
+                if (models > enough or size > HELD_BYTES) and self._is_still(version, directory, reads, attempt):
                     yield from held
                     held, size, given = [], 0, True
             if self._is_still(version, directory, reads, attempt):
@@ -254,7 +254,7 @@ class Index:
         return indexed.inode_of(self._disk.changed(version)) == indexed.inode_of(before.state) and (
             attempt >= PATIENCE or (before.is_large and now is not None and now.since == before.since))
 
-    def _lines_below(self, names: Names, directory: Directory, after: Names) -> Iterator[Batch]:
+    def _lines_below(self, names: Names, directory: Directory, after: Names, enough: float) -> Iterator[Batch]:
         """The models below a directory that exists which come after `after`: runs of models, and what is in folders."""
         depth = len(names)
         if self._is_due(directory):
@@ -272,8 +272,8 @@ class Index:
             if are_folders:
                 for name in run:
                     place = (*names, name)
-                    yield from (self._lines_in(place, after) if depth < VERSION_DEPTH
-                                else self._lines_below(place, self._checked(place, reading=True), after))
+                    yield from (self._lines_in(place, after, enough) if depth < VERSION_DEPTH
+                                else self._lines_below(place, self._checked(place, reading=True), after, enough))
             else:
                 while some := [*islice(run, BATCH_MODELS)]:
                     directory = self._compared(names, directory, some)
@@ -445,5 +445,6 @@ class Index:
               states: dict[str, int]) -> None:
         """Caches lines that were read from files in these `states` since this moment, if the directory is current."""
         with self._lock:
-            if self._directories.get(place) is directory and self._directories.add(directory, moment, lines, states):
+            if (states and self._directories.get(place) is directory
+                    and self._directories.add(directory, moment, lines, states)):
                 self._news += 1

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import inf
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
@@ -142,7 +143,9 @@ def cursor_in(parameters: Mapping[str, str]) -> Names:
 
 def selected(store: Storage, places: Sequence[Names], query: ListQuery, after: Names) -> Iterator[Batch]:
     """The models below these places that come after `after` and that the filters select, in order."""
-    batches = chain.from_iterable(store.lines(place, after) for place in places if place >= after[: len(place)])
+    enough = query.limit if query.limit and not query.is_filtered else inf
+    batches = chain.from_iterable(store.lines(place, after, enough)
+                                  for place in places if place >= after[: len(place)])
     if not query.is_filtered:
         return batches
     return (Batch(batch.place, {name: line for name, line in batch.lines.items() if query.selects(told_by(line))})

@@ -318,6 +318,28 @@ def test_a_change_while_a_list_reads_shows_in_the_next_one(tmp_path):
     assert listed() == [b"new"]
 
 
+BATCHES_OF = {      # how many times some of 2,000 models are compared with the disk for a list, and what is in it
+    "limit=100": (2, slice(0, 100)), "limit=100&after=p/a/1/m0050": (2, slice(51, 151)),
+    "limit=250": (3, slice(0, 250)), "limit=250&after=p/a/1/m1950": (1, slice(1951, 2000)),
+    "limit=1000": (11, slice(0, 1000)), "": (20, slice(0, 2000)),
+}
+
+
+def test_a_page_of_a_large_version_compares_no_more_models_than_it_needs(tmp_path, monkeypatch):
+    for number in range(20 * BATCH_MODELS):
+        (tmp_path / f"p/a/1/m{number:04}").mkdir(parents=True)
+        (tmp_path / f"p/a/1/m{number:04}/model").write_text("m")
+    monkeypatch.setattr("repository.tree_index.FRESH_LINES", -1.0)      # as if it were long ago each time
+    with Storage(tmp_path) as store:
+        app, unchanged, asked = TestApp(create_app(store, Settings()), lint=False), store.index._disk.unchanged, []
+        everything = app.get("/models/list").json["models"]
+        monkeypatch.setattr(store.index._disk, "unchanged", lambda *some: asked.append(some) or unchanged(*some))
+        for query, (compared, part) in BATCHES_OF.items():
+            asked.clear()
+            assert app.get(f"/models/list?{query}").json["models"] == everything[part]
+            assert len(asked) == compared, query
+
+
 def test_no_list_waits_for_the_look_of_another_one():
     reached, stalled = threading.Event(), threading.Event()
 
