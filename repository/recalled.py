@@ -20,7 +20,7 @@ from repository import indexed, metadata, model
 from repository.indexed import NO_LINES, PAUSE, Directory, State
 from repository.model import NAME, Names
 
-TEXT_LINES = 8 << 20    # bytes of lines in one directory that are written; those of larger ones are read again
+TEXT_LINES = 16 << 20   # bytes of lines in one directory that are written, some 20,000: to take them over takes 60 ms
 BLOCK = 64 * 1024       # bytes of text that are packed at once, some 20 versions of 5 models: lists wait for one
 MAX_BLOCK = 64 << 20    # bytes of text in a block, which has more only if it is damaged
 DAMAGED = (zlib.error, ValueError, TypeError, RecursionError)   # what reading a damaged block raises
