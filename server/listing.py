@@ -59,6 +59,14 @@ class ListQuery:
     def is_filtered(self) -> bool:
         return bool(self.filters or self.metadata)
 
+    def texts(self) -> list[bytes]:
+        """Texts in the line of each model that the filters select: one without them need not be read as JSON."""
+        values = [(name, json.dumps(self.filters[parameter])) for parameter, name in
+                  (("framework", "framework"), ("model_format", "format")) if self.filters.get(parameter)]
+        values += [("corrupt", self.filters["corrupt"])] if "corrupt" in self.filters else []
+        values += [(name, "") for name in self.metadata]
+        return [f"{json.dumps(name)}: {value}".encode() for name, value in values]
+
     def selects(self, model: Mapping[str, Any]) -> bool:
         """Whether all filters hold for a model, given as its JSON."""
         for name, value in (("framework", model["framework"] or ""), ("model_format", model["format"] or ""),
@@ -86,13 +94,17 @@ def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Nam
     `others` are the formats that are not made here.
     """
     query, below = ListQuery.parse(parameters, others), names_in(names)
-    batches = selected(store, places, query, query.after)
     headers: list[tuple[str, str]] = []
     more: dict[str, Any] = {}
-    if query.limit is not None:
-        page, goes_on = page_of(batches, query.limit)
-        more["total_models"] = (sum(len(batch.lines) for batch in selected(store, places, query, ()))
-                                if query.is_filtered else sum(map(store.index.count, places)))
+    if query.limit is None:
+        batches = selected(store, places, query, query.after)
+    else:
+        if query.is_filtered:
+            everything = selected(store, places, query, ())
+            page, goes_on, more["total_models"] = counted_page(everything, query.after, query.limit)
+        else:
+            page, goes_on = page_of(selected(store, places, query, query.after), query.limit)
+            more["total_models"] = sum(map(store.index.count, places))
         if goes_on:
             more["next"] = "/".join((*page[-1].place, page[-1].name))
             link = f"{base_url}/models/{'/'.join(below) or 'list'}?{urlencode({**parameters, 'after': more['next']})}"
@@ -148,7 +160,9 @@ def selected(store: Storage, places: Sequence[Names], query: ListQuery, after: N
                                   for place in places if place >= after[: len(place)])
     if not query.is_filtered:
         return batches
-    return (Batch(batch.place, {name: line for name, line in batch.lines.items() if query.selects(told_by(line))})
+    texts = query.texts()
+    return (Batch(batch.place, {name: line for name, line in batch.lines.items()
+                                if all(text in line for text in texts) and query.selects(told_by(line))})
             for batch in batches)
 
 
@@ -162,6 +176,21 @@ def page_of(batches: Iterator[Batch], limit: int) -> tuple[deque[PageEntry], boo
             size += len(line)
             page.append(PageEntry(place, name, line if size <= PAGE_BYTES else None))
     return page, False
+
+
+def counted_page(batches: Iterator[Batch], after: Names, limit: int) -> tuple[deque[PageEntry], bool, int]:
+    """page_of() those that come after `after`, and the number of all of them, in one pass."""
+    counts = list[int]()
+
+    def those_after() -> Iterator[Batch]:
+        for place, lines in batches:
+            counts.append(len(lines))
+            yield Batch(place, {name: line for name, line in lines.items() if (*place, name) > after})
+
+    rest = those_after()
+    page, goes_on = page_of(rest, limit)
+    deque(rest, maxlen=0)
+    return page, goes_on, sum(counts)
 
 
 def batches_of(store: Storage, page: deque[PageEntry]) -> Iterator[Batch]:

@@ -458,6 +458,41 @@ def test_filters_choose_and_combine(shelf, query, expected):
     assert got["total_models"] == len(expected)
 
 
+ODD = [     # documents in which filters may find what they look for in a wrong place, or not in the right one
+    {"framework": "pytorch", "description": '"framework": "onnx"', "metadata": {"framework": "onnx", "format": "gguf"}},
+    {"framework": "onnx", "metadata": {"corrupt": "true", "none": None}},
+    {"framework": None, "metadata": {"é": "ü", "n": 1.5, "yes": True, "list": [1, "a"], "of": {"stage": "x"}}},
+    {"framework": "", "metadata": {"stage": '"quoted" \\'}},
+    {"framework": 'é "\\ 😀', "metadata": {'odd" \\ key': "x"}},
+]
+
+
+@pytest.mark.parametrize(("parameters", "expected"), [
+    ({"framework": "onnx"}, [1]), ({"framework": ""}, [2, 3]), ({"framework": ODD[4]["framework"]}, [4]),
+    ({"framework": "é"}, []), ({"model_format": "gguf"}, []), ({"model_format": ""}, range(5)),
+    ({"corrupt": "true"}, []), ({"corrupt": "false"}, range(5)), ({"metadata.framework": "onnx"}, [0]),
+    ({"metadata.corrupt": "true"}, [1]), ({"metadata.none": ""}, []), ({"metadata.none": "null"}, []),
+    ({"metadata.é": "ü"}, [2]), ({"metadata.n": "1.5"}, [2]), ({"metadata.yes": "true"}, [2]),
+    ({"metadata.list": '[1, "a"]'}, [2]), ({"metadata.stage": "x"}, []), ({"metadata.stage": '"quoted" \\'}, [3]),
+    ({'metadata.odd" \\ key': "x"}, [4]), ({"metadata.framework": "onnx", "framework": "pytorch"}, [0]),
+], ids=str)
+def test_a_filter_finds_a_value_in_its_own_field_and_nowhere_else(tmp_path, parameters, expected):
+    for number, document in enumerate(ODD):
+        (tmp_path / f"p/a/1/m{number}").mkdir(parents=True)
+        (tmp_path / f"p/a/1/m{number}/model").write_text("m")
+        (tmp_path / f"p/a/1/m{number}/metadata.json").write_text(json.dumps(document))
+    with Storage(tmp_path) as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+        paths = [f"p/a/1/m{number}/model" for number in expected]
+        assert [model["path"] for model in app.get("/models/list", parameters).json["models"]] == paths
+        after = {}
+        for path in paths:
+            page = app.get("/models/list", {**parameters, "limit": "1", **after}).json
+            assert ([model["path"] for model in page["models"]], page["total_models"]) == ([path], len(paths))
+            after = {"after": page["next"]} if "next" in page else {}
+        assert not after
+
+
 # ---- formats
 
 
