@@ -158,12 +158,16 @@ def selected(store: Storage, places: Sequence[Names], query: ListQuery, after: N
     enough = query.limit if query.limit and not query.is_filtered else inf
     batches = chain.from_iterable(store.lines(place, after, enough)
                                   for place in places if place >= after[: len(place)])
-    if not query.is_filtered:
-        return batches
+    return chosen(batches, query) if query.is_filtered else batches
+
+
+def chosen(batches: Iterator[Batch], query: ListQuery) -> Iterator[Batch]:
+    """Of each batch the models that the filters select."""
     texts = query.texts()
-    return (Batch(batch.place, {name: line for name, line in batch.lines.items()
-                                if all(text in line for text in texts) and query.selects(told_by(line))})
-            for batch in batches)
+    for place, lines in batches:
+        for text in texts:
+            lines = {name: line for name, line in lines.items() if text in line}
+        yield Batch(place, {name: line for name, line in lines.items() if query.selects(told_by(line))})
 
 
 def page_of(batches: Iterator[Batch], limit: int) -> tuple[deque[PageEntry], bool]:
