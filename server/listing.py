@@ -67,6 +67,11 @@ class ListQuery:
         values += [(name, "") for name in self.metadata]
         return [f"{json.dumps(name)}: {value}".encode() for name, value in values]
 
+    def word(self) -> bytes:
+        """What each line that `q` selects has in lower case, if nothing in it is escaped; b"" if that is not known."""
+        text = self.filters.get("q", "")
+        return text.lower().encode() if text.isascii() and text.isprintable() else b""
+
     def selects(self, model: Mapping[str, Any]) -> bool:
         """Whether all filters hold for a model, given as its JSON."""
         for name, value in (("framework", model["framework"] or ""), ("model_format", model["format"] or ""),
@@ -163,10 +168,12 @@ def selected(store: Storage, places: Sequence[Names], query: ListQuery, after: N
 
 def chosen(batches: Iterator[Batch], query: ListQuery) -> Iterator[Batch]:
     """Of each batch the models that the filters select."""
-    texts = query.texts()
+    texts, word = query.texts(), query.word()
     for place, lines in batches:
         for text in texts:
             lines = {name: line for name, line in lines.items() if text in line}
+        if word:
+            lines = {name: line for name, line in lines.items() if word in line.lower() or b"\\" in line}
         yield Batch(place, {name: line for name, line in lines.items() if query.selects(told_by(line))})
 
 

@@ -460,9 +460,9 @@ def test_filters_choose_and_combine(shelf, query, expected):
 
 ODD = [     # documents in which filters may find what they look for in a wrong place, or not in the right one
     {"framework": "pytorch", "description": '"framework": "onnx"', "metadata": {"framework": "onnx", "format": "gguf"}},
-    {"framework": "onnx", "metadata": {"corrupt": "true", "none": None}},
+    {"framework": "onnx", "metadata": {"corrupt": "true", "none": None}, "description": "LONG Straße \u017f\u212a"},
     {"framework": None, "metadata": {"é": "ü", "n": 1.5, "yes": True, "list": [1, "a"], "of": {"stage": "x"}}},
-    {"framework": "", "metadata": {"stage": '"quoted" \\'}},
+    {"framework": "", "metadata": {"stage": '"quoted" \\'}, "description": "Long and\nbroken, in ASCII"},
     {"framework": 'é "\\ 😀', "metadata": {'odd" \\ key': "x"}},
 ]
 
@@ -475,6 +475,9 @@ ODD = [     # documents in which filters may find what they look for in a wrong 
     ({"metadata.é": "ü"}, [2]), ({"metadata.n": "1.5"}, [2]), ({"metadata.yes": "true"}, [2]),
     ({"metadata.list": '[1, "a"]'}, [2]), ({"metadata.stage": "x"}, []), ({"metadata.stage": '"quoted" \\'}, [3]),
     ({'metadata.odd" \\ key': "x"}, [4]), ({"metadata.framework": "onnx", "framework": "pytorch"}, [0]),
+    ({"q": "long"}, [1, 3]), ({"q": "LONG", "framework": "onnx"}, [1]), ({"q": "STRASSE sk"}, [1]), ({"q": "\u017f\u212a"}, [1]),
+    ({"q": "AND\nBroken"}, [3]), ({"q": "a\n1\nm4"}, [4]), ({"q": '"FRAMEWORK": "onnx"'}, [0]), ({"q": "\\"}, []),
+    ({"q": "quoted"}, []), ({"q": "M4"}, [4]), ({"q": '", "'}, []), ({"q": "u00df"}, []),
 ], ids=str)
 def test_a_filter_finds_a_value_in_its_own_field_and_nowhere_else(tmp_path, parameters, expected):
     for number, document in enumerate(ODD):
