@@ -31,6 +31,7 @@ class Recalled:
     """Packed blocks made by blocks_of(). A block is read when one of its directories is needed.
 
     `models` is the number of all models, when the top directory was in the state `top`; None if nothing is recalled.
+    Of what another version of this server has written, nothing else is taken.
     """
 
     def __init__(self, blocks: Iterable[bytes] = ()) -> None:
@@ -39,10 +40,14 @@ class Recalled:
         self.top: State | None = None
         each = iter(blocks)
         with suppress(*DAMAGED):    # what follows that is left out
-            self.models, self.top = heading_in(unpacked(next(each, b"")))
-            for block in each:
+            by, self.models, self.top = heading_in(unpacked(next(each, b"")))
+            for block in each if by == written_by() else ():
                 self._firsts.append(first_in(block))
                 self._blocks.append(block)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._blocks
 
     def around(self, names: Names) -> Iterator[tuple[Names, Directory]]:
         """The directories in the block in which these names would be; nothing if that was told before."""
@@ -55,10 +60,18 @@ class Recalled:
 
 @dataclass
 class Remembered:
-    """How many models there were before the start, and how many of them in versions that have changed since."""
+    """How many models there were before the start, and how many of them in versions that have changed since.
+
+    With `only_models`, the latter is not known, and the number is good until something changes.
+    """
 
     models: int
+    only_models: bool
     changed: dict[Names, int] = field(default_factory=dict)
+
+    @property
+    def is_good(self) -> bool:
+        return not (self.only_models and self.changed)
 
 
 def packed(text: bytes) -> bytes:
@@ -86,13 +99,10 @@ def heading(models: int, top: State) -> bytes:
     return json.dumps([written_by(), models, top]).encode()
 
 
-def heading_in(text: bytes) -> tuple[int, State]:
-    """What heading() was given; raises ValueError or TypeError if another version of this server, or something else,
-    has written the text."""
+def heading_in(text: bytes) -> tuple[str, int, State]:
+    """What is in heading(); raises ValueError or TypeError if something else has written the text."""
     by, models, top = json.loads(text)
-    if by != written_by():
-        raise ValueError("it was written by another version of this server")
-    return int(models), State(*top)
+    return str(by), int(models), State(*map(int, top))
 
 
 def blocks_of(known: Mapping[Names, Directory], lock: AbstractContextManager[object], models: int, top: State,

@@ -92,7 +92,7 @@ class Index:
 
     def count(self, names: Names) -> int:
         """total().models; while all models are first counted, their number before the start, and what changed since."""
-        if names or (remembered := self._remembered) is None:
+        if names or not (remembered := self._remembered) or not remembered.is_good:
             return self.total(names).models
         return remembered.models + sum((self._total(version).models if self.reaches(version) else 0) - before
                                        for version, before in list(remembered.changed.items()))
@@ -179,7 +179,7 @@ class Index:
         """
         recalled = Recalled(self.recall())
         if recalled.models is not None and recalled.top == self._disk.changed(()):  # else others changed the projects
-            self._remembered = Remembered(recalled.models)
+            self._remembered = Remembered(recalled.models, recalled.is_empty)
         self._recalled = recalled
 
     def _known_in(self, names: Names) -> int:

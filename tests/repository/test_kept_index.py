@@ -202,6 +202,20 @@ def test_what_is_kept_may_be_damaged(root, damage):
     assert (root / INDEX).is_dir() or set(kept(root)) > {("p", "a", "1"), ("q", "a", "1", "folder")}
 
 
+def test_of_what_another_version_of_the_server_kept_the_number_of_models_is_told_until_one_changes(root, monkeypatch):
+    models = keep(root)
+    monkeypatch.setattr(recalled, "written_by", lambda: "another version")
+    with Storage(root) as store, ThreadPoolExecutor(1) as pool:
+        store.index.remember()
+        app = TestApp(create_app(store, Settings()), lint=False)
+        with store.index._passing:      # as during the first pass
+            page = pool.submit(app.get, "/models/list?limit=2").result(30).json
+            assert (page["models"], page["total_models"]) == (models[:2], 15)
+        app.put("/models/p/a/1/m1", b"m", status=200)
+        assert app.get("/models/list?limit=2").json["total_models"] == 15
+        assert store.index._reads > 2, "nothing else was taken over"
+
+
 def test_of_two_servers_the_last_one_is_taken_over(root):
     with started(root) as one, started(root) as other:
         for number, store in enumerate((one, other, one)):

@@ -475,7 +475,8 @@ ODD = [     # documents in which filters may find what they look for in a wrong 
     ({"metadata.é": "ü"}, [2]), ({"metadata.n": "1.5"}, [2]), ({"metadata.yes": "true"}, [2]),
     ({"metadata.list": '[1, "a"]'}, [2]), ({"metadata.stage": "x"}, []), ({"metadata.stage": '"quoted" \\'}, [3]),
     ({'metadata.odd" \\ key': "x"}, [4]), ({"metadata.framework": "onnx", "framework": "pytorch"}, [0]),
-    ({"q": "long"}, [1, 3]), ({"q": "LONG", "framework": "onnx"}, [1]), ({"q": "STRASSE sk"}, [1]), ({"q": "\u017f\u212a"}, [1]),
+    ({"q": "long"}, [1, 3]), ({"q": "LONG", "framework": "onnx"}, [1]), ({"q": "STRASSE sk"}, [1]),
+    ({"q": "\u017f\u212a"}, [1]),
     ({"q": "AND\nBroken"}, [3]), ({"q": "a\n1\nm4"}, [4]), ({"q": '"FRAMEWORK": "onnx"'}, [0]), ({"q": "\\"}, []),
     ({"q": "quoted"}, []), ({"q": "M4"}, [4]), ({"q": '", "'}, []), ({"q": "u00df"}, []),
 ], ids=str)
