@@ -41,7 +41,7 @@ def everywhere(number, act):
 def assert_clean(servers):
     for server in servers:
         assert "Traceback" not in server.log() and " ERROR " not in server.log(), server.log()[-5000:]
-    assert_whole(servers[0])
+    assert_whole(*servers)
 
 
 def test_of_16_writers_with_if_none_match_one_wins(servers, count, say):
