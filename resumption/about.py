@@ -36,6 +36,7 @@ PART: Mapping[str, Json | Schema] = {BINARY: BYTES}
 GET = About("get_upload", "tells how much of an upload is here", {
     200: Answer("The number of bytes.", {TEXT: STRING}, STATE)}, (404, 409), WHICH, with_errors=STATE)
 PUT, PATCH = part("put_part", "continues an upload"), part("patch_part", "the same, as clients of tus do it")
+# without the body's type: a generated client would look for JSON in the empty answer of an upload that has begun, too
 POST = About("begin_upload", "begins an upload that can be continued", {
     201: Answer("It has begun; if all of it came, it is stored, and the body tells of it.", {}, STORED[201].headers),
 }, REFUSALS, UPLOAD_QUERY, (LENGTH, Field("Upload-Metadata", "Fields, as tus has them.", STRING), *CONDITIONS), PART,
@@ -45,4 +46,4 @@ DELETE = About("forget_upload", "gives an upload up", {204: Answer("It is gone."
 OPTIONS = About("options_upload", "tells what tus asks for", {
     204: Answer("What there is.", {}, (ALLOW, *STATE, *(Field(name, "As tus has it.", STRING) for name in (
         "Tus-Version", "Tus-Extension", "Tus-Max-Size")))),
-})
+}, (404,))
