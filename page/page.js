@@ -81,7 +81,7 @@ async function list(names) {
     const next = page.next && el("a.go", "Next page", {href: addressOf(names, query)});
     const table = [el("table", [el("thead", el("tr", heads)), el("tbody", rows)]), el("p", next)];
     const empty = isFiltered() ? "Nothing found: no model here has all of that."
-        : "There is nothing here yet. Upload a file or a folder, or drop it anywhere on this page.";
+        : ["There is nothing here yet. ", el("span.write", "Upload files or a folder, or drop them anywhere here.")];
     return {summary, content: el("div.card", total ? table : el("p", empty)),
         remove: total && real.length && !isFiltered() ? () => openDelete(real, models) : null};
 }

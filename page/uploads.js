@@ -59,7 +59,8 @@ class Upload {
                 const isThere = await this.file.slice(0, 1).arrayBuffer().catch(() => false);
                 if (!isThere) return this.show("failed", "The file has changed meanwhile: choose it again.");
                 if (error.cause === 412) return this.compare();
-                if (!TEMPORARY.includes(error.cause)) return this.show("failed", error.message);
+                const isGone = this.id && error.cause === 404;      // cancelled in another tab: it begins again
+                if (!isGone && !TEMPORARY.includes(error.cause)) return this.show("failed", error.message);
                 this.show("broken", `${error.message} · Trying again in ${wait} s`);
             }
             const over = AbortSignal.any([this.canceller.signal, AbortSignal.timeout(1000 * wait)]);

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from support.browser import Tab
 from support.common import ROOT, eventually
 from support.live import running
 from support.needs import read_only_but
@@ -766,6 +767,25 @@ def test_an_upload_that_the_server_knows_no_more_begins_again(server, tab, tmp_p
 
 
 @needs_resumption
+def test_of_two_tabs_one_cancels_and_the_other_uploads_all_of_it(server, tab, tmp_path):
+    """They share an upload, as a tab does with the one before its reload."""
+    t = tab(server, "/models/p/b/1")
+    slow(t, 4 << 20)
+    begin_large(t, tmp_path / "large", 32 << 20)
+    wait_for_sent(t, 1e6)
+    other = Tab(t.page.context.new_page(), t.url, tmp_path)
+    other.open("/models/p/b/1")
+    slow(other, 4 << 20)
+    begin(other, tmp_path / "large")
+    wait_for_sent(other, 1e6)
+    t.button("Cancel").first.click()
+    other.wait_for(".broken", "Trying again in")
+    slow(other, -1)
+    other.wait_for(".done", "33.6 MB uploaded")
+    assert info(server, "p/b/1/large")["sha256"] == hashlib.sha256((tmp_path / "large").read_bytes()).hexdigest()
+
+
+@needs_resumption
 def test_an_upload_whose_last_answer_was_lost_is_not_sent_again(server, tab, tmp_path):
     """The browser does not hear that it was stored, and asks."""
     (tmp_path / "m").write_bytes(b"model" * 100_000)
@@ -918,6 +938,8 @@ def test_a_storage_that_is_only_read_shows_no_buttons_that_cannot_work(tmp_path,
             assert not t.button(name).is_visible()
         assert t.button("Verify").is_visible()
         t.shot("read-only")
+        t.open("/models/none")
+        assert t.text("#view").strip() == "There is nothing here yet."
 
 
 def test_no_page_of_another_origin_frames_it_or_reads_through_it(shop, start, tab):
