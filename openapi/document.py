@@ -121,7 +121,9 @@ def methods_of(route: Route, about: About) -> Iterator[tuple[str, str | None, Ab
         # any name: the page of another origin that asks is to see later what is wrong with it
         names = tuple(Field(name, f"Any {name}.", told.STRING) for name in route.fields)
         answer = Answer("The methods of this path.", {}, (told.ALLOW,))
-        yield "OPTIONS", None, About(f"options_{about.id}", "returns the methods of a path", {204: answer}, names=names)
+        errors = (404,) if names else ()    # an alias, where there are versions alone
+        yield "OPTIONS", None, About(f"options_{about.id}", "returns the methods of a path", {204: answer}, errors,
+                                     names=names)
 
 
 def kept(components: Json, name: str, component: Json) -> str:

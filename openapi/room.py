@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from openapi.document import Document
-from server.about import CACHE, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, About, Answer
+from server.about import CACHE, ETAG, IF_MATCH, IF_NONE_MATCH, JSON, UNCHANGED, About, Answer
 from server.application import Room, Route
 from server.request import Request
 from server.responses import Response, tagged_response
@@ -16,7 +16,7 @@ from storage import Storage
 ABOUT = About("get_openapi", "describes this API: OpenAPI 3.1", {
     200: Answer("The document.", {JSON: {"type": "object"}}, (CACHE, ETAG)),
     304: UNCHANGED,
-}, (412,), headers=(IF_NONE_MATCH,))
+}, (412,), headers=(IF_MATCH, IF_NONE_MATCH))
 
 
 def overview(routes: Sequence[Route], settings: Settings) -> tuple[Route, ...]:

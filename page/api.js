@@ -26,11 +26,11 @@ export async function call(method, path, options = {}) {
     const answer = await fetch(new URL(path, base), {...options, method, credentials, headers})
         .catch(() => { throw new Failure("The server cannot be reached.", {cause: 0}); });
     if (answer.ok) return answer;
-    const told = await answer.json().catch(() => ({}));     // a proxy may answer with something else
-    const text = told.detail ?? told.reason ?? `It answered ${answer.status}.`;
+    const told = await answer.json().catch(() => null);     // a proxy may answer with something else
+    const text = told?.detail ?? told?.reason ?? `It answered ${answer.status}`;
     const unknown = "The server does not know this token: it was mistyped, or has been withdrawn.";
     throw new Failure({401: token() ? unknown : "This server wants a token for this.",
-        403: `You are not allowed to do this: ${text}.`}[answer.status] ?? text, {cause: answer.status});
+        403: `You are not allowed to do this: ${text}`}[answer.status] ?? text, {cause: answer.status});
 }
 export const jsonOf = answer => answer.json().catch(() => { throw new Failure("The answer broke off.", {cause: 0}); });
 export const read = path => call("GET", path).then(jsonOf);

@@ -6,6 +6,7 @@ const PAGE = 100;               // models asked for at once
 const GROUPS = 40;              // projects or applications shown at once: for large ones, that takes as many requests
 const LAST = "z".repeat(128);   // no name comes after it
 const IN_MEMORY = 1 << 30;      // bytes of a model that a browser can hold
+const OF_THE_HUB = /^(?!models\/|.*(--|\.\.|\.git$))\w([\w.-]{0,94}\w)?\/\w([\w.-]{0,94}\w)?$/;   // docs/hub.md
 const COLUMNS = [...["Project", "Application", "Version"].map(kind => [kind, "Models", "Size", "Last upload"]),
     ["Name", "Size", "Parameters", "Uploaded"]];
 let turn = 0;                   // of what is shown: what comes too late is dropped
@@ -68,8 +69,9 @@ async function list(names) {
         const last = namesOf(page.models.at(-1) ?? {}).slice(0, level + 1);
         query.set("after", [...last, ...Array(3 - level).fill(LAST)].join("/"));
     } while (page.next && (rows.length < GROUPS || level === 2) && mine === turn);      // the newest may come last
-    const nameIn = row => row.querySelector("a").text;
-    if (level === 2) rows.sort((a, b) => nameIn(b).localeCompare(nameIn(a), "en", {numeric: true}));
+    // 2.0.0 comes after 2.0.0-rc.1, and before 2.0.0.1 and 2.0.0+cu121: so does a comma in this order
+    const keyOf = row => `${row.querySelector("a").text.replace(/^v(?=\d)/i, "")},`;
+    if (level === 2) rows.sort((a, b) => keyOf(b).localeCompare(keyOf(a), "en", {numeric: true}));
     const total = page.total_models, real = namesOf(page), models = counted(total, "model");
     const version = real[2] === names[2] ? "" : ` of version ${real[2]}`;     // which an alias stands for
     const groups = (isFirst && !page.next ? "" : "more than ") + counted(rows.length, COLUMNS[level][0].toLowerCase());
@@ -79,7 +81,7 @@ async function list(names) {
     const next = page.next && el("a.go", "Next page", {href: addressOf(names, query)});
     const table = [el("table", [el("thead", el("tr", heads)), el("tbody", rows)]), el("p", next)];
     const empty = isFiltered() ? "Nothing found: no model here has all of that."
-        : "There is nothing here yet. Upload a file or a folder, or drop it anywhere on this page.";
+        : ["There is nothing here yet. ", el("span.write", "Upload files or a folder, or drop them anywhere here.")];
     return {summary, content: el("div.card", total ? table : el("p", empty)),
         remove: total && real.length && !isFiltered() ? () => openDelete(real, models) : null};
 }
@@ -87,7 +89,7 @@ async function list(names) {
 /** The row of a group, or of one model. If a list was cut in a group, the server counts, and no more is known of it. */
 function rowOf(some, level, {next, aliases = {}}, isLast) {
     const names = namesOf(some[0]).slice(0, level + 1), {description, details} = some[0], isCut = isLast && next;
-    const many = el("span", isCut ? "…" : number(some.length)), times = some.map(model => model.uploaded_at).sort();
+    const many = el("span", isCut ? "…" : number(some.length)), times = some.map(one => one.uploaded_at ?? "").sort();
     if (isCut) read(`${listOf(names)}?limit=1`).then(page => many.replaceChildren(number(page.total_models)), () => {});
     const formats = isCut ? [] : [...new Set(some.map(model => model.format))].filter(name => name !== "unknown");
     const warnings = some.flatMap(model => model.details?.warnings ?? []).length;
@@ -106,7 +108,7 @@ function rowOf(some, level, {next, aliases = {}}, isLast) {
 const textOf = value => value instanceof Object ? Object.entries(value).map(([name, each]) =>
     (Array.isArray(value) ? "" : `${name}: `) + textOf(each)).join("\n") : String(value);
 const facts = entries => el("dl", Object.entries(entries).filter(([, value]) => value != null).map(([name, value]) => [
-    el("dt", name.replaceAll("_", " ")), el("dd", value instanceof Node ? value : textOf(value), {dir: "auto"})]));
+    el("dt", name), el("dd", value instanceof Node ? value : textOf(value), {dir: "auto"})]));
 const card = (title, actions, ...rest) =>
     el("section.card", [el("div.bar", [el("h2", title), el("span.actions", actions)]), rest]);
 const stateOf = model => model.corrupt ? [tag("corrupt", "bad"), " its bytes are not those that were uploaded"]
@@ -124,7 +126,7 @@ async function details(place) {
                 Uploaded: when(model.uploaded_at), Changed: when(model.updated_at), "File name": model.filename})),
         card("Description", button("Edit", () => openEdit(path, model, etag), ".plain write"),
             el("p.prose", model.description || "None yet.", {dir: "auto"}),
-            facts({framework: model.framework, ...model.metadata})),
+            facts({framework: model.framework}), facts(model.metadata)),
         Object.keys(contents).length && card(`Contents: ${model.format}`, [],
             facts({parameters: parameters && number(parameters), ...contents})),
         card("Lines to copy", [], el("ul.lines", await lines(model, path)))]);
@@ -138,9 +140,8 @@ async function verify(path, state) {
         await new Promise(done => setTimeout(done, 300));
         if (!state.isConnected) return;
     }
-    const model = await read(`${path}/info`);
-    state.replaceChildren(...stateOf(model));
-    say(model.corrupt ? "The model is corrupt" : "The model is intact");
+    state.replaceChildren(...stateOf(await read(`${path}/info`)));
+    say(`Verified: ${state.textContent}`);
 }
 
 /** A link sends no token; where one is needed, the page fetches the model itself. */
@@ -165,7 +166,8 @@ async function downloadButton(model, path) {
 async function lines(model, path) {
     const [project, app, version, file] = namesOf(model), name = file.split("/").at(-1), url = base + path;
     const secret = token() ? '-H "Authorization: Bearer $TOKEN" ' : "";
-    const hasHub = await read(`api/models/${pathOf(project, app)}/revision/${version}`).then(() => true, () => false);
+    const hasHub = OF_THE_HUB.test(`${project}/${app}`)
+        && await read(`api/models/${pathOf(project, app)}/revision/${version}`).then(() => true, () => false);
     const given = {
         curl: `curl -f -C - ${secret}-O ${url}`,
         wget: `wget -c ${secret.replace("-H ", "--header=")}${url}`,
@@ -187,12 +189,10 @@ async function lines(model, path) {
 }
 
 // ---- changes
-function openToken() {
-    ask("authorizing", {token: token()}, async entered => {
-        sessionStorage.setItem("token", entered.token);
-        render();
-    });
-}
+const openToken = () => ask("authorizing", {token: token()}, async entered => {
+    sessionStorage.setItem("token", entered.token);
+    render();
+});
 
 /** The merge patch (RFC 7396) from one JSON value to another. What is the same is not in it, and keeps its digits. */
 function patchOf(old, now) {
@@ -204,15 +204,16 @@ function patchOf(old, now) {
 }
 
 function openEdit(path, {description, framework, metadata}, etag) {
-    ask("editing", {description, framework, metadata: JSON.stringify(metadata, null, 2)}, async entered => {
-        const changed = await new Response(entered.metadata || "{}").json()
+    const form = ask("editing", {description, framework, metadata: JSON.stringify(metadata, null, 2)}, async given => {
+        const changed = await new Response(given.metadata || "{}").json()
             .catch(error => { throw new Failure(`The metadata are not JSON: ${error.message}`); });
-        const body = JSON.stringify({description: entered.description || null, framework: entered.framework || null,
-            metadata: patchOf(metadata, changed)});
+        const texts = Object.entries(patchOf(shown, given)).map(([name, text]) => [name, text || null]);
+        const body = JSON.stringify({...Object.fromEntries(texts), metadata: patchOf(metadata, changed)});
         await call("PATCH", `${path}/info`, {body, headers: {"If-Match": etag}});
         render();
         say("Saved");
     });
+    const shown = Object.fromEntries(new FormData(form));   // a field has other ends of lines than what it was given
 }
 
 function openDelete(names, what, sha256) {
@@ -242,6 +243,7 @@ $("search").onsubmit = event => {
     if (key) given[`metadata.${key}`] = value.join("=");
     go(addressOf(place().slice(0, 3), new URLSearchParams(given)));
 };
+$("search").addEventListener("invalid", () => { $("filters").open = true; }, true);     // or nobody sees why
 $("search").onreset = () => go(addressOf(place().slice(0, 3)));
 $("search").q.addEventListener("search", event => {     // its cross, too
     if (!event.target.value && isFiltered()) $("search").requestSubmit();

@@ -59,8 +59,9 @@ class Upload {
                 const isThere = await this.file.slice(0, 1).arrayBuffer().catch(() => false);
                 if (!isThere) return this.show("failed", "The file has changed meanwhile: choose it again.");
                 if (error.cause === 412) return this.compare();
-                if (!TEMPORARY.includes(error.cause)) return this.show("failed", error.message);
-                this.show("broken", `${error.message} Trying again in ${wait} s.`);
+                const isGone = this.id && error.cause === 404;      // cancelled in another tab: it begins again
+                if (!isGone && !TEMPORARY.includes(error.cause)) return this.show("failed", error.message);
+                this.show("broken", `${error.message} · Trying again in ${wait} s`);
             }
             const over = AbortSignal.any([this.canceller.signal, AbortSignal.timeout(1000 * wait)]);
             if (!over.aborted) await new Promise(done => { over.onabort = done; });
@@ -145,7 +146,7 @@ export function choose(files = []) {
             runNext();
         }
     });
-    const names = place();
+    const names = place().map((name, i) => i === 2 && /^(@.*|latest)$/.test(name) ? "" : name);  // to be read alone
     for (const [i, name] of FIELDS.entries()) Object.assign(form[name], {required: true, title: RULE,
         value: names[i] ?? "", pattern: i < 3 ? NAME : `${NAME}(/${NAME})*`});
 

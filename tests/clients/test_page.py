@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from support.browser import Tab
 from support.common import ROOT, eventually
 from support.live import running
 from support.needs import read_only_but
@@ -132,6 +133,16 @@ def test_a_filter_is_that_of_lists(shop, tab, label, value, query):
     assert t.settled().page.locator("#filters").get_by_label(label).input_value() == value
 
 
+def test_a_filter_that_is_wrong_is_shown_with_what_is_wrong(shop, tab):
+    t = tab(shop)
+    t.page.get_by_text("Filters").click()
+    t.page.get_by_label("Metadata").fill("stage")
+    t.page.get_by_text("Filters").click()
+    t.page.get_by_role("searchbox").press("Enter")
+    t.until("document.activeElement.name === 'metadata'")
+    assert t.page.get_by_label("Metadata").is_visible()
+
+
 def lines_of(t):
     titles, texts = (t.page.locator(f".lines {kind}").all_inner_texts() for kind in (".bar", "code"))
     return {title.split("\n")[0]: text for title, text in zip(titles, texts, strict=True)}
@@ -144,6 +155,12 @@ def test_the_line_for_clients_of_the_hub_does_too(shop, tab, tmp_path):
     subprocess.run(["bash", "-c", f"{line} --local-dir {tmp_path}"], env={**os.environ, **settings}, check=True,
                    capture_output=True, timeout=120)
     assert (tmp_path / "model.safetensors").read_bytes() == ENCODER
+
+
+@pytest.mark.parametrize("project", ["a+b", "a--b", "a..b", "ends-", "ends.", "models", "n" * 97])
+def test_where_clients_of_the_hub_refuse_the_names_there_is_no_line_for_them(server, tab, project):
+    put(server, f"{project}/a/1/m")
+    assert {"curl", "wget", "Python", "Check it"} == lines_of(tab(server, f"/models/{project}/a/1#m")).keys()
 
 
 def test_the_lines_to_copy_do_what_they_say(shop, tab, tmp_path):
@@ -267,6 +284,32 @@ def test_of_metadata_only_what_was_edited_changes(server, tab):
     assert found["description"] == "old"
 
 
+def test_what_was_not_edited_stays_as_it_is(server, tab):
+    """A field of a page knows one end of lines alone, or none."""
+    texts = {"description": "one\r\ntwo\rthree", "framework": "pytorch\n2.6"}
+    requests.patch(f"{server.url}/models/p/a/1/m/info", json=texts).raise_for_status()
+    t = tab(server, "/models/p/a/1#m")
+    t.button("Edit").click()
+    t.page.locator("#dialog").get_by_label("Metadata").fill('{"edited": true}')
+    t.button("Save").click()
+    t.wait_for("dt", "edited")
+    found = info(server, "p/a/1/m")
+    assert (found["metadata"], {name: found[name] for name in texts}) == ({"edited": True}, texts)
+    t.button("Edit").click()
+    t.page.locator("#dialog").get_by_label("Description").fill("")
+    t.button("Save").click()
+    t.wait_for(".prose", "None yet.")
+    assert info(server, "p/a/1/m")["description"] is None
+
+
+def test_metadata_are_shown_under_their_own_names(server, tab):
+    metadata = {"learning_rate": 0.1, "framework": "of the metadata"}
+    requests.patch(f"{server.url}/models/p/a/1/m/info", json={"framework": "onnx", "metadata": metadata})
+    t = tab(server, "/models/p/a/1#m")
+    for text in ("learning_rate", "onnx", "of the metadata"):
+        assert text in t.text("#view")
+
+
 def test_a_change_of_somebody_else_is_not_overwritten(server, tab):
     t = tab(server, "/models/p/a/1#m")
     t.button("Edit").click()
@@ -290,6 +333,20 @@ def test_a_model_is_verified_and_found_intact_or_corrupt(server, tab):
     with t.page.expect_download() as download:
         t.page.get_by_role("link", name="Download it as it is").click()
     assert Path(download.value.path()).read_bytes() == b"MODEL"
+
+
+def test_a_model_that_was_put_there_by_hand_is_shown_with_what_is_known(server, tab):
+    (server.storage / "p/a/1/by-hand").mkdir()
+    (server.storage / "p/a/1/by-hand/model").write_bytes(b"model")
+    t = tab(server, "/models/p/a")
+    assert t.page.locator("tbody time").count() == 1    # that of the other model
+    t.go("1").go("by-hand")
+    t.button("Verify").click()
+    t.wait_for("#status", "Verified: not yet")      # its digest is not known
+    t.button("Delete…").click()
+    t.page.get_by_label("To confirm").fill("p/a/1/by-hand")
+    t.button("Delete").click()
+    t.wait_for("#summary", "1 file")
 
 
 def test_deleting_wants_the_name_typed(server, tab):
@@ -459,6 +516,15 @@ def test_a_model_that_exists_is_replaced_on_request_alone(server, tab, tmp_path)
     assert not t.page.locator("#transfers").is_visible()
 
 
+@pytest.mark.parametrize("version", ["@live", "latest"])
+def test_what_stands_for_a_version_is_none_to_upload_to(server, tab, version):
+    """A version that is really called latest would hide all others."""
+    requests.put(f"{server.url}/models/p/a/@live", params={"version": "1"}).raise_for_status()
+    t = tab(server, f"/models/p/a/{version}")
+    t.button("Upload").click()
+    assert [t.page.get_by_label(name).input_value() for name in ("Application", "Version")] == ["a", ""]
+
+
 @pytest.mark.parametrize(("names", "problem"), [
     ({"Application": "b", "Version": "1"}, "Choose a file or a folder first."),
     ({"Application": "b c", "Version": "1"}, None),      # the browser says it
@@ -597,6 +663,19 @@ def test_all_of_it_is_cancelled_at_once(server, tab, tmp_path):
 
 
 @needs_resumption
+@pytest.mark.parametrize("answer", ["null", '{"detail": "the proxy is tired"}', "<h1>Busy</h1>"])
+def test_whatever_a_proxy_answers_is_told_and_the_upload_tried_again(server, tab, tmp_path, answer):
+    (tmp_path / "m").write_bytes(b"model")
+    t = tab(server, "/models/p/b/1")
+    t.page.route("**/upload*", lambda route: route.fulfill(status=503, content_type="application/json", body=answer))
+    begin(t, tmp_path / "m")
+    what = "the proxy is tired" if "tired" in answer else "It answered 503"
+    t.wait_for(".broken", f"{what} · Trying again in 1 s")
+    t.page.unroute("**/upload*")
+    t.wait_for(".done", "5 B uploaded")
+
+
+@needs_resumption
 def test_a_server_that_comes_back_gets_the_rest_of_an_upload(start, tab, tmp_path):
     server = start()
     t = tab(server, "/models/p/b/1")
@@ -684,6 +763,25 @@ def test_an_upload_that_the_server_knows_no_more_begins_again(server, tab, tmp_p
     slow(t, -1)
     begin(t, tmp_path / "large")
     t.wait_for(".done", "33.6 MB uploaded")
+    assert info(server, "p/b/1/large")["sha256"] == hashlib.sha256((tmp_path / "large").read_bytes()).hexdigest()
+
+
+@needs_resumption
+def test_of_two_tabs_one_cancels_and_the_other_uploads_all_of_it(server, tab, tmp_path):
+    """They share an upload, as a tab does with the one before its reload."""
+    t = tab(server, "/models/p/b/1")
+    slow(t, 4 << 20)
+    begin_large(t, tmp_path / "large", 32 << 20)
+    wait_for_sent(t, 1e6)
+    other = Tab(t.page.context.new_page(), t.url, tmp_path)
+    other.open("/models/p/b/1")
+    slow(other, 4 << 20)
+    begin(other, tmp_path / "large")
+    wait_for_sent(other, 1e6)
+    t.button("Cancel").first.click()
+    other.wait_for(".broken", "Trying again in")
+    slow(other, -1)
+    other.wait_for(".done", "33.6 MB uploaded")
     assert info(server, "p/b/1/large")["sha256"] == hashlib.sha256((tmp_path / "large").read_bytes()).hexdigest()
 
 
@@ -840,6 +938,8 @@ def test_a_storage_that_is_only_read_shows_no_buttons_that_cannot_work(tmp_path,
             assert not t.button(name).is_visible()
         assert t.button("Verify").is_visible()
         t.shot("read-only")
+        t.open("/models/none")
+        assert t.text("#view").strip() == "There is nothing here yet."
 
 
 def test_no_page_of_another_origin_frames_it_or_reads_through_it(shop, start, tab):
@@ -982,6 +1082,13 @@ def test_names_that_are_numbers_are_listed_once_and_in_their_order(server, tab):
     t = tab(server, "/models/q")
     assert t.rows() == ["100", "11", "12"]
     eventually(lambda: t.page.locator("tbody tr td:nth-child(2)").all_inner_texts() == ["60", "70", "1"])
+
+
+def test_versions_are_in_the_order_in_which_people_count(server, tab):
+    ordered = ["10.0.0", "v3.1.0", "3.0.0", "2.0.0+cu121", "2.0.0", "2.0.0-rc.10", "2.0.0-rc.2", "1.0.0.1", "1.0.0"]
+    for version in ordered:
+        put(server, f"q/a/{version}/m")
+    assert tab(server, "/models/q/a").rows() == ordered
 
 
 def test_the_newest_version_is_the_first_of_however_many(server, tab):

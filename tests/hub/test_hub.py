@@ -295,6 +295,7 @@ def test_what_is_kept_of_old_commits_is_bounded(own, monkeypatch):
     ("/api/models/list/none", "RepoNotFound"), ("/api/models/acme/.none", "RepoNotFound"),
     ("/api/models/acme/none/tree/main", "RepoNotFound"), ("/.staging/locks/resolve/main/f", "RepoNotFound"),
     ("/api/models/gpt2", "RepoNotFound"), ("/api/models/gpt2/revision/main", "RepoNotFound"),
+    ("/api/models/gpt2/revision/@live", "RepoNotFound"), ("/gpt2/resolve/@live/config.json", "RepoNotFound"),
     ("/gpt2/resolve/main/config.json", "RepoNotFound"), ("/gpt2/resolve/main/onnx%2Fmodel.onnx", "RepoNotFound"),
 ])
 def test_what_is_not_there_is_told_by_the_code_that_clients_go_by(tiny, path, code):

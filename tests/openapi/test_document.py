@@ -55,6 +55,24 @@ def test_it_has_every_route_and_what_is_answered_beside_it(app, document):
             assert {method.upper() for method in item} == set(allowed), path
 
 
+@pytest.mark.parametrize(("template", "path"), [
+    ("/verify/{project_id}/{app_name}/{version}", "/verify/p/a/@live"),
+    ("/verify/{project_id}/{app_name}/{version}/{model_name}", "/verify/p/a/@live/m"),
+    ("/models/{project_id}/{app_name}/{version}/{model_name}/upload", "/models/p/a/@live/m/upload"),
+])
+def test_where_an_alias_cannot_stand_the_methods_of_its_path_are_404_as_told(app, document, template, path):
+    app.options(path, status=404)
+    assert "404" in document["paths"][template]["options"]["responses"]
+
+
+@pytest.mark.parametrize(("status", "header"), [("206", "Range"), ("304", "If-None-Match"), ("412", "If-Match")])
+def test_what_is_answered_to_a_header_is_told_with_the_header(document, status, header):
+    silent = [path for method, path, operation in operations(document)
+              if status in operation["responses"] and method in ("GET", "HEAD")
+              and header not in {parameter["name"] for parameter in operation["parameters"]}]
+    assert silent == []
+
+
 def test_operations_have_names_of_their_own(document):
     names = [operation["operationId"] for _, _, operation in operations(document)]
     assert len(set(names)) == len(names) and all(re.fullmatch("[a-z_]+", name) for name in names)
