@@ -24,6 +24,7 @@ TEXT_LINES = 16 << 20   # bytes of lines in one directory that are written, some
 BLOCK = 64 * 1024       # bytes of text that are packed at once, some 20 versions of 5 models: lists wait for one
 MAX_BLOCK = 64 << 20    # bytes of text in a block, which has more only if it is damaged
 DAMAGED = (zlib.error, ValueError, TypeError, RecursionError)   # what reading a damaged block raises
+AFTER_NAMES = "~"       # comes after every name in order
 MAX_NAMES = 4096        # bytes of text, at its beginning, in which there are the names of the first directory
 
 
@@ -36,6 +37,7 @@ class Recalled:
 
     def __init__(self, blocks: Iterable[bytes] = ()) -> None:
         self._firsts, self._blocks = list[Names](), list[bytes]()   # the names of the first directory in each block
+        self._told = set[int]()     # the numbers of blocks
         self.models: int | None = None
         self.top: State | None = None
         each = iter(blocks)
@@ -52,26 +54,40 @@ class Recalled:
     def around(self, names: Names) -> Iterator[tuple[Names, Directory]]:
         """The directories in the block in which these names would be; nothing if that was told before."""
         number = bisect_right(self._firsts, names) - 1
-        if number >= 0:
-            block, self._blocks[number] = self._blocks[number], b""
-            with suppress(*DAMAGED):
-                yield from directories_in(unpacked(block))
+        if number >= 0 and number not in self._told:
+            self._told.add(number)
+            yield from self._directories_in(number)
+
+    def models_in(self, names: Names) -> int:
+        """The number of models there were below these names, whatever has been told."""
+        begin, end = bisect_right(self._firsts, names) - 1, bisect_right(self._firsts, (*names, AFTER_NAMES))
+        return sum(len(directory.models) for number in range(max(begin, 0), end)
+                   for place, directory in self._directories_in(number) if place[: len(names)] == names)
+
+    def _directories_in(self, number: int) -> Iterator[tuple[Names, Directory]]:
+        with suppress(*DAMAGED):
+            yield from directories_in(unpacked(self._blocks[number]))
 
 
 @dataclass
 class Remembered:
     """How many models there were before the start, and how many of them in versions that have changed since.
 
-    With `only_models`, the latter is not known, and the number is good until something changes.
+    If nothing but the number is recalled, it is good until something changes.
     """
 
     models: int
-    only_models: bool
+    recalled: Recalled
     changed: dict[Names, int] = field(default_factory=dict)
 
     @property
     def is_good(self) -> bool:
-        return not (self.only_models and self.changed)
+        return not (self.recalled.is_empty and self.changed)
+
+    def note(self, version: Names) -> None:
+        """Call it when a version has changed. What lists have seen of it since the start does not count."""
+        if version not in self.changed:
+            self.changed[version] = self.recalled.models_in(version)
 
 
 def packed(text: bytes) -> bytes:

@@ -112,9 +112,8 @@ class Index:
         """
         place, name, changed = names[:-1], names[-1], None
         now = None if below else self._found_in_large(names)
-        version = names[:VERSION_DEPTH]
-        if (remembered := self._remembered) and version not in remembered.changed:
-            remembered.changed[version] = self._known_in(version)
+        if (remembered := self._remembered) and len(names) >= VERSION_DEPTH:    # else a place could not be read
+            remembered.note(names[:VERSION_DEPTH])
         with self._lock:
             self._changes += 1
             if below:
@@ -179,14 +178,8 @@ class Index:
         """
         recalled = Recalled(self.recall())
         if recalled.models is not None and recalled.top == self._disk.changed(()):  # else others changed the projects
-            self._remembered = Remembered(recalled.models, recalled.is_empty)
+            self._remembered = Remembered(recalled.models, recalled)
         self._recalled = recalled
-
-    def _known_in(self, names: Names) -> int:
-        """The number of models below these names as far as it is known, without asking the disk."""
-        self._take_over(names)
-        directory = self._directories.get(names, Directory())
-        return len(directory.models) + sum(self._known_in((*names, name)) for name in directory.folders)
 
     def _take_over(self, names: Names) -> None:
         """Takes over what was known of this directory and of its neighbours; each is checked before it is used."""

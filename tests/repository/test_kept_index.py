@@ -273,6 +273,31 @@ def test_nobody_waits_for_the_first_pass_after_a_change_or_for_another_project(r
         assert store.index.total().models == total
 
 
+def test_a_change_is_counted_once_whatever_lists_have_seen_of_it_before_it_was_told(root, monkeypatch):
+    keep(root)
+    write(root / "q/a/1/folder/m4", "while no server ran")
+    with Storage(root) as store:
+        store.index.remember()
+        app, forget, seen = TestApp(create_app(store, Settings()), lint=False), store.index.forget, []
+
+        def later(names, below=False):
+            store.index._directories.doubt(())      # as if a list came that long after the one before
+            seen.append(len(listed(store)))
+            forget(names, below)
+
+        monkeypatch.setattr(store.index, "forget", later)
+        with ThreadPoolExecutor(1) as pool, store.index._passing:
+            store._reader._closed.update([("p",), ("p", "a")])      # which are also told to be forgotten
+            for method, path, body, total in (
+                ("PUT", "p/a/1/m", b"m", 16), ("PUT", "p/a/2", TWO, 15), ("DELETE", "p/a/1/m", b"", 14),
+                ("PUT", "q/a/1/folder/m", b"m", 16),    # and with it what was put there by hand
+            ):
+                pool.submit(app.request, f"/models/{path}", method=method, body=body).result(30)
+                page = pool.submit(app.get, "/models/list?limit=1").result(30).json
+                assert page["total_models"] == total
+        assert len(listed(store)) == 16 and len(seen) > 4
+
+
 def test_a_directory_that_could_not_be_read_is_read_again_after_the_next_start(root):
     keep(root)
     with started(root) as store:
