@@ -218,6 +218,8 @@ class Known(dict[Names, Directory]):
             size -= model.told_by(lines.pop(name))["size"]
         if signature and line and len(line) <= KEPT_LARGEST and self.has_room(len(line) + LINE_OVERHEAD):
             lines[name], states[name] = line, signature.state
+        if len(models) <= BATCH_MODELS:     # it was a large one, whose lines are in any order
+            lines = {name: lines[name] for name in models if name in lines}
         changed = replace(before, children=models, models=models, size=size, state=state, stamp=0, total=None,
                           fingerprint=hash((before.fingerprint, name, signature)))
         changed.hold(lines, states)

@@ -237,7 +237,7 @@ class Index:
             self.forget(version, below=True)
         raise StorageFailed(f"{'/'.join(version)} was replaced while it was listed: ask again")
 
-    def _is_still(self, version: Names, before: Directory, reads: int, attempt: int) -> bool:
+    def _is_still(self, version: Names, before: Directory, reads: int = -1, attempt: int = 0) -> bool:
         """Whether the version is the directory that it was, as far as the disk was asked since `reads`."""
         if reads == self._reads or (before.state and self._disk.is_unchanged(version, before.state)):
             return True
@@ -278,6 +278,7 @@ class Index:
         while todo:
             moment, lines, size = time.monotonic(), dict[str, bytes](), 0
             states = dict[str, int]()   # of the models that were read
+            version = self._directories.get(place[:VERSION_DEPTH], directory)
             with self._disk.models_in(place) as models:
                 while todo and size <= BATCH_BYTES:
                     name = todo.popleft()
@@ -289,7 +290,8 @@ class Index:
                         states[name], line = found
                     lines[name] = line
                     size += len(line)
-            self._keep(place, directory, moment, lines, states)
+            if states and self._is_still(place[:VERSION_DEPTH], version):   # else another list could mix two versions
+                self._keep(place, directory, moment, lines, states)
             yield Batch(place, lines)
 
     def _read_line(self, models: indexed.ModelsIn, names: Names) -> tuple[int, bytes] | None:
@@ -385,11 +387,16 @@ class Index:
         if before.state and before.stamp and self._disk.is_unchanged(names, State(before.stamp, before.state.inode)):
             before.checked = moment     # which has no effect if it was forgotten meanwhile
             return before
+        version = self._directories.get(names[:VERSION_DEPTH], before)
         found = self._look(names, before, reading)
         found.checked = moment
+        # a folder of the next version would be mixed with the files of this one
+        is_of_it = len(names) <= VERSION_DEPTH or self._is_still(names[:VERSION_DEPTH], version)
         with self._lock:
-            if self._directories.get(names) is before:  # else it was forgotten, or another thread has looked, too
+            if is_of_it and self._directories.get(names) is before:     # not forgotten or looked at meanwhile
                 self._learn(names, before, found)
+            else:
+                self._changes += 1  # a total that this is part of may be older than what is known
         return found
 
     def _look(self, names: Names, before: Directory, reading: bool) -> Directory:
@@ -438,6 +445,5 @@ class Index:
               states: dict[str, int]) -> None:
         """Caches lines that were read from files in these `states` since this moment, if the directory is current."""
         with self._lock:
-            if (states and self._directories.get(place) is directory
-                    and self._directories.add(directory, moment, lines, states)):
+            if self._directories.get(place) is directory and self._directories.add(directory, moment, lines, states):
                 self._news += 1

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from math import inf
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -17,12 +18,13 @@ import pytest
 import requests
 from support.common import TestApp, eventually, sha256
 from support.shelf import MODELS, names_of
+from support.tars import tar_with
 
 from model_server import create_app
 from repository import indexed, tree_index
 from repository.errors import StorageFailed
 from repository.indexed import Signature, State, size_of
-from repository.model import Stamp
+from repository.model import VERSION_DEPTH, Stamp
 from repository.tree_index import BATCH_MODELS, Index
 from server.listing import PAGE_BYTES
 from server.settings import Settings
@@ -174,6 +176,18 @@ def test_a_change_in_a_large_version_has_no_other_model_looked_at(large, monkeyp
     assert app.get("/models/p/a/1").json["models"] == models
 
 
+def test_a_version_that_is_no_longer_large_is_in_order(tmp_path):
+    names = [f"p/a/1/m{number:03}" for number in range(BATCH_MODELS + 1)]
+    written(tmp_path, *names)
+    with Storage(tmp_path) as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+        assert app.get("/models/list?format=txt").text.split() == names
+        app.put(f"/models/{names[0]}", b"new", status=200)      # the line of which is known last
+        app.delete(f"/models/{names.pop()}")
+        assert app.get("/models/list?format=txt").text.split() == names
+        assert app.get("/models/list?format=txt&limit=2").text.split() == names[:2]
+
+
 @pytest.mark.parametrize("change", [
     lambda version: (version / "m150/metadata.json").write_text('{"framework": "edited"}'),
     lambda version: (version / "m150/model").write_text("other bytes"),
@@ -275,6 +289,49 @@ def test_the_very_first_list_never_mixes_a_version_with_the_one_that_replaces_it
         monkeypatch.setattr(store._reader, "models_in", replaces)
         lists = [[name for _, lines in store.lines(("p", "a", "1")) for name in lines] for _ in range(2)]
     assert lists == [["m1", "m2", "m3"]] * 2
+
+
+def test_no_list_mixes_what_another_one_has_just_read_of_the_next_version_with_this_one(tmp_path, monkeypatch):
+    written(tmp_path, "p/a/1/m", "p/a/1/folder/m")
+    with Storage(tmp_path) as store, Storage(tmp_path) as other:
+        app, place = TestApp(create_app(store, Settings()), lint=False), ("p", "a", "1", "folder")
+
+        def listed():
+            return {model["description"] for model in app.get("/models/list").json["models"]}
+
+        assert listed() == {None}
+        TestApp(create_app(other, Settings()), lint=False).put(
+            "/models/p/a/1?description=new", tar_with({"m": b"new", "folder/m": b"new"}), status=200)
+        index, is_still, seen = store.index, store.index._is_still, []
+
+        def meanwhile(*given):      # once the first list has read something and is about to compare the version
+            if index._lock.acquire(blocking=False) and not seen:
+                seen.append(None)
+                seen.append(listed())
+            return is_still(*given)
+
+        index._directories[place].checked = 0.0     # as if it were looked at sooner than the version around it
+        monkeypatch.setattr(index, "_is_still", meanwhile)
+        assert listed() == {"new"}
+        assert seen[1] in ({None}, {"new"})
+
+
+def test_a_total_is_not_kept_if_another_thread_has_looked_later(tmp_path, monkeypatch):
+    written(tmp_path, "p/a/1/m1")
+    with Storage(tmp_path) as store:
+        look, looks = store.index._look, []
+
+        def meanwhile(names, *given):
+            found = look(names, *given)
+            if len(names) == VERSION_DEPTH and not looks:
+                looks.append(names)
+                written(tmp_path, "p/a/1/m2")       # by hand
+                assert [name for _, lines in store.lines(names) for name in lines] == ["m1", "m2"]
+            return found
+
+        monkeypatch.setattr(store.index, "_look", meanwhile)
+        assert store.index.total(("p",), at_most=inf).models == 1   # of the look that has just begun
+        assert store.index.total(("p",), at_most=inf).models == 2
 
 
 def disk(changed, sign, **others):
