@@ -184,10 +184,11 @@ class Known(dict[Names, Directory]):
         """Makes the next list check a model, or a directory, and those above it; what is known stays until then."""
         for depth in range(len(names) + 1):
             if directory := self.get(names[:depth]):
-                # a new object, so that a look that has begun does not count; the files of a model can change without
-                # its directory
+                # the files of a model can change without its directory, also if others have made a folder of a model
+                is_same = depth < len(names) - 1 and not is_in(directory.models, names[depth])
+                # a new object, so that a look that has begun does not count
                 self[names[:depth]] = replace(directory, checked=0.0, compared=0.0, total=None,
-                                              stamp=directory.stamp if depth < len(names) - 1 else 0)
+                                              stamp=directory.stamp if is_same else 0)
 
     def exchange(self, names: Names, directory: Directory) -> None:
         """Puts what is known now in place of what was known before."""

@@ -32,8 +32,9 @@ def look(disk: Disk, names: Names, before: Directory, state: State, reading: boo
         found.compared = moment
         if not reading or disk.is_unchanged(names, state):      # else the lines may be from two versions
             found.hold(lines, {name: signature.state for name, signature in signatures.items()})
-        if len(names) == MAX_DEPTH - 1:
-            found.children = found.models
+        if len(names) == MAX_DEPTH - 1 and found.children is not found.models:
+            # the others are no folders that are looked at, but may become models, by a file that is put into them
+            found.children, found.stamp = found.models, 0
     return found
 
 

@@ -87,6 +87,12 @@ def names_in(given: Mapping[str, str]) -> Names:
     return tuple("/".join(given.values()).split("/")) if given else ()
 
 
+def can_be_model(names: Names) -> bool:
+    """Whether a model can have these names, which follow the grammar: its path is no route, and not too long."""
+    path = names[VERSION_DEPTH:]
+    return len(path) == 1 or (path[-1] not in RESERVED_ENDINGS and len("/".join(path)) <= MAX_PATH)
+
+
 @functools.lru_cache(maxsize=1024)    # a request of a model asks three times for its names, and most ask for the same
 def check_name(field_name: str, value: str) -> None:
     """Raises InvalidName unless `value` follows the grammar of names; that of a model may be a path."""

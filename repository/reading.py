@@ -14,7 +14,7 @@ from repository import filesystem, metadata
 from repository.directories import REACHED, Directory, Tree
 from repository.errors import ModelUnreadable, absent
 from repository.indexed import Signature, State
-from repository.model import RESERVED_ENDINGS, RESERVED_PROJECTS, VERSION_DEPTH, Model, ModelKey, Names, Stamp
+from repository.model import RESERVED_PROJECTS, VERSION_DEPTH, Model, ModelKey, Names, Stamp, can_be_model
 from repository.staging import REPLACED, REPLACED_VERSIONS, STAGING, Staging
 
 log = logging.getLogger("model_server.storage")
@@ -194,8 +194,8 @@ class ModelReader:
         `inside` is the path from an open directory around it, with a slash at its end. It may lead over a link.
         """
         stamp = filesystem.stamp(inside + filesystem.MODEL, directory)
-        if stamp is None or (len(names) > VERSION_DEPTH + 1 and names[-1] in RESERVED_ENDINGS):
-            return None     # the latter was put there by hand, under a path that is a route
+        if stamp is None or not can_be_model(names):
+            return None     # the latter was put there by hand
         written = filesystem.stamp(inside + filesystem.METADATA, directory)
         again = time.monotonic() if names in self._unreadable else 0    # never equal, so that it is read again
         # () and not None, whose hash differs between processes

@@ -286,7 +286,8 @@ class Index:
                     if line is None:
                         self._reads += 1
                         if (found := self._read_line(models, (*place, name))) is None:
-                            continue    # it has just been deleted
+                            directory.stamp = 0     # its file may be all that was deleted
+                            continue
                         states[name], line = found
                     lines[name] = line
                     size += len(line)

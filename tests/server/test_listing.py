@@ -21,10 +21,10 @@ from support.shelf import MODELS, names_of
 from support.tars import tar_with
 
 from model_server import create_app
-from repository import indexed, tree_index
+from repository import indexed, looking, tree_index
 from repository.errors import StorageFailed
 from repository.indexed import Signature, State, size_of
-from repository.model import VERSION_DEPTH, Stamp
+from repository.model import MAX_PARTS, VERSION_DEPTH, Stamp
 from repository.tree_index import BATCH_MODELS, Index
 from server.listing import PAGE_BYTES
 from server.settings import Settings
@@ -458,6 +458,55 @@ def test_what_the_index_has_no_room_for_is_read_again(tmp_path, monkeypatch):
         app.delete("/models/q?recursive=true", status=200)
         assert [names_of(entry) for entry in app.get("/models/list").json["models"]] == [("r", "a", "1", "m000")]
         assert 0 < kept() < 1000
+
+
+def test_a_model_whose_file_alone_was_deleted_by_hand_is_not_counted_once_a_list_has_missed_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(tree_index, "FRESH", 0.01)
+    monkeypatch.setattr(looking, "RACY", 0.0)
+    monkeypatch.setattr(indexed, "KEPT_LARGEST", 0)     # all is read for each list
+    written(tmp_path, "p/a/1/m1", "p/a/1/m2")
+    with Storage(tmp_path) as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+        assert app.get("/models/p?limit=1").json["total_models"] == 2
+        (tmp_path / "p/a/1/m2/model").unlink()
+        assert app.get("/models/p").json["total_models"] == 1
+        eventually(lambda: app.get("/models/p?limit=1").json["total_models"] == 1)
+        written(tmp_path, "p/a/1/m2/in")
+        eventually(lambda: app.get("/models/p?format=txt").text.split() == ["p/a/1/m1", "p/a/1/m2/in"])
+
+
+def test_what_is_uploaded_into_a_folder_that_was_a_model_is_shown_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(looking, "RACY", 0.0)
+    written(tmp_path, "p/a/1/m")
+    with Storage(tmp_path) as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+        assert app.get("/models/list?format=txt").text.split() == ["p/a/1/m"]
+        (tmp_path / "p/a/1/m/model").unlink()       # by hand
+        app.put("/models/p/a/1/m/in", b"new", status=201)
+        assert app.get("/models/list?format=txt").text.split() == ["p/a/1/m/in"]
+
+
+def test_a_model_at_the_greatest_depth_may_come_later_than_its_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(tree_index, "FRESH", 0.01)
+    monkeypatch.setattr(looking, "RACY", 0.0)
+    deep = "p/a/1/" + "/".join("abcdefgh"[:MAX_PARTS])
+    (tmp_path / deep).mkdir(parents=True)
+    with Storage(tmp_path) as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+        assert app.get("/models/list").json["total_models"] == 0
+        (tmp_path / deep / "model").write_text("by hand")
+        eventually(lambda: app.get("/models/list?format=txt").text.split() == [deep])
+
+
+def test_a_path_that_is_too_long_for_a_model_hides_no_others(tmp_path):
+    for place in ("p/a/1/m", "p/a/1/" + "/".join(["x" * 100] * 6)):
+        written(tmp_path, place)
+    with Storage(tmp_path) as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+        for query in ("", "?limit=1"):
+            page = app.get(f"/models/list{query}", status=200).json
+            assert (page["total_models"], [model["model_name"] for model in page["models"]]) == (1, ["m"])
+        assert list(map(str, store.keys("p"))) == ["p/a/1/m"]
 
 
 def test_a_page_too_large_to_be_held_is_read_again_while_it_is_sent(tmp_path):
