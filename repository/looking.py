@@ -21,7 +21,11 @@ def look(disk: Disk, names: Names, before: Directory, state: State, reading: boo
     moment = time.monotonic()
     # judged before it is read: what changes later has a later time then
     stamp = state.changed_ns if abs(time.time_ns() - state.changed_ns) > RACY * 1e9 else 0
-    found = Directory(tuple(map(intern, disk.subdirectories(*names))), state=state, stamp=stamp,
+    children = disk.subdirectories(*names)
+    if len(names) >= VERSION_DEPTH and not disk.is_unchanged(names, state):
+        # a model in it may have been set aside when it was read, and back before a look there; what is gone is no model
+        children = sorted({*children, *disk.subdirectories(*names)})
+    found = Directory(tuple(map(intern, children)), state=state, stamp=stamp,
                       since=before.since if inode_of(before.state) == state.inode else moment)
     if len(names) >= VERSION_DEPTH:
         reading = reading and not found.is_large

@@ -117,7 +117,7 @@ class ModelReader:
         return True
 
     def _reach(self, names: Names) -> Directory:
-        """Opens a directory to read it, where it is while its version is replaced. Raises OSError, ABSENT included."""
+        """Opens a directory to read it, where it is while that or its version is replaced. Raises OSError."""
         with suppress(FileNotFoundError):
             return self._tree.reach(*names)
         if len(names) >= VERSION_DEPTH:
@@ -126,6 +126,9 @@ class ModelReader:
                 if not self._is_there(names[:VERSION_DEPTH]):
                     return aside
                 aside.close()
+        if len(names) > VERSION_DEPTH:
+            with suppress(FileNotFoundError):
+                return self._tree.reach(STAGING, REPLACED, *names)
         return self._tree.reach(*names)
 
     def _is_folder(self, directory: Directory, names: Names) -> bool:
@@ -270,7 +273,15 @@ class ModelReader:
             aside = self._tree.subdirectories(STAGING, REPLACED_VERSIONS, *names)
             # once more: the replacement of what was missing may have ended before the look at what is set aside
             children = sorted({*children, *aside, *self._tree.subdirectories(*names)})
+        if len(names) >= VERSION_DEPTH and self._is_any_aside():
+            children = sorted({*children, *self._tree.subdirectories(STAGING, REPLACED, *names)})
         return children if names else [name for name in children if name not in RESERVED_PROJECTS]
+
+    def _is_any_aside(self) -> bool:
+        """Whether any model is set aside: one system call, where a look for those of each directory would be many."""
+        with suppress(OSError):
+            return bool(os.lstat(f"{STAGING}/{REPLACED}", dir_fd=self._tree.kept_top().descriptor))
+        return False
 
     def _read_metadata(self, directory: int, key: ModelKey) -> dict[str, Any] | None:
         """The document; {} if there is none, None if it cannot be read."""

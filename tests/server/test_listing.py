@@ -22,6 +22,7 @@ from support.tars import tar_with
 
 from model_server import create_app
 from repository import indexed, looking, tree_index
+from repository.directories import Directory
 from repository.errors import StorageFailed
 from repository.indexed import Signature, State, size_of
 from repository.model import MAX_PARTS, VERSION_DEPTH, Stamp
@@ -314,6 +315,41 @@ def test_no_list_mixes_what_another_one_has_just_read_of_the_next_version_with_t
         monkeypatch.setattr(index, "_is_still", meanwhile)
         assert listed() == {"new"}
         assert seen[1] in ({None}, {"new"})
+
+
+@pytest.mark.parametrize("name", ["m", "folder/m"])
+def test_a_model_that_is_replaced_without_an_exchange_is_listed_all_the_time(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(Directory, "exchange", lambda *_: False)
+    written(tmp_path, f"p/a/1/{name}", f"p/a/1/{name}n")
+    with Storage(tmp_path) as store, Storage(tmp_path) as other:
+        index, sync, subdirectories = other.index, Directory.sync, other._tree.subdirectories
+        home, aside, lists = tmp_path / "p/a/1" / name, tmp_path / ".staging/replaced/p/a/1" / name, []
+
+        def listed():
+            index.forget(("p",), below=True)
+            lists.append([key for place, lines in other.lines(()) for key in lines])
+
+        def sync_meanwhile(directory):
+            listed()
+            sync(directory)
+
+        def read_while_it_is_aside(*names):
+            if names != home.parent.relative_to(tmp_path).parts:
+                return subdirectories(*names)
+            monkeypatch.setattr(other._tree, "subdirectories", subdirectories)      # once
+            aside.parent.mkdir(parents=True)
+            home.rename(aside)
+            found = subdirectories(*names)
+            aside.rename(home)
+            shutil.rmtree(tmp_path / ".staging/replaced")
+            return found
+
+        monkeypatch.setattr(Directory, "sync", sync_meanwhile)
+        TestApp(create_app(store, Settings()), lint=False).put(f"/models/p/a/1/{name}", b"new", status=200)
+        assert len(lists) == 2      # once while it was set aside
+        monkeypatch.setattr(other._tree, "subdirectories", read_while_it_is_aside)
+        listed()
+        assert {tuple(each) for each in lists} == {("m", "mn")}
 
 
 def test_a_total_is_not_kept_if_another_thread_has_looked_later(tmp_path, monkeypatch):
