@@ -250,8 +250,8 @@ class Index:
     def _lines_below(self, names: Names, directory: Directory, after: Names, enough: float) -> Iterator[Batch]:
         """The models below a directory that exists which come after `after`: runs of models, and what is in folders."""
         depth = len(names)
-        if self._is_due(directory):
-            directory = self._compared(names, directory, directory.models)
+        if self._is_due(directory) and self._compared(names, directory, directory.models) is not directory:
+            directory = self._checked(names, reading=True)  # the next list would do that; a model may be a folder now
         children = directory.children
         if after[:depth] == names and depth < len(after):
             children = children[bisect_left(children, after[depth]):]

@@ -511,6 +511,18 @@ def test_a_model_whose_file_alone_was_deleted_by_hand_is_not_counted_once_a_list
         eventually(lambda: app.get("/models/p?format=txt").text.split() == ["p/a/1/m1", "p/a/1/m2/in"])
 
 
+def test_a_folder_that_was_a_model_is_shown_by_the_list_that_misses_the_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(tree_index, "FRESH_LINES", -1.0)        # as if it were long ago
+    monkeypatch.setattr(looking, "RACY", 0.0)
+    written(tmp_path, "p/a/1/m", "p/a/1/m2")
+    with Storage(tmp_path) as store:
+        app = TestApp(create_app(store, Settings()), lint=False)
+        assert app.get("/models/list?format=txt").text.split() == ["p/a/1/m", "p/a/1/m2"]
+        (tmp_path / "p/a/1/m/model").unlink()       # by hand
+        written(tmp_path, "p/a/1/m/in")
+        assert app.get("/models/list?format=txt").text.split() == ["p/a/1/m/in", "p/a/1/m2"]
+
+
 def test_what_is_uploaded_into_a_folder_that_was_a_model_is_shown_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(looking, "RACY", 0.0)
     written(tmp_path, "p/a/1/m")
