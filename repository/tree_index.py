@@ -114,6 +114,8 @@ class Index:
         now = None if below else self._found_in_large(names)
         if (remembered := self._remembered) and len(names) >= VERSION_DEPTH:    # else a place could not be read
             remembered.note(names[:VERSION_DEPTH])
+        for depth in range(VERSION_DEPTH, len(names)):
+            self._take_over(names[:depth])      # else a later list would do so, as if it had not changed
         with self._lock:
             self._changes += 1
             if below:
@@ -183,6 +185,8 @@ class Index:
 
     def _take_over(self, names: Names) -> None:
         """Takes over what was known of this directory and of its neighbours; each is checked before it is used."""
+        if names in self._directories:
+            return
         with self._taking_over:     # for milliseconds, in which the disk is not asked
             recalled = [*self._recalled.around(names)]
             for place, directory in recalled:
@@ -292,7 +296,10 @@ class Index:
                     lines[name] = line
                     size += len(line)
             if states and self._is_still(place[:VERSION_DEPTH], version):   # else another list could mix two versions
-                self._keep(place, directory, moment, lines, states)
+                with self._lock:
+                    known = self._directories
+                    if known.get(place) is directory and known.add(directory, moment, lines, states):
+                        self._news += 1
             yield Batch(place, lines)
 
     def _read_line(self, models: indexed.ModelsIn, names: Names) -> tuple[int, bytes] | None:
@@ -380,8 +387,7 @@ class Index:
         """The directory as it is now, or was when it was fresh; with `reading`, a look also reads its models' lines."""
         if (directory := self._fresh(names, in_pass)) and not (reading and self._is_due(directory)):
             return directory    # the usual case: a list needs thousands
-        if names not in self._directories:
-            self._take_over(names)
+        self._take_over(names)
         with self._lock:
             before = self._directories.setdefault(names, Directory())
         moment = time.monotonic()
@@ -439,12 +445,3 @@ class Index:
             if self._directories.get(place) is directory:
                 self._directories.exchange(place, now)
             return now
-
-    # ---- the memory for lines
-
-    def _keep(self, place: Names, directory: Directory, moment: float, lines: dict[str, bytes],
-              states: dict[str, int]) -> None:
-        """Caches lines that were read from files in these `states` since this moment, if the directory is current."""
-        with self._lock:
-            if self._directories.get(place) is directory and self._directories.add(directory, moment, lines, states):
-                self._news += 1

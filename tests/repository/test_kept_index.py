@@ -298,6 +298,17 @@ def test_a_change_is_counted_once_whatever_lists_have_seen_of_it_before_it_was_t
         assert len(listed(store)) == 16 and len(seen) > 4
 
 
+def test_a_change_before_a_list_has_taken_over_its_version_is_shown_at_once(root, monkeypatch):
+    for module in (indexed, tree_index):
+        monkeypatch.setattr(module, "BATCH_MODELS", 2)      # so all versions are large ones
+    keep(root)
+    (root / "p/a/1/m1/model").unlink()      # by hand
+    with Storage(root) as store:
+        store.index.remember()
+        TestApp(create_app(store, Settings()), lint=False).put("/models/p/a/1/m1/in", b"new", status=201)
+        assert [model["model_name"] for model in listed(store)][:3] == ["m1/in", "m2", "m3"]
+
+
 def test_a_directory_that_could_not_be_read_is_read_again_after_the_next_start(root):
     keep(root)
     with started(root) as store:
