@@ -442,6 +442,8 @@ class Index:
                     directory.compared = moment
                 return directory
             now = directory.without(changed)
+            if len(changed) == len(states) > 1:
+                now.since = moment  # no file is the same: it is another one, with the inode of one that is gone
             if self._directories.get(place) is directory:
                 self._directories.exchange(place, now)
             return now

@@ -213,6 +213,20 @@ def test_what_others_change_in_a_large_version_is_seen(large, change, monkeypatc
     eventually(is_seen)
 
 
+def test_a_large_version_that_has_the_inode_of_the_one_before_is_listed_as_it_is(large, monkeypatch):
+    monkeypatch.setattr("repository.reading.state_of", lambda status: State(status.st_mtime_ns, 1))
+    monkeypatch.setattr(tree_index, "FRESH", 1e9)               # as if it had been looked at just now,
+    monkeypatch.setattr(tree_index, "FRESH_LINES", -1.0)        # and its files long ago
+    store, app = large
+    store.index.forget(("p",), below=True)
+    assert len(app.get("/models/list").json["models"]) == 3 * BATCH_MODELS
+    names = sorted(["a", *(f"m{number:03}" for number in range(BATCH_MODELS))])
+    with Storage(store.root) as other:
+        TestApp(create_app(other, Settings()), lint=False).put(
+            "/models/p/a/1", tar_with(dict.fromkeys(names, b"new")), status=200)
+    assert [model["model_name"] for model in app.get("/models/list").json["models"]] == names
+
+
 def test_a_list_of_a_large_version_goes_on_while_models_change_and_ends_when_all_are_others(large, monkeypatch):
     store, app = large
     monkeypatch.setattr(tree_index, "HELD_BYTES", 1000)
