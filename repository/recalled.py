@@ -9,7 +9,7 @@ import sys
 import time
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -122,10 +122,10 @@ def heading_in(text: bytes) -> tuple[str, int, State]:
 
 
 def blocks_of(known: Mapping[Names, Directory], lock: AbstractContextManager[object], models: int, top: State,
-              ) -> Iterator[bytes]:
+              meanwhile: Callable[[], object]) -> Iterator[bytes]:
     """All that is known, in the order of the directories' names, in packed blocks. Each can be read without the others.
 
-    `lock` is held while a directory is looked at.
+    `lock` is held while a directory is looked at; `meanwhile` is called between two blocks, of which there may be many.
     """
     yield packed(heading(models, top))
     texts, size = list[bytes](), 0
@@ -138,6 +138,7 @@ def blocks_of(known: Mapping[Names, Directory], lock: AbstractContextManager[obj
             yield packed(b"".join(texts))
             texts, size = [], 0
             time.sleep(PAUSE)
+            meanwhile()
     if texts:
         yield packed(b"".join(texts))
 

@@ -82,11 +82,9 @@ class Index:
         """
         if not self.reaches(names):
             return Total(0, 0)
-        is_first = self._refreshed == -inf
-        if names and is_first and at_most < inf:
-            for _ in self._walk(names):     # which is less than the first pass, for which this need not wait
-                pass
-        elif is_first or len(self._directories) <= POLLED:
+        if names and self._refreshed == -inf and at_most < inf:
+            deque(self._walk(names), 0)     # which is less than the first pass, for which this need not wait
+        elif self._refreshed == -inf or len(self._directories) <= POLLED:
             self._refresh(at_most)
         return self._total(names)
 
@@ -148,7 +146,8 @@ class Index:
         try:
             self._refresh(pause=indexed.PAUSE)
             self.settled()
-            self._total(())     # or the next page would wait for it, 0.5 s with a million models
+            self._keep_up()     # or the next page would do that, if the first pass took long
+            self._total(())     # likewise, 0.5 s with a million models
         finally:
             self._remembered, self._recalled = None, Recalled()
         while True:
@@ -156,8 +155,7 @@ class Index:
             self._directories.make_room(self._lock)
             if self._closed.wait(FRESH):
                 return
-            if time.monotonic() - self._asked < WATCHED and not (self.is_listed() and self._is_recent(2 * FRESH)):
-                self._refresh(pause=indexed.PAUSE)
+            self._keep_up(0.0)
 
     def close(self) -> None:
         """Makes watch() return."""
@@ -174,10 +172,7 @@ class Index:
     # ---- from one start to the next
 
     def remember(self) -> None:
-        """Reads what was known before the start; a list takes over the part that it needs.
-
-        Call it before watch(): until then, a list has to count all models first.
-        """
+        """Reads what was known before the start, of which a list takes over what it needs. Call it before watch()."""
         recalled = Recalled(self.recall())
         if recalled.models is not None and recalled.top == self._disk.changed(()):  # else others changed the projects
             self._remembered = Remembered(recalled.models, recalled)
@@ -203,7 +198,7 @@ class Index:
         if news == self._written or begun < self._rested or not top or not top.state:
             return
         if (models := self._total(()).models) >= REMEMBERED:
-            self.keep(blocks_of(self._directories, self._lock, models, top.state))
+            self.keep(blocks_of(self._directories, self._lock, models, top.state, self._keep_up))
             self._written = news
             self._rested = begun + max(REMEMBERED_EVERY, REMEMBERED_SHARE * (time.monotonic() - begun))
 
@@ -360,6 +355,12 @@ class Index:
                     time.sleep(ASIDE_EACH)
                     aside -= ASIDE_EACH
             self._refreshed = started
+
+    def _keep_up(self, at_most: float = 2 * FRESH) -> None:
+        """_refresh() for lists that are requested; passes that take long begin with 0 alone, and make way for lists."""
+        if (time.monotonic() - self._asked < WATCHED and (at_most == 0 or len(self._directories) <= POLLED)
+                and not (self.is_listed() and self._is_recent(2 * FRESH))):
+            self._refresh(at_most, indexed.PAUSE)
 
     def _is_recent(self, at_most: float) -> bool:
         """Whether the last pass began at most so many seconds ago."""

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -307,6 +308,15 @@ def test_a_change_before_a_list_has_taken_over_its_version_is_shown_at_once(root
         store.index.remember()
         TestApp(create_app(store, Settings()), lint=False).put("/models/p/a/1/m1/in", b"new", status=201)
         assert [model["model_name"] for model in listed(store)][:3] == ["m1/in", "m2", "m3"]
+
+
+def test_the_tree_is_passed_over_while_it_is_written_for_which_no_page_waits_then(root, monkeypatch):
+    monkeypatch.setattr(recalled, "BLOCK", 1)
+    with started(root) as store:
+        listed(store)
+        store.index._refreshed = before = time.monotonic() - 60     # as if writing took that long
+        store.index._write()
+        assert store.index._refreshed > before
 
 
 def test_a_directory_that_could_not_be_read_is_read_again_after_the_next_start(root):
