@@ -12,8 +12,7 @@ ENTRIES: Json = {"type": "array", "items": Schema("HubEntry", {
 })}
 REPOSITORY = Schema("HubRepository", {
     "type": "object", "properties": {"id": STRING, "sha": STRING}, "required": ["id"]})
-PATHS = Schema("HubPaths", {
-    "type": "object", "properties": {"paths": {"type": "array", "items": STRING}}, "required": ["paths"]})
+PATHS: Json = {"type": "object", "properties": {"paths": {"type": "array", "items": STRING}}}   # a form may have none
 WITH_ERRORS = (Field("X-Error-Code", "What clients go by: `RevisionNotFound` and others.", STRING),
                Field("X-Error-Message", "What clients show.", STRING))
 COMMIT = Field("X-Repo-Commit", "The commit of the revision.", STRING)
@@ -56,7 +55,8 @@ ABOUT = {
     f"GET {REPO}/tree/{{version}}/{{model_name}}": told("hub_folder", "those of a folder", ENTRIES, *TREE_QUERY),
     f"POST {REPO}/paths-info/{{version}}": replace(
         told("hub_paths_info", "those that the form or JSON in the body names", ENTRIES), errors=(403, 404, 409, 413),
-        bodies={JSON: PATHS, "application/x-www-form-urlencoded": PATHS}),
+        bodies={JSON: Schema("HubPaths", {**PATHS, "required": ["paths"]}),
+                "application/x-www-form-urlencoded": PATHS}),
     f"GET {REPO}/refs": told("hub_refs", "`main`, then all versions, with their commits", {"type": "object"}),
     "GET /{project_id}/{app_name}/resolve/{version}/{model_name}": file(
         "hub_resolve", "a file, with ranges and `ETag` like a download, and its commit in `X-Repo-Commit`"),

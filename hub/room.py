@@ -115,12 +115,15 @@ def paths_info(request: Request, store: Storage, **names: str) -> Response:
     snapshot = request.services.of(Snapshots).find(store, **names)
     try:
         if (request.header("Content-Type") or "").startswith("application/json"):
-            wanted = {str(path) for path in json.loads(request.body.data)["paths"]}
+            wanted = json.loads(request.body.data)["paths"]
+            if not (isinstance(wanted, list) and all(isinstance(path, str) for path in wanted)):
+                raise ValueError("its paths are no list of strings")
         else:
-            wanted = {path for name, path in parse_qsl(request.body.data.decode(), errors="strict") if name == "paths"}
+            wanted = [path for name, path in parse_qsl(request.body.data.decode(), errors="strict") if name == "paths"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise BadRequest('send form fields called paths, or JSON like {"paths": ["config.json"]}') from error
-    found = [shown for path, shown in entries(snapshot).items() if path in wanted]
+    paths = set(wanted)
+    found = [shown for path, shown in entries(snapshot).items() if path in paths]
     return json_response(200, found)
 
 

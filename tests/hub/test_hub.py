@@ -139,8 +139,15 @@ def test_paths_are_told_of_and_those_that_are_not_there_left_out(tiny, kind, bod
     assert [(entry["path"], entry["type"]) for entry in answer.json] == [("config.json", "file"), ("onnx", "directory")]
 
 
+@pytest.mark.parametrize("body", ["", "expand=False"])
+def test_a_form_without_paths_asks_for_none(tiny, body):
+    answer = tiny.post(f"{REPO}/paths-info/main", body, headers={"Content-Type": "application/x-www-form-urlencoded"})
+    assert answer.json == []
+
+
 @pytest.mark.parametrize(("kind", "body", "status"), [
     ("application/json", b"{", 400), ("application/json", b"[]", 400), ("application/json", b'{"paths": 5}', 400),
+    ("application/json", b'{"paths": "config.json"}', 400), ("application/json", b'{"paths": ["onnx", null]}', 400),
     ("application/json", b"[" * 100_000, 400), ("text/plain", b"\xff=\xff", 400), ("text/plain", b"x" * (3 << 20), 413),
 ])
 def test_paths_that_cannot_be_read_are_refused(tiny, kind, body, status):
