@@ -15,7 +15,7 @@ from storage import Storage
 
 def read_through(request: Request, store: Storage, handler: Callable[..., Response]) -> Response:
     """The answer of a handler for the version that the alias in the path points at, with headers that name it."""
-    if "app_name" not in request.names:     # what has aliases is an application
+    if "app_name" not in request.names:     # only applications have aliases
         return handler(request, store, **request.names)
     project_id, app_name, alias = (request.names[name] for name in NAME_FIELDS[:3])
     if not request.caller.may("read", (project_id, app_name)):

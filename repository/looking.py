@@ -12,7 +12,7 @@ RACY = 2.0      # seconds in which a directory can change again without a new mt
 
 
 def look(disk: Disk, names: Names, before: Directory, state: State, reading: bool) -> Directory:
-    """What is in a directory that was in this state a moment ago; lines of `before` are kept if they are still right.
+    """Reads a directory that was in this state a moment ago; keeps those lines of `before` that are still right.
 
     With `reading`, missing lines are read, unless there are more than a list should wait for.
     """
@@ -23,7 +23,8 @@ def look(disk: Disk, names: Names, before: Directory, state: State, reading: boo
     stamp = state.changed_ns if abs(time.time_ns() - state.changed_ns) > RACY * 1e9 else 0
     children = disk.subdirectories(*names)
     if len(names) >= VERSION_DEPTH and not disk.is_unchanged(names, state):
-        # a model in it may have been set aside when it was read, and back before a look there; what is gone is no model
+        # a model may have been set aside when this was read, and put back before `replaced` was. Names that are gone by
+        # now do no harm: they have no signature
         children = sorted({*children, *disk.subdirectories(*names)})
     found = Directory(tuple(map(intern, children)), state=state, stamp=stamp,
                       since=before.since if inode_of(before.state) == state.inode else moment)

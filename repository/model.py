@@ -88,7 +88,7 @@ def names_in(given: Mapping[str, str]) -> Names:
 
 
 def can_be_model(names: Names) -> bool:
-    """Whether a model can have these names, which follow the grammar: its path is no route, and not too long."""
+    """Whether the path in these names, each of which is valid, is not too long and not that of a route."""
     path = names[VERSION_DEPTH:]
     return len(path) == 1 or (path[-1] not in RESERVED_ENDINGS and len("/".join(path)) <= MAX_PATH)
 

@@ -208,7 +208,7 @@ class ModelReader:
         """The models right below these names; close it."""
         return ModelsIn(self, place)
 
-    def above_models(self, place: Names) -> Directory | None:
+    def directory_of(self, place: Names) -> Directory | None:
         """The directory at these names, open; None if there cannot be models in it or it cannot be opened."""
         with suppress(OSError):     # which is raised again for each of them
             if not self.model_above((*place, "")):
@@ -271,7 +271,7 @@ class ModelReader:
         children = self._tree.subdirectories(*names)
         if len(names) == VERSION_DEPTH - 1 or (len(names) >= VERSION_DEPTH and not children):
             aside = self._tree.subdirectories(STAGING, REPLACED_VERSIONS, *names)
-            # once more: the replacement of what was missing may have ended before the look at what is set aside
+            # read again: a version that was missing may have been put back before the other directory was read
             children = sorted({*children, *aside, *self._tree.subdirectories(*names)})
         if len(names) >= VERSION_DEPTH and self._is_any_aside():
             children = sorted({*children, *self._tree.subdirectories(STAGING, REPLACED, *names)})
@@ -316,7 +316,7 @@ class ModelsIn:
     @cached_property
     def _directory(self) -> Directory | None:
         """Opened when it is first needed: most lists know all models in it."""
-        directory = self._reader.above_models(self._place)
+        directory = self._reader.directory_of(self._place)
         return directory and self._opened.enter_context(directory)
 
     def sign(self, name: str) -> Signature | None:

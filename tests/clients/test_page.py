@@ -598,6 +598,13 @@ def wait_for_sent(t, size):
             f"&& document.querySelector('progress').value >= {size}")
 
 
+def begin_slowly(t, path, size, speed, sent):
+    """Begins to upload a file of this size, at so many bytes a second, and waits until so many have been sent."""
+    slow(t, speed)
+    begin_large(t, path, size)
+    wait_for_sent(t, sent)
+
+
 def offsets_of(t):
     """Grows by the offset of each piece that the page sends."""
     sent = []
@@ -706,9 +713,7 @@ def test_what_arrived_before_a_break_is_not_sent_again(start, tab, tmp_path):
     server = start()
     t = tab(server, "/models/p/b/1")
     sent = offsets_of(t)
-    slow(t, 24 << 20)
-    begin_large(t, tmp_path / "large", 160 << 20)
-    wait_for_sent(t, 80e6)
+    begin_slowly(t, tmp_path / "large", 160 << 20, speed=24 << 20, sent=80e6)
     server.stop(signal.SIGKILL)
     t.wait_for(".broken", "Trying again in")
     before = len(sent)
@@ -723,9 +728,7 @@ def test_what_arrived_before_a_break_is_not_sent_again(start, tab, tmp_path):
 def test_after_a_reload_the_same_file_continues(start, tab, tmp_path):
     server = start()
     t = tab(server, "/models/p/b/1")
-    slow(t, 24 << 20)
-    begin_large(t, tmp_path / "large", 96 << 20)
-    wait_for_sent(t, 50e6)
+    begin_slowly(t, tmp_path / "large", 96 << 20, speed=24 << 20, sent=50e6)
     t.page.on("dialog", lambda dialog: dialog.accept())     # "Leave the page?"
     t.page.reload()
     t.settled()
@@ -752,9 +755,7 @@ def test_a_folder_that_is_dropped_again_continues(server, tab, tmp_path):
 def test_an_upload_that_the_server_knows_no_more_begins_again(server, tab, tmp_path):
     """It expires, and another token has not begun it."""
     t = tab(server, "/models/p/b/1")
-    slow(t, 4 << 20)
-    begin_large(t, tmp_path / "large", 32 << 20)
-    wait_for_sent(t, 1e6)
+    begin_slowly(t, tmp_path / "large", 32 << 20, speed=4 << 20, sent=1e6)
     gone = address_of(t)
     t.page.on("dialog", lambda dialog: dialog.accept())     # "Leave the page?"
     t.page.reload()
@@ -770,9 +771,7 @@ def test_an_upload_that_the_server_knows_no_more_begins_again(server, tab, tmp_p
 def test_of_two_tabs_one_cancels_and_the_other_uploads_all_of_it(server, tab, tmp_path):
     """They share an upload, as a tab does with the one before its reload."""
     t = tab(server, "/models/p/b/1")
-    slow(t, 4 << 20)
-    begin_large(t, tmp_path / "large", 32 << 20)
-    wait_for_sent(t, 1e6)
+    begin_slowly(t, tmp_path / "large", 32 << 20, speed=4 << 20, sent=1e6)
     other = Tab(t.page.context.new_page(), t.url, tmp_path)
     other.open("/models/p/b/1")
     slow(other, 4 << 20)

@@ -51,7 +51,7 @@ def test_readers_see_one_whole_version_while_writers_replace_it(base):
         return write
 
     def reader(session):
-        over = False
+        over, seen = False, 0
         while not over:
             over = len(finished) == WRITERS     # and once more, so that each reads at least once
             got = session.get(url, timeout=30)
@@ -62,9 +62,11 @@ def test_readers_see_one_whole_version_while_writers_replace_it(base):
             part = session.get(url, headers={"Range": "bytes=10-99", "If-Range": f'"{digest}"'}, timeout=30)
             whole = versions[part.headers["X-Checksum-Sha256"]]
             assert part.content == (whole[10:100] if part.status_code == 206 else whole)
+            seen += 1
+        return seen
 
     def info_reader(session):
-        over = False
+        over, seen = False, 0
         while not over:
             over = len(finished) == WRITERS     # and once more, so that each reads at least once
             info = session.get(url + "/info", timeout=30).json()
@@ -75,8 +77,11 @@ def test_readers_see_one_whole_version_while_writers_replace_it(base):
             assert listed["models"][0]["description"] == listed["models"][0]["sha256"]
             line = session.get(url + ".sha256", timeout=30)
             assert (line.status_code, line.text.split()[0] in versions) == (200, True)
+            seen += 1
+        return seen
 
-    together([*(writer(w) for w in range(WRITERS)), *[reader] * READERS, info_reader, info_reader])
+    results = together([*(writer(w) for w in range(WRITERS)), *[reader] * READERS, info_reader, info_reader])
+    assert all(seen > 0 for seen in results[WRITERS:])
     assert sha256(requests.get(url).content) == requests.get(url + "/info").json()["sha256"]
 
 
