@@ -73,6 +73,7 @@ class StreamingParser(HTTPRequestParser):
     error: Any = None
     content_length = 0
     body_rcv: Any = None
+    body: Body | None = None    # what admit() makes of it, an empty one until then; None without a body
     expect_continue: bool = False
     task: Any = None    # StreamingTask     # that answers it, once it has come
     admitting = False   # whether what becomes of its body is being decided
@@ -165,7 +166,8 @@ class StreamingParser(HTTPRequestParser):
         if self.chunked:
             del self.headers["TRANSFER_ENCODING"]   # the application gets the body without it
         if self.chunked or self.content_length:
-            self.body_rcv = FixedReceiver(self.content_length, Body())     # until begin_body()
+            self.body = Body()
+            self.body_rcv = FixedReceiver(self.content_length, self.body)   # until begin_body()
 
     def _take_target(self) -> None:
         """Sets the path, percent-decoded once, and the query (RFC 9112 3.2)."""
@@ -178,18 +180,11 @@ class StreamingParser(HTTPRequestParser):
 
     def begin_body(self, body: Body) -> None:
         """Gives the body, which has still to come, to what admit() made of the head."""
-        self.environ["wsgi.input"] = body
+        self.environ["wsgi.input"] = self.body = body
         self.body_rcv = ChunkedReceiver(body) if self.chunked else FixedReceiver(self.content_length, body)
         if body.refusal and (self.expect_continue or "X_FORWARDED_EXPECT" in self.headers):
             # RFC 9110 10.1.1: a final status, and the body is not asked for; nginx passes Expect on under this name
             self.expect_continue, self.completed, self.refused = False, True, True
-
-    @property
-    def body(self) -> Body | None:
-        """What admit() made of it, an empty one before; None without a body."""
-        receiver = self.body_rcv    # once: a thread that counts what is held may look while it is closed
-        body = receiver.getbuf() if receiver is not None else None
-        return body if isinstance(body, Body) else None
 
     @property
     def appetite(self) -> int:
@@ -201,7 +196,7 @@ class StreamingParser(HTTPRequestParser):
 
     @property
     def held(self) -> int:
-        body = self.body
+        body = self.body    # once: this is asked from any thread, as it is closed
         return self._held + len(self._head) + (body.held if body is not None else 0)
 
     @property
@@ -228,7 +223,7 @@ class StreamingParser(HTTPRequestParser):
     def close(self) -> None:
         """Gives back what it holds at once: the collector of cycles may not come by for long."""
         super().close()
-        self._held, self._head, self.body_rcv = 0, bytearray(), None
+        self._held, self._head, self.body_rcv, self.body = 0, bytearray(), None, None
         self.environ.pop(REQUEST, None)     # which refers to the environment
         task, self.task = self.task, None
         if task:

@@ -100,7 +100,7 @@ class Server:
         self._stopped = threading.Event()
         self._relay = Relay()
         self._poll, self._looked, self._look_again_at = select.poll(), dict[int, Any](), 0.0
-        self._changed, self._all_changed = deque[int](), False  # connections to look at again, by their descriptors
+        self._changed, self._all_changed = set[int](), False    # connections to look at again, by their descriptors
         self._dispatcher = Dispatcher(self._relay)
         self._dispatcher.set_thread_count(threads)
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)     # it warns of each request that waits
@@ -127,7 +127,7 @@ class Server:
     def _wake(self, descriptor: int | None = None) -> None:
         """Makes the loop look at a connection again, or at all, which it does soon after what its own thread does."""
         if descriptor is not None:
-            self._changed.append(descriptor)
+            self._changed.add(descriptor)
         if not self._relay.leads():
             self._all_changed = self._all_changed or descriptor is None
             self._listeners[0].trigger.pull_trigger()
@@ -188,11 +188,11 @@ class Server:
         else:
             timeout = self._look_again_at - now
             while self._changed:
-                if entry := self._map.get(descriptor := self._changed.popleft()):
+                if entry := self._map.get(descriptor := self._changed.pop()):
                     self._register(descriptor, entry)
         for descriptor, events in self._poll.poll(0 if self._turns else timeout * 1000):
             if entry := self._map.get(descriptor):  # else it was closed in this round
-                self._changed.append(descriptor)
+                self._changed.add(descriptor)
                 yield entry, events
 
     def _register(self, descriptor: int, entry: Any) -> None:
