@@ -70,7 +70,7 @@ def check_write(header: Header, *etags: str) -> None:
     wanted, unwanted = header("If-Match"), header("If-None-Match")
     current = etags or (None,)
     if wanted is not None and not any(matches(wanted, etag, weak=False) for etag in current):
-        have = " or ".join(etags) or "nothing"
+        have = "something else" if etags else "nothing"     # not its digest: a token without `read` may write here
         raise PreconditionFailed(f"If-Match asks for {wanted[:200]} and there is {have}: look again, then decide")
     if unwanted is not None and any(matches(unwanted, etag, weak=True) for etag in current):
         raise PreconditionFailed("it exists already, and If-None-Match forbids to replace it")

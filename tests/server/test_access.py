@@ -317,6 +317,21 @@ def test_it_looks_so_to_the_last_byte(two_worlds, method, path, headers):
     assert seen(ask(having, method, path, b"", {**headers, **bearer("q")})) == missing
 
 
+@pytest.mark.parametrize(("method", "path", "body"), [
+    ("PUT", "/models/p/a/1/m", b"another"), ("POST", UPLOAD.replace("=new", "=m"), FORM), ("PUT", "/models/p/a/1", b""),
+    ("PATCH", "/models/p/a/1/m/info", b"{}"), ("DELETE", "/models/p/a/1/m", b""),
+    ("PUT", "/models/p/a/@live?version=1", b""), ("DELETE", "/models/p/a/@live", b""),
+])
+def test_who_may_write_and_not_read_learns_no_digest_by_a_condition(guarded, make_app, store, method, path, body):
+    app = guarded(line("writer", "create,update,delete", "*"))
+    store.aliases.point("p", "a", "@live", "1", lambda current: None)
+    version_tag = make_app().get("/models/p/a/1/m").headers["X-Version-ETag"]
+    got = ask(app, method, path, body, {**bearer("writer"), "If-Match": '"x"'})
+    assert got.status_int == 412
+    secrets = sha256(b"the model"), '"1"', version_tag
+    assert not [each for each in secrets if each in got.json["detail"] or each in str(got.headers)]
+
+
 # ---- lists
 
 PREFIXES = [    # the prefixes of a token, the models of test_lists that it may read
