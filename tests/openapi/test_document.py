@@ -31,7 +31,7 @@ def document(app):
 
 
 @pytest.mark.parametrize("settings", [
-    {}, {"anonymous": "read"}, {"url_prefix": "/repository", "allowed_origins": frozenset({"https://ml.example.org"})},
+    {}, {"anonymous": "read", "url_prefix": "/repository", "allowed_origins": frozenset({"https://ml.example.org"})},
 ], ids=str)
 def test_it_is_valid(make_app, settings):
     validate(make_app(**settings).get("/openapi.json").json)

@@ -267,7 +267,7 @@ def perform(app, kind, what):
     return app.patch(INFO, what.encode("utf-8", "replace"), expect_errors=True)
 
 
-@settings(max_examples=50, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 @given(st.lists(steps, min_size=1, max_size=5))
 @example([("patch", '{"metadata": {"k": 1}}'), ("patch", '{"metadata": {"k": true}}')])
 @example([("put", {"a": "\1" * 8000}), ("form", {"b": "\2" * 8000, "\3": "x"}), ("patch", '{"metadata": {"c": 1}}')])
