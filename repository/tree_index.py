@@ -19,7 +19,7 @@ from repository import indexed
 from repository.errors import StorageFailed, StoreError
 from repository.indexed import BATCH_BYTES, BATCH_MODELS, WATCHED, Batch, Directory, Known, Signature, State, Total
 from repository.looking import look
-from repository.model import VERSION_DEPTH, Model, ModelKey, Names
+from repository.model import MAX_DEPTH, VERSION_DEPTH, Model, ModelKey, Names
 from repository.recalled import Recalled, Remembered, blocks_of
 
 FRESH = 0.9     # seconds; twice that, plus a pass over 100,000 models, is less than the promised two seconds
@@ -240,8 +240,7 @@ class Index:
         """Whether the version is the directory that it was, as far as the disk was asked since `reads`."""
         if reads == self._reads or (before.state and self._disk.is_unchanged(version, before.state)):
             return True
-        # Single models may be changed all the time, and need not be of one moment. Not to look at a large one again for
-        # that, it must do that nobody has seen another one in its place.
+        # Single models may change all the time, and need not be of one moment: a large one is not read again for that.
         now = self._directories.get(version)
         return indexed.inode_of(self._disk.changed(version)) == indexed.inode_of(before.state) and (
             attempt >= PATIENCE or (before.is_large and now is not None and now.since == before.since))
@@ -272,20 +271,20 @@ class Index:
                     yield from self._read_models(names, directory, some)
 
     def _read_models(self, place: Names, directory: Directory, names: list[str]) -> Iterator[Batch]:
-        """The lines of these models, from the cache or from their files; those read are cached if there is room."""
+        """The lines of these models, cached if there is room; of one that is gone, those in a folder in its place."""
         todo = deque(names)
         while todo:
-            moment, lines, size = time.monotonic(), dict[str, bytes](), 0
-            states = dict[str, int]()   # of the models that were read
+            moment, size, gone = time.monotonic(), 0, Names()
+            lines, states = dict[str, bytes](), dict[str, int]()    # the states are of those that were read
             version = self._directories.get(place[:VERSION_DEPTH], directory)
             with self._disk.models_in(place) as models:
-                while todo and size <= BATCH_BYTES:
+                while todo and size <= BATCH_BYTES and not gone:
                     name = todo.popleft()
                     line = directory.lines.get(name)
                     if line is None:
                         self._reads += 1
                         if (found := self._read_line(models, (*place, name))) is None:
-                            directory.stamp = 0     # its file may be all that was deleted
+                            directory.stamp, gone = 0, (*place, name)   # its file may be all that was deleted
                             continue
                         states[name], line = found
                     lines[name] = line
@@ -296,6 +295,8 @@ class Index:
                     if known.get(place) is directory and known.add(directory, moment, lines, states):
                         self._news += 1
             yield Batch(place, lines)
+            if 0 < len(gone) < MAX_DEPTH:
+                yield from self._lines_below(gone, self._checked(gone, reading=True), (), inf)
 
     def _read_line(self, models: indexed.ModelsIn, names: Names) -> tuple[int, bytes] | None:
         """The state of a model and its line, which is read later: if it changes in between, a comparison shows it."""
@@ -315,8 +316,7 @@ class Index:
 
     def _total(self, names: Names) -> Total:
         """The total of a directory that exists, computed from those below it unless it is cached."""
-        directory = self._directories.get(names)
-        if directory is None or not directory.checked:
+        if (directory := self._directories.get(names)) is None or not directory.checked:
             directory = self._checked(names)
         if total := directory.total:
             return total

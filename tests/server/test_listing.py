@@ -525,7 +525,10 @@ def test_a_model_whose_file_alone_was_deleted_by_hand_is_not_counted_once_a_list
         eventually(lambda: app.get("/models/p?format=txt").text.split() == ["p/a/1/m1", "p/a/1/m2/in"])
 
 
-def test_a_folder_that_was_a_model_is_shown_by_the_list_that_misses_the_model(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("module", "limit"), [
+    (indexed, "BATCH_BYTES"), (indexed, "KEPT_LARGEST"), (indexed, "BATCH_MODELS")], ids=["kept", "not kept", "large"])
+def test_a_folder_that_was_a_model_is_shown_by_the_list_that_misses_the_model(tmp_path, monkeypatch, module, limit):
+    monkeypatch.setattr(module, limit, 0)
     monkeypatch.setattr(tree_index, "FRESH_LINES", -1.0)        # as if it were long ago
     monkeypatch.setattr(looking, "RACY", 0.0)
     written(tmp_path, "p/a/1/m", "p/a/1/m2")
