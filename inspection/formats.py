@@ -1,17 +1,16 @@
 """Which format a file is of, and what its bytes tell: bytes in, values out, and nothing is ever loaded or executed."""
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from inspection import headers
-from inspection.archives import HEAD, TFLITE, Member, contents, kind_of, open_member
+from inspection.archives import HEAD, TFLITE, Member, array_header, contents, kind_of, open_member
 from inspection.found import KNOWN, Found
-from inspection.headers import MAX_HEADER, MAX_SHOWN, MAX_TEXT, parsed
+from inspection.headers import MAX_SHOWN, MAX_TEXT, Details, Table, fasttext, gguf, tflite
 from inspection.protobuf import protobuf
 from inspection.reader import UNPACKERS, Budget, BudgetExceeded, Malformed, Window, clip
-from inspection.texts import hdf5, keras_warning, pattern, skops_warning, text, warnings
+from inspection.texts import MAX_HEADER, config, hdf5, pattern, safetensors
 from repository.model import Inspection
 from server.errors import HttpError
 
@@ -21,21 +20,15 @@ FORMATS = ("safetensors", "gguf", "ggml", "onnx", "ort", "pytorch", "pt2", "exec
            "npy", "npz", "zip", "tar", "gzip", "bzip2", "xz", "zlib", "zstd", "lz4", "7z", "rar", "unknown")
 MAX_SCRIPT = 1 << 20    # bytes of a file of TorchScript
 SCRIPT = 10             # bytes that are read in the time in which one of these is searched
+ON_FILES = re.compile(rb"\b(?:torch|ops\.\w+)\.(save|load|from_file|read_file|write_file)\(")   # of TorchScript
 MAX_NAMED = 5           # imports that a warning names
 JOBLIB = ("joblib.numpy_pickle.", "sklearn.externals.joblib.numpy_pickle.")    # where scikit-learn had it before 0.23
-
-Details = dict[str, Any]
-
-SIGNATURES: tuple[tuple[str, int, tuple[bytes, ...], Callable[[Window], Details] | None], ...] = (
-    ("gguf", 0, (b"GGUF",), headers.gguf), ("ggml", 0, (b"lmgg", b"fmgg", b"tjgg", b"algg"), None),
-    ("tflite", 4, (TFLITE,), headers.tflite), ("ort", 4, (b"ORTM",), headers.flatbuffer),
-    ("executorch", 4, (b"ET12",), headers.flatbuffer), ("catboost", 0, (b"CBM1",), None),
-    ("fasttext", 0, (b"\xba\x16\x4f\x2f",), headers.fasttext), ("tensorrt", 0, (b"ptrt", b"ftrt"), None))
-# Zips with a config: its member, a key that it has, the member of its version, which may be missing, and what is told.
-CONFIGS: tuple[tuple[str, str, bytes, str, str, Callable[[dict[str, Any]], str]], ...] = (
-    ("skops", "schema.json", b"__class__", "schema.json", "_skops_version", skops_warning),
-    ("keras", "config.json", b"class_name", "metadata.json", "keras_version", keras_warning))
-ON_FILES = re.compile(rb"\b(?:torch|ops\.\w+)\.(save|load|from_file|read_file|write_file)\(")   # of TorchScript
+SIGNATURES: tuple[tuple[str, int, tuple[bytes, ...], Callable[[Window], Details]], ...] = (
+    ("gguf", 0, (b"GGUF",), gguf), ("fasttext", 0, (b"\xba\x16\x4f\x2f",), fasttext), ("tflite", 4, (TFLITE,), tflite),
+    ("ort", 4, (b"ORTM",), lambda window: {"version": Table(window).text(0)}),
+    ("executorch", 4, (b"ET12",), lambda window: {"version": Table(window).number(0)}),
+    ("ggml", 0, (b"lmgg", b"fmgg", b"tjgg", b"algg"), lambda _: {}), ("catboost", 0, (b"CBM1",), lambda _: {}),
+    ("tensorrt", 0, (b"ptrt", b"ftrt"), lambda _: {}))
 
 
 class FormatRefused(HttpError):
@@ -52,7 +45,7 @@ class PickleRefused(HttpError):
 
 def inspect(file: BinaryIO, size: int) -> Inspection:
     """What an open file of `size` bytes is; `unknown` at worst. Raises OSError where the file itself fails."""
-    name, details = "", dict[str, Any]()
+    name, details = "", Details()
     with Budget() as budget:
         window = Window(file, 0, size, budget)
         kind, members, found = contents(window)
@@ -65,21 +58,23 @@ def inspect(file: BinaryIO, size: int) -> Inspection:
             details["error"] = "it takes too long to read"
     if found.imports or found.pickled:
         details["imports_found"] = list(found.imports)
-    if found.persistent_ids and name not in ("pytorch", "pt2"):   # there they are the tensors
-        details["persistent_ids"] = True
     if not found.complete:
         details["complete"] = False
-    if said := [*beyond_list(found), *details.pop("warnings", ())]:
+    native = ["native code is in it: a program or a library"] * found.native
+    if said := [*import_warning(found.imports), *native, *details.pop("warnings", ())]:
         details["warnings"] = [clip(each, MAX_TEXT) for each in said[:MAX_SHOWN]]
     return Inspection(name or "unknown", details)
 
 
-def beyond_list(found: Found) -> list[str]:
-    """What a person should look at of the imports, and of code for a processor."""
-    unknown = [name for name in found.imports if name not in KNOWN]
-    more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
-    imports = f"loading it imports {', '.join(unknown[:MAX_NAMED])}{more}, beyond what rebuilds tensors and arrays"
-    return [imports] * bool(unknown) + ["native code is in it: a program or a library"] * found.native
+def unknown(imports: Iterable[str]) -> list[str]:
+    return [name for name in imports if name not in KNOWN]
+
+
+def import_warning(imports: Iterable[str]) -> list[str]:
+    names = unknown(imports)
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    named = f"loading it imports {', '.join(names[:MAX_NAMED])}{more}, beyond what rebuilds tensors and arrays"
+    return [named] if names else []
 
 
 def check(inspection: Inspection, allowed: Collection[str], pickle: str) -> None:
@@ -91,16 +86,13 @@ def check(inspection: Inspection, allowed: Collection[str], pickle: str) -> None
         why = inspection.details.get("error")
         raise FormatRefused(f"the format of the file is {inspection.format}{f' ({why})' if why else ''}: "
                             f"this server takes {', '.join(sorted(allowed))} (MODEL_ALLOWED_FORMATS)")
-    if pickle == "allow":
-        return
-    imports, complete = inspection.details.get("imports_found"), inspection.details.get("complete", True)
-    unknown = [name for name in imports or () if name not in KNOWN]
-    rest = "" if complete else "what cannot be looked into"
-    if pickle == "deny" and (imports is not None or not complete):
-        raise PickleRefused(f"the file holds {'a pickle' if imports is not None else rest}: this server takes none "
+    imports = inspection.details.get("imports_found")
+    rest = [] if inspection.details.get("complete", True) else ["what cannot be looked into"]
+    if pickle == "deny" and (imports is not None or rest):
+        raise PickleRefused(f"the file holds {'a pickle' if imports is not None else rest[0]}: this server takes none "
                             f"(MODEL_PICKLE=deny); {advice(inspection.format, imports is not None)}")
-    if unknown or not complete:
-        raise PickleRefused(f"the file would import {', '.join(unknown + [rest] * (not complete))} when it is loaded: "
+    if pickle != "allow" and (refused := unknown(imports or ()) + rest):
+        raise PickleRefused(f"the file would import {', '.join(refused)} when it is loaded: "
                             "this server takes what rebuilds tensors alone (MODEL_PICKLE=known)")
 
 
@@ -116,32 +108,55 @@ def advice(name: str, pickled: bool) -> str:
 def recognise(window: Window, kind: str, members: list[Member], found: Found) -> tuple[str, Details]:
     """The format and its details; raises Malformed for what only begins like it, and BudgetExceeded."""
     head = window.at(0, HEAD)
-    pickle_first = found.pickled and not kind   # whatever signature stands further on
     for name, at, signature, details in SIGNATURES:
-        if head.startswith(signature, at) and not pickle_first:
-            return name, details(window) if details else {}
+        if head.startswith(signature, at) and (kind or not found.pickled):  # else it is a pickle with that further on
+            return name, details(window)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= window.length - 8:
-        return "safetensors", headers.safetensors(window)
+        return "safetensors", safetensors(window)
     if kind == "zip":
         return zip_format(window, members, found)
     pickled = "joblib" if any(name.startswith(JOBLIB) for name in found.imports) else "pickle"
     if kind in UNPACKERS:
         return (pickled, {"compression": kind}) if found.pickled else (kind, {})
     if kind:
-        return kind, headers.npy(window) if kind == "npy" else {}
+        array = array_header(window.stream()) if kind == "npy" else None
+        return kind, {"dtype": array.dtype, "shape": array.shape} if array else {}
     if found.pickled:
         return ("pytorch", {"container": "pickles"} | tensors(found)) if found.torch else (pickled, {})
     if kind_of(head) == "zip":
         raise Malformed("it is no whole zip")
-    if seen := pattern(window):
-        return seen
-    with suppress(Malformed):
-        return protobuf(window)
-    return hdf5(window)
+    return pattern(window) or protobuf(window) or hdf5(window)
 
 
 def tensors(found: Found) -> Details:
     return {"tensors": found.tensors, "parameters": found.parameters} if found.tensors else {}
+
+
+def read(window: Window, member: Member | None, limit: int = MAX_HEADER + 1) -> bytes:
+    """What a member begins with; nothing where there is none, or none that can be read."""
+    with suppress(Malformed):
+        return open_member(window, member).stream().read(limit) if member else b""
+    return b""
+
+
+def zip_format(window: Window, members: list[Member], found: Found) -> tuple[str, Details]:
+    names = {member.name: member for member in members}
+    last = {member.name.rpartition("/")[2]: member for member in members}
+    if read(window, last.get("archive_format"))[:3] == b"pt2" or "serialized_exported_program.json" in last:
+        return "pt2", {"members": len(names)}
+    if "data.pkl" in last:
+        script = {"torchscript": True, "warnings": script_warnings(window, members)} if "constants.pkl" in last else {}
+        return "pytorch", {"container": "zip", **tensors(found), **script}
+    if seen := config(lambda name: read(window, names.get(name)), window.budget):
+        return seen
+    if names and all(name.endswith(".npy") for name in names):
+        return "npz", {"arrays": [clip(name[:-4], MAX_TEXT) for name in names][:MAX_SHOWN]}
+    # A bundle of MediaPipe: nothing is packed, and one of its members is TFLite, or a bundle in the bundle.
+    heads = ((member.name, read(window, member, 8)) for member in members[:MAX_SHOWN])
+    if not any(member.method for member in members) and any(
+            head[4:] == TFLITE or (kind_of(head) == "zip" and name.endswith(".task")) for name, head in heads):
+        return "task", {"members": [clip(name, MAX_TEXT) for name in names][:MAX_SHOWN]}
+    return "zip", {"members": len(members)}
 
 
 def script_warnings(window: Window, members: list[Member]) -> list[str]:
@@ -149,52 +164,10 @@ def script_warnings(window: Window, members: list[Member]) -> list[str]:
     said = set[str]()
     for member in members:
         if "/code/" in member.name and member.name.endswith(".py"):
-            with suppress(Malformed):
-                script = open_member(window, member).stream().read(MAX_SCRIPT + 1)
-                window.budget.take(SCRIPT * len(script))
-                said |= {f"reads or writes files with {call.decode()}" for call in ON_FILES.findall(script)}
-                if len(script) > MAX_SCRIPT:
-                    said.add(f"has more than {MAX_SCRIPT >> 20} MiB in a file: what the rest does is not known")
+            script = read(window, member, MAX_SCRIPT + 1)
+            window.budget.take(SCRIPT * len(script))
+            said |= {f"reads or writes files with {call.decode()}" for call in ON_FILES.findall(script)}
+            if len(script) > MAX_SCRIPT:
+                said.add(f"has more than {MAX_SCRIPT >> 20} MiB in a file: what the rest does is not known")
     return ["it is TorchScript: code in it runs when the model is called"] + [
         f"its TorchScript {each}" for each in sorted(said)]
-
-
-def is_task(window: Window, members: list[Member]) -> bool:
-    """Whether it bundles models of MediaPipe: nothing is packed, and one is TFLite, or a bundle in the bundle."""
-    for member in members[:MAX_SHOWN]:
-        with suppress(Malformed):
-            head = open_member(window, member).stream().read(8)
-            if head[4:] == TFLITE or (kind_of(head) == "zip" and member.name.endswith(".task")):
-                return not any(member.method for member in members)
-    return False
-
-
-def zip_format(window: Window, members: list[Member], found: Found) -> tuple[str, Details]:
-    names = {member.name: member for member in members}
-    last = {member.name.rpartition("/")[2]: member for member in members}
-
-    def read(member: Member | None) -> bytes:
-        with suppress(Malformed):
-            return open_member(window, member).stream().read(MAX_HEADER + 1) if member else b""
-        return b""
-
-    if read(last.get("archive_format"))[:3] == b"pt2" or "serialized_exported_program.json" in last:
-        return "pt2", {"members": len(names)}
-    if "data.pkl" in last:
-        details = {"container": "zip", **tensors(found)}
-        if "constants.pkl" in last:
-            details |= {"torchscript": True, "warnings": script_warnings(window, members)}
-        return "pytorch", details
-    for kind, config, key, versions, version, warning in CONFIGS:
-        data, other = read(names.get(config)), read(names.get(versions))
-        with suppress(Malformed, TypeError):
-            told = parsed(other, window.budget) if data and other else {}
-            if version in told or b'"%b"' % key in data or (
-                    b"\\u" in data and key.decode() in parsed(data, window.budget)):
-                value = {version.removeprefix("_"): clip(text(told[version]), MAX_TEXT)} if version in told else {}
-                return kind, value | {"warnings": warnings(data, window.budget, warning)}
-    if names and all(name.endswith(".npy") for name in names):
-        return "npz", {"arrays": [clip(name[:-4], MAX_TEXT) for name in names][:MAX_SHOWN]}
-    if is_task(window, members):
-        return "task", {"members": [clip(name, MAX_TEXT) for name in names][:MAX_SHOWN]}
-    return "zip", {"members": len(members)}

@@ -1,40 +1,28 @@
-"""What safetensors, GGUF, npy, flatbuffers and others tell in their headers, read field by field within a budget.
+"""What binary headers tell: GGUF, fastText and flatbuffers, read field by field within a budget.
 
 Each function gives the details, or raises Malformed for what only begins like its format, and BudgetExceeded.
 """
 
-import json
 import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any
 
-from inspection.archives import array_header
 from inspection.found import MAX_NUMBER
-from inspection.reader import Budget, Malformed, Window, clip
+from inspection.reader import Malformed, Window, clip
 
-MAX_HEADER = 8 << 20    # of JSON: 60,000 tensors of safetensors, which allows 100 MB; parsed it takes ten times that
-MAX_ITEMS = 300_000     # brackets and commas of a JSON document, which say how much memory it takes parsed
-MAX_DIGITS = 400        # of a number in it; for int() many of them take the square of the time
-DOCUMENT = 8            # steps that a JSON document costs
-ITEM = 256              # bytes that are read in the time that an item of it takes
 MAX_SHOWN = 32          # keys, inputs, types, dimensions that the details list
 MAX_TEXT = 200          # characters of each
-MAX_STRING = 64 * 1024  # bytes of a key or a value of GGUF that is read and not skipped
+MAX_STRING = 64 * 1024  # bytes of a key or a value of GGUF that are read
 WORD = 80               # bytes that are unpacked in the time in which a string of an array is passed over
-KEY = 3                 # steps that a key costs
+KEY = 3                 # steps that a key or a tensor costs
+TABLE = 6               # and a table of a flatbuffer
 MAX_NESTING = 4         # arrays of arrays in GGUF
 MAX_DIMENSIONS = 8      # of a tensor in GGUF, which has 4
 
-
-def npy(window: Window) -> dict[str, Any]:
-    array = array_header(window.stream())
-    return {"dtype": array.dtype, "shape": array.shape} if array else {}
-
-
-# ---- graphs
+Details = dict[str, Any]
 
 # Operations that read or write files or run Python. Those of checkpoints, Save and Restore, are in every SavedModel.
 WATCHED = re.compile(
@@ -49,76 +37,13 @@ def watched(operations: Iterable[str]) -> list[str]:
             for name in sorted(set(operations)) if WATCHED.fullmatch(name)]
 
 
-# ---- safetensors
-
-BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-        "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32,
-        "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64}
+def numbered(names: str) -> dict[int, str]:
+    """Names by their numbers, from 0 on; - stands for none."""
+    return {number: name for number, name in enumerate(names.split()) if name != "-"}
 
 
-def safetensors(window: Window) -> dict[str, Any]:
-    length = int.from_bytes(window.at(0, 8), "little")
-    if length > MAX_HEADER:
-        raise Malformed(f"of its header of {length} bytes {MAX_HEADER} are read")
-    header = parsed(window.at(8, length), window.budget, object_pairs_hook=once, parse_constant=refuse)
-    metadata = header.pop("__metadata__", {})
-    tensors = [tensor_of(name, value) for name, value in header.items()]
-    at = 0
-    for _, begin, end in sorted((tensor[1:] for tensor in tensors), key=lambda each: each[1:]):
-        if begin != at:
-            raise Malformed("its tensors overlap or leave a gap")
-        at = end
-    if at != window.length - 8 - length:
-        raise Malformed(f"its tensors have {at} bytes, and the file has {window.length - 8 - length} for them")
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise Malformed("its __metadata__ is not of strings")
-    return {"tensors": len(tensors), "parameters": sum(tensor[1] for tensor in tensors),
-            "dtypes": counted(tensor[0] for tensor in tensors), "metadata": shown(metadata)}
-
-
-def parsed(data: bytes, budget: Budget, **hooks: Any) -> Any:
-    """A JSON document that may be hostile; raises Malformed, and BudgetExceeded."""
-    items = sum(map(data.count, (b",", b"[", b"{")))
-    if len(data) > MAX_HEADER or items > MAX_ITEMS:
-        raise Malformed(f"its JSON has more than {MAX_HEADER} bytes or {MAX_ITEMS} items")
-    budget.step(DOCUMENT)
-    budget.take(2 * len(data) + items * ITEM)
-    try:
-        return json.loads(data.decode(), parse_int=whole, **hooks)
-    except (ValueError, RecursionError) as error:
-        raise Malformed(f"its JSON cannot be read: {error}") from error
-
-
-def whole(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise ValueError("a number has too many digits")
-    return int(digits)
-
-
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object in which no name comes twice: which of them counts differs from reader to reader."""
-    if len(values := dict(pairs)) < len(pairs):
-        raise ValueError("it has a field twice")
-    return values
-
-
-def refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")     # NaN and Infinity, which Python takes
-
-
-def tensor_of(name: str, value: Any) -> tuple[str, int, int, int]:
-    """Type, parameters, begin and end of a tensor in the header."""
-    try:
-        dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
-        numbers = [*shape, begin, end]
-        if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers) or len(shape) > MAX_SHOWN:
-            raise ValueError
-        parameters = math.prod(shape)
-        if begin > end or BITS[dtype] * parameters != 8 * (end - begin):
-            raise ValueError
-    except (KeyError, TypeError, ValueError) as error:
-        raise Malformed(f"its tensor {name[:50]!r} is not described as it should be") from error
-    return dtype, parameters, begin, end
+def decoded(data: bytes) -> str:
+    return clip(data.decode("utf-8", "replace"), MAX_TEXT)
 
 
 def counted(names: Iterable[str]) -> dict[str, int]:
@@ -126,7 +51,7 @@ def counted(names: Iterable[str]) -> dict[str, int]:
     return dict(Counter(names).most_common(MAX_SHOWN))
 
 
-def shown(values: dict[str, Any]) -> dict[str, Any]:
+def shown(values: Details) -> Details:
     return {clip(name, MAX_TEXT): clip(value, MAX_TEXT) if isinstance(value, str) else value
             for name, value in list(values.items())[:MAX_SHOWN]}
 
@@ -144,123 +69,113 @@ TENSOR_TYPES = {    # name, numbers in a block, bytes of a block
     25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56),
     30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36),
     41: ("Q1_0", 128, 18)}
-FILE_TYPES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
-    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
-    21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
-    29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE", 39: "NVFP4",
-    40: "Q1_0"}
-GENERAL = ("name", "basename", "size_label", "license", "quantization_version")     # keys that are shown
+FILE_TYPES = numbered(
+    "F32 F16 Q4_0 Q4_1 - - - Q8_0 Q5_0 Q5_1 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K IQ2_XXS IQ2_XS "
+    "Q2_K_S IQ3_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S IQ3_M IQ2_S IQ2_M IQ4_XS IQ1_M BF16 - - - TQ1_0 TQ2_0 MXFP4_MOE NVFP4 "
+    "Q1_0")
+KEYS = re.compile(  # that are looked at
+    r"general\.(?:name|basename|size_label|license|quantization_version|alignment|architecture|file_type)|"
+    r".*\.(?:context_length|embedding_length|block_count)|.*tokenizer\.ggml\.model", re.DOTALL)
 TEMPLATE = "tokenizer.chat_template"
-OF_ARCHITECTURE = (".context_length", ".embedding_length", ".block_count", "tokenizer.ggml.model")
 
 
 class Gguf:
     """The fields of a GGUF file, from the first on."""
 
     def __init__(self, window: Window) -> None:
-        self.stream, self._budget = window.stream(), window.budget
-        version = self.stream.exactly(8)[4:]
-        self.order = ">" if version[:2] == b"\0\0" else "<"     # models for big-endian machines are written like this
-        self.version, = struct.unpack(self.order + "I", version)
+        self.stream, self.budget = window.stream(), window.budget
+        head = self.stream.exactly(8)
+        self.order = ">" if head[4:6] == b"\0\0" else "<"   # models for big-endian machines are written like this
+        self.version, = struct.unpack(self.order + "4xI", head)
+        self.length = 0     # of the last string, which may be longer than what was read of it
 
     def numbers(self, code: str) -> tuple[Any, ...]:
         return struct.unpack(self.order + code, self.stream.exactly(struct.calcsize("=" + code)))
 
-    def scalar(self, code: str) -> Any:
-        return self.numbers(code)[0]
-
-    def string(self) -> str | None:
-        """None for one that is too long to be of interest."""
-        self.length = length = self.scalar("Q")     # of the last one that was met
-        if length > MAX_STRING:
-            self.stream.skip(length)
-            return None
-        self._budget.take(2 * length)
-        return self.stream.exactly(length).decode("utf-8", "replace")
+    def string(self) -> str:
+        self.length, = self.numbers("Q")
+        text = self.stream.exactly(min(self.length, MAX_STRING))
+        self.stream.skip(self.length - len(text))
+        self.budget.take(2 * len(text))
+        return text.decode("utf-8", "replace")
 
     def pass_over(self, count: int) -> None:
-        """Skips this many strings; a million of them are possible, so those in the buffer cost no call each."""
-        order: Literal["big", "little"] = "big" if self.order == ">" else "little"
+        """Skips this many strings: a million are the words of a tokenizer, so those in the buffer cost no call each."""
+        self.budget.take(count * WORD)
+        length_at = struct.Struct(self.order + "Q").unpack_from
         while count:
-            length = int.from_bytes(self.stream.exactly(8), order)
-            data, at, count = self.stream.data, self.stream.at + length, count - 1
+            self.stream.exactly(8)      # there is one at least
+            data, at = self.stream.data, self.stream.at - 8
             while count and at <= len(data) - 8:
-                at += 8 + int.from_bytes(data[at:at + 8], order)
+                at += 8 + length_at(data, at)[0]
                 count -= 1
             self.stream.skip(at - self.stream.at)
 
     def value(self, kind: int, nesting: int = 0) -> Any:
         """A number, a string, or None for an array, which is passed over."""
         if kind in SCALARS:
-            return self.scalar(SCALARS[kind])
+            return self.numbers(SCALARS[kind])[0]
         if kind == STRING:
             return self.string()
         if kind != ARRAY or nesting > MAX_NESTING:
             raise Malformed(f"it has a value of type {kind}")
-        kind, length = self.scalar("I"), self.scalar("Q")
+        kind, length = self.numbers("IQ")
         if kind in SCALARS:
             self.stream.skip(length * struct.calcsize("=" + SCALARS[kind]))
-        elif kind == STRING:    # the words of a tokenizer, of which there may be a million
-            self._budget.take(length * WORD)
+        elif kind == STRING:
             self.pass_over(length)
         else:
             for _ in range(length):
-                self._budget.step(KEY)
+                self.budget.step(KEY)
                 self.value(kind, nesting + 1)
         return None
 
-    def tensors(self, count: int) -> Iterator[tuple[str, int, int]]:
-        """Type and parameters of each, and where it ends in the data; of a type that is not known where it begins."""
-        for _ in range(count):
-            self._budget.step(KEY)
-            self.string()
-            if (dimensions := self.scalar("I")) > MAX_DIMENSIONS:
-                raise Malformed(f"it has a tensor of {dimensions} dimensions")
-            *shape, kind, begin = self.numbers(f"{dimensions}QIQ")
-            name, block, size = TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))
-            if shape and shape[0] % block:
-                raise Malformed(f"it has a tensor with a row of {shape[0]} numbers, and {name} has blocks of {block}")
-            yield name, math.prod(shape), begin + math.prod(shape) // block * size
+    def tensor(self) -> tuple[str, int, int]:
+        """Type and parameters, and where it ends in the data; of a type that is not known where it begins."""
+        self.string()
+        if (dimensions := self.numbers("I")[0]) > MAX_DIMENSIONS:
+            raise Malformed(f"it has a tensor of {dimensions} dimensions")
+        *shape, kind, begin = self.numbers(f"{dimensions}QIQ")
+        name, block, size = TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))
+        if shape and shape[0] % block:
+            raise Malformed(f"it has a tensor with a row of {shape[0]} numbers, and {name} has blocks of {block}")
+        return name, math.prod(shape), begin + math.prod(shape) // block * size
 
 
-def gguf(window: Window) -> dict[str, Any]:
+def gguf(window: Window) -> Details:
     file = Gguf(window)
     if file.version not in (2, 3):
         raise Malformed(f"it is of version {file.version}")
-    count, pairs = file.scalar("Q"), file.scalar("Q")
-    wanted = {f"general.{name}" for name in (*GENERAL, "alignment", "architecture", "file_type")}
-    keys, template = dict[str, Any](), dict[str, Any]()
+    tensors, pairs = file.numbers("QQ")
+    keys, template = Details(), Details()
     for _ in range(pairs):
         window.budget.step(KEY)
-        name, value = file.string() or "", file.value(file.scalar("I"))
-        if isinstance(value, int | str) and (name in wanted or name.endswith(OF_ARCHITECTURE)):
+        name, value = file.string(), file.value(*file.numbers("I"))
+        if isinstance(value, int | str) and KEYS.fullmatch(name):
             keys[name] = value
         elif name.startswith(TEMPLATE):
             template = {"chat_template": True, "chat_template_length": file.length, "warnings": [
                 "its chat template is a program: whoever chats with the model runs it"]}
-    types: Counter[str] = Counter()
+    types = Counter[str]()
     parameters = last = 0
-    for name, length, end in file.tensors(count):
+    for _ in range(tensors):
+        window.budget.step(KEY)
+        name, length, end = file.tensor()
         types[name] += 1
         parameters, last = parameters + length, max(last, end)
-    alignment = keys.pop("general.alignment", 32)
+    alignment, at = keys.pop("general.alignment", 32), file.stream.tell()
     if type(alignment) is not int or alignment < 1:
         raise Malformed(f"its tensors are aligned to {alignment!r:.50}")
-    at = file.stream.tell()
     missing = at + (last and -at % alignment + last) - window.length
     if missing > 0 or parameters > MAX_NUMBER:
         raise Malformed(f"its last {'tensor' if last else 'key'} ends {missing} bytes beyond its end")
     quantisation = FILE_TYPES.get(keys.pop("general.file_type", -1), next(iter(counted(types)), None))
-    architecture = str(keys.pop("general.architecture", ""))
-    return {"version": file.version, "architecture": clip(architecture, MAX_TEXT), "quantisation": quantisation,
-            "tensors": count, "parameters": parameters, "tensor_types": counted(types),
+    return {"version": file.version, "architecture": clip(str(keys.pop("general.architecture", "")), MAX_TEXT),
+            "quantisation": quantisation, "tensors": tensors, "parameters": parameters, "tensor_types": counted(types),
             "keys": shown(keys)} | template
 
 
-# ---- fastText
-
-def fasttext(window: Window) -> dict[str, Any]:
+def fasttext(window: Window) -> Details:
     numbers = window.numbers("<19i")
     return {"version": numbers[1], "dimension": numbers[2], "words": numbers[17], "labels": numbers[18],
             "model": {1: "cbow", 2: "skipgram", 3: "supervised"}.get(numbers[9])}
@@ -268,11 +183,9 @@ def fasttext(window: Window) -> dict[str, Any]:
 
 # ---- flatbuffers: TFLite, and of ONNX Runtime's .ort and ExecuTorch's .pte that they are ones
 
-TABLE = 6               # steps that a table costs
-TFLITE_TYPES = dict(enumerate((
-    "float32", "float16", "int32", "uint8", "int64", "string", "bool", "int16", "complex64", "int8", "float64",
-    "complex128", "uint64", "resource", "variant", "uint32", "uint16", "int4", "bfloat16", "int2", "uint4",
-    "float8e4m3fn", "float8e5m2")))
+TFLITE_TYPES = numbered(
+    "float32 float16 int32 uint8 int64 string bool int16 complex64 int8 float64 complex128 uint64 resource variant "
+    "uint32 uint16 int4 bfloat16 int2 uint4 float8e4m3fn float8e5m2")
 
 
 class Table:
@@ -281,14 +194,11 @@ class Table:
     def __init__(self, window: Window, pointer: int = 0) -> None:
         window.budget.step(TABLE)
         self._window = window
-        self._at = self.follow(pointer)
+        self._at = pointer + self.read(pointer)
         self._fields = self._at - self.read(self._at, "<i")
 
     def read(self, at: int, code: str = "<I") -> int:
         return int(self._window.numbers(code, at)[0])
-
-    def follow(self, pointer: int) -> int:
-        return pointer + self.read(pointer)
 
     def place(self, field: int) -> int:
         """Where it is, 0 when it is left out."""
@@ -300,22 +210,20 @@ class Table:
         place = self.place(field)
         return self.read(place, code) if place else 0
 
-    def text(self, field: int) -> str:
-        place = self.place(field)
-        at = place and self.follow(place)
-        data = self._window.at(at + 4, min(self.read(at), 4 * MAX_TEXT)) if place else b""
-        return clip(data.decode("utf-8", "replace"), MAX_TEXT)
-
     def items(self, field: int) -> range:
         """Where the items of a vector are, each of 4 bytes: a number, or a pointer to a table or a text."""
         place = self.place(field)
-        at = place and self.follow(place)
+        at = place and place + self.read(place)
         return range(at + 4, at + 4 + 4 * self.read(at), 4) if place else range(0)
 
+    def text(self, field: int) -> str:
+        letters = self.items(field)     # are a vector too, but each is 1 byte
+        return decoded(self._window.at(letters.start, min(len(letters), 4 * MAX_TEXT)))
 
-def tflite(window: Window) -> dict[str, Any]:
+
+def tflite(window: Window) -> Details:
     model = Table(window)
-    details: dict[str, Any] = {"version": model.number(0), "description": model.text(3), "inputs": [], "outputs": []}
+    details: Details = {"version": model.number(0), "description": model.text(3), "inputs": [], "outputs": []}
     for at in model.items(2)[:1]:   # the first graph is the model, others are bodies of its loops
         graph = Table(window, at)
         tensors = graph.items(0)
@@ -326,13 +234,13 @@ def tflite(window: Window) -> dict[str, Any]:
     return details | ({"custom_operations": custom[:MAX_SHOWN]} if custom else {}) | {"warnings": watched(custom)}
 
 
-def tflite_tensor(tensor: Table) -> dict[str, Any]:
+def tflite_tensor(tensor: Table) -> Details:
     kind, sizes = tensor.number(1, "<B"), tensor.items(7) or tensor.items(0)    # the first where some are left open
     return {"name": tensor.text(3), "type": TFLITE_TYPES.get(kind, f"type {kind}"),
             "shape": [tensor.read(at, "<i") for at in sizes[:MAX_SHOWN]]}
 
 
-def flatbuffer(window: Window) -> dict[str, Any]:
+def flatbuffer(window: Window) -> Details:
     """Of a format of which the signature is enough, as long as a table is where it points."""
     Table(window).number(0)
     return {}

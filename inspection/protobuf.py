@@ -7,26 +7,28 @@ number leads to its name; to the name and the tree of the message in it; or to t
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from inspection.found import MAX_NUMBER
-from inspection.headers import MAX_SHOWN, MAX_TEXT, watched
-from inspection.reader import BudgetExceeded, Malformed, Window, clip
+from inspection.headers import MAX_SHOWN, MAX_TEXT, Details, decoded, numbered, watched
+from inspection.reader import BudgetExceeded, Malformed, Stream, Window
 
 VARINT, BYTES = 0, 2    # protobuf's wire types
 WIDTHS = {1: 8, 5: 4}   # bytes of the others
-NEAR = 4096             # bytes read at once: fields stand close together, and the weights between them are passed over
 MAX_VARINT = 10         # bytes
 FIELD = 224             # bytes that are unpacked in the time that a field takes, and again what is made of it,
 DIGIT = 64              # and a byte of its numbers
 MESSAGE = 2             # steps that a message costs
 MAX_NESTING = 40        # messages in messages; the body of a loop in ONNX is 3 deeper than the node
 MAX_KINDS = 32          # different fields of the outermost message; ONNX has 12
+NEAR = 4096             # bytes of a message in which it is searched for
+MORE = "it has more fields than are looked at: what the rest does is not known"
+HAS = 0                 # in a tree, where no field is: bytes without which a message is not of interest
 Tree = dict[int, Any]
 Fields = dict[str, list[Any]]
-Kinds = dict[tuple[int, int], tuple[int, ...]]  # by number and wire type: how many, value and length of the last one
-HAS = 0                 # in a tree, where no field is: bytes without which a message is not of interest
+Kinds = dict[tuple[int, int], tuple[int, int, int]]     # by number and wire type: how many, place and value of the last
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
@@ -41,86 +43,82 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
     raise Malformed("it has a number without an end")
 
 
-class Message:
-    """A window on protobuf messages, each of them named by where it begins and ends."""
+def fields(stream: Stream, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Number, wire type, value and length of each field of a message; bytes come next: their value is where."""
+    at = stream.tell()
+    while at < end:
+        if len(stream.data) - stream.at < 2 * MAX_VARINT:
+            stream.ahead(2 * MAX_VARINT)
+        begin = stream.at
+        key, place = varint(stream.data, begin)
+        number, wire = divmod(key, 8)
+        value, length = 0, WIDTHS.get(wire, 0)
+        if wire == VARINT:
+            value, place = varint(stream.data, place)
+        elif wire == BYTES:
+            length, place = varint(stream.data, place)
+            value = at + place - begin
+        elif not length:
+            raise Malformed(f"it has a field of wire type {wire}")
+        stream.budget.take(FIELD + DIGIT * (place - begin))
+        at, stream.at = at + place - begin + length, place
+        if at > end or not number:
+            raise Malformed("it has a field beyond its end")
+        yield number, wire, value, length
 
-    def __init__(self, window: Window) -> None:
-        self._window, self._near, self._start = window, b"", 0
 
-    def bytes(self, at: int, length: int) -> bytes:
-        place = at - self._start
-        near = place >= 0 and place + length <= len(self._near)
-        return self._near[place:place + length] if near else self._window.at(at, length)
+def read(stream: Stream, length: int, tree: Tree, into: Fields | None = None, nesting: int = 0) -> Fields:
+    """The fields in `tree` by their names, in the order of the file: any is allowed, and messages may merge.
 
-    def fields(self, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """Number, wire type and value of each field of a message, and its length; the value of bytes is their place."""
-        while at < end:
-            place = at - self._start
-            if not 0 <= place <= len(self._near) - 2 * MAX_VARINT:
-                self._near, self._start, place = self._window.at(at, NEAR), at, 0
-            key, place = varint(self._near, place)
-            number, wire = divmod(key, 8)
-            value, length = place + self._start, WIDTHS.get(wire, 0)
-            if wire == VARINT:
-                value, place = varint(self._near, place)
-            elif wire == BYTES:
-                length, place = varint(self._near, place)
-                value = place + self._start
-            elif not length:
-                raise Malformed(f"it has a field of wire type {wire}")
-            self._window.budget.take(FIELD + DIGIT * (place + self._start - at))
-            at = place + self._start + length
-            if at > end or not number:
-                raise Malformed("it has a field beyond its end")
-            yield number, wire, value, length
-
-    def read(self, at: int, end: int, tree: Tree, into: Fields | None = None, nesting: int = 0) -> Fields:
-        """The fields in `tree` by their names, in the order of the file: any is allowed, and messages may merge.
-
-        A message has None for its value, and its own fields are beside it; or the value is what is collected of them.
-        """
-        into = defaultdict(list) if into is None else into
-        if nesting > MAX_NESTING:
-            raise Malformed("its messages are nested too deeply")
-        if HAS in tree and end - at <= NEAR and tree[HAS] not in self.bytes(at, end - at):
-            return into
-        self._window.budget.step(MESSAGE)
-        for number, wire, value, length in self.fields(at, end):
-            self._window.budget.take(FIELD)
-            match tree.get(number):
-                case name, inner if wire == BYTES:
-                    into[name].append(None)
-                    self.read(value, value + length, inner, into, nesting + 1)
-                case name, inner, collect if wire == BYTES:
-                    into[name].append(collect(self.read(value, value + length, inner, None, nesting + 1)))
-                case str(name) if wire == BYTES:
-                    text = self.bytes(value, min(length, 4 * MAX_TEXT)).decode("utf-8", "replace")
-                    into[name].append(clip(text, MAX_TEXT))
-                case str(name) if wire == VARINT:   # negative ones have 64 bits
-                    into[name].append(min(value - (1 << 64) * (value >> 63), MAX_NUMBER))
+    A message has None for its value, and its own fields are beside it; or the value is what is collected of them.
+    """
+    into = defaultdict(list) if into is None else into
+    if nesting > MAX_NESTING:
+        raise Malformed("its messages are nested too deeply")
+    if HAS in tree and length <= NEAR and tree[HAS] not in stream.ahead(length):
+        stream.skip(length)
         return into
+    stream.budget.step(MESSAGE)
+    for number, wire, value, size in fields(stream, stream.tell() + length):
+        stream.budget.take(FIELD)
+        match tree.get(number):
+            case name, inner if wire == BYTES:
+                into[name].append(None)
+                read(stream, size, inner, into, nesting + 1)
+            case name, inner, collect if wire == BYTES:
+                into[name].append(collect(read(stream, size, inner, None, nesting + 1)))
+            case str(name) if wire == BYTES:
+                into[name].append(decoded(stream.read(min(size, 4 * MAX_TEXT))))
+                stream.skip(size - min(size, 4 * MAX_TEXT))
+            case str(name) if wire == VARINT:   # negative ones have 64 bits
+                into[name].append(min(value - (1 << 64) * (value >> 63), MAX_NUMBER))
+            case _:
+                stream.skip(size)
+    return into
 
 
-def protobuf(window: Window) -> tuple[str, dict[str, Any]]:
-    """The format of a message, and its details; raises Malformed when it is none of those that are known."""
-    message, kinds = Message(window), Kinds()
-    for number, wire, value, length in message.fields(0, window.length):
-        kinds[number, wire] = kinds.get((number, wire), (0,))[0] + 1, value, length
-        if number > MAX_FIELD or len(kinds) > MAX_KINDS:
-            break
-    numbers = {number for number, _ in kinds}
-    for name, needed, allowed, details in MESSAGES:
-        if needed <= kinds.keys() and numbers <= allowed:
-            try:
-                return name, details(message, window.length, kinds)
-            except BudgetExceeded:
-                return name, {"warnings": ["it has more fields than are looked at: what the rest does is not known"]}
-            except Malformed:
-                continue
-    raise Malformed("it is no message of a format that is known")
+def protobuf(window: Window) -> tuple[str, Details] | None:
+    """The format of a message, and its details; None when it is none of those that are known."""
+    stream, kinds = window.stream(), Kinds()
+    with suppress(Malformed):
+        for number, wire, value, length in fields(stream, window.length):
+            kinds[number, wire] = kinds.get((number, wire), (0,))[0] + 1, value, length
+            stream.skip(length)
+            if number > MAX_FIELD or len(kinds) > MAX_KINDS:
+                return None
+        numbers = {number for number, _ in kinds}
+        for name, needed, allowed, details in MESSAGES:
+            if needed <= kinds.keys() and numbers <= allowed:
+                try:
+                    return name, details(window, kinds)
+                except BudgetExceeded:
+                    return name, {"warnings": [MORE]}
+                except Malformed:
+                    continue
+    return None
 
 
-def last(found: Fields, *names: str) -> dict[str, Any]:
+def last(found: Fields, *names: str) -> Details:
     """The last value of those names that there are, or of all: of a field that comes twice it counts."""
     return {name: found[name][-1] for name in names or found if name in found}
 
@@ -128,14 +126,13 @@ def last(found: Fields, *names: str) -> dict[str, Any]:
 # ---- ONNX
 
 MAX_IR_VERSION = 99     # 13 today; a field of another meaning would have any number
-ELEMENT_TYPES = dict(enumerate((
-    "undefined", "float32", "uint8", "int8", "uint16", "int16", "int32", "int64", "string", "bool", "float16",
-    "float64", "uint32", "uint64", "complex64", "complex128", "bfloat16", "float8e4m3fn", "float8e4m3fnuz",
-    "float8e5m2", "float8e5m2fnuz", "uint4", "int4", "float4e2m1", "float8e8m0", "uint2", "int2", "float6e2m3",
-    "float6e3m2")))
+ELEMENT_TYPES = numbered(
+    "undefined float32 uint8 int8 uint16 int16 int32 int64 string bool float16 float64 uint32 uint64 complex64 "
+    "complex128 bfloat16 float8e4m3fn float8e4m3fnuz float8e5m2 float8e5m2fnuz uint4 int4 float4e2m1 float8e8m0 uint2 "
+    "int2 float6e2m3 float6e3m2")
 
 
-def onnx_input(found: Fields) -> dict[str, Any]:
+def onnx_input(found: Fields) -> Details:
     """Name, type and shape of an input: ValueInfoProto, and of its TypeProto what is a tensor."""
     shape = [each.get("size") for each in found["dimension"][:MAX_SHOWN]] if found["shape"] else None
     kinds = [ELEMENT_TYPES.get(number, f"type {number}") for number in found["type"]]
@@ -154,10 +151,12 @@ MODEL: Tree = {
     1: "ir_version", 2: "producer", 3: "producer_version", 8: ("opset", {1: "domain", 2: "version"}, last),
     7: ("", {1: ("node", NODE), 5: ("", WEIGHT), 11: ("input", INPUT, onnx_input), 15: ("", SPARSE)}),
     20: ("", {1: ("", BODY), 2: ("", BODY)}), 25: ("", {7: ("", NODE)})}
+# A path that may lead out of its folder, on any system; what was cut off may.
+OUTSIDE = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)|…$")
 
 
-def onnx(message: Message, end: int, _: Kinds) -> dict[str, Any]:
-    found = message.read(0, end, MODEL)
+def onnx(window: Window, _: Kinds) -> Details:
+    found = read(window.stream(), window.length, MODEL)
     details = {"ir_version": 0, "producer": "", "producer_version": ""} | last(
         found, "ir_version", "producer", "producer_version")
     version, weights = details["ir_version"], set(found["weight"])
@@ -169,15 +168,9 @@ def onnx(message: Message, end: int, _: Kinds) -> dict[str, Any]:
     details["inputs"] = [each for each in found["input"] if each["name"] not in weights][:MAX_SHOWN]
     external = list(dict.fromkeys(
         str(each.get("value")) for each in found["external"] if each.get("key") == "location"))
-    if external:
-        details["external_data"] = external[:MAX_SHOWN]
-    return details | {"warnings": [f"its weights are read from {location}, outside the model's folder"
-                                   for location in external if outside(location)]}
-
-
-def outside(path: str) -> bool:
-    """Whether a relative path may lead out of its folder, on any system; what was cut off may."""
-    return bool(re.search(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)|…$", path))
+    return details | ({"external_data": external[:MAX_SHOWN]} if external else {}) | {
+        "warnings": [f"its weights are read from {location}, outside the model's folder"
+                     for location in external if OUTSIDE.search(location)]}
 
 
 # ---- TensorFlow and Paddle
@@ -188,9 +181,9 @@ SAVED_MODEL: Tree = {1: "schema", 2: ("", {
 PROGRAM: Tree = {1: ("", {1: "block", 4: ("node", {3: "op"})}), 4: ("", {1: "version"})}
 
 
-def graph(message: Message, end: int, _: Kinds, tree: Tree = GRAPH, also: str = "op") -> dict[str, Any]:
+def graph(window: Window, _: Kinds, tree: Tree = GRAPH, also: str = "op") -> Details:
     """Nodes and operations of a graph, and what else is named in the tree; `also` is a field that there must be."""
-    found = message.read(0, end, tree)
+    found = read(window.stream(), window.length, tree)
     operations = set(found["op"])
     if not operations or not found[also] or last(found, "schema") not in ({}, {"schema": 1}) or not all(
             isinstance(name, str) and re.fullmatch(r"\w[\w.>]*", name) for name in operations):
@@ -213,20 +206,20 @@ COREML: Tree = {1: "specification_version", 2: ("", {
 PIECE_MODELS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
 
-def coreml(message: Message, end: int, kinds: Kinds) -> dict[str, Any]:
+def coreml(window: Window, kinds: Kinds) -> Details:
     if max(kinds)[0] < FIRST_KIND:
         raise Malformed("it has no model")
-    found = message.read(0, end, COREML)
+    found = read(window.stream(), window.length, COREML)
     custom = list(dict.fromkeys(map(str, found["custom"])))[:MAX_SHOWN]
     return {name: [each.get("name") for each in found[name]][:MAX_SHOWN] for name in ("inputs", "outputs")} | last(
         found, "specification_version", "description", "model_version", "author", "license") | {
         "warnings": [f"native code of its app runs in it, the class {name}" for name in custom]}
 
 
-def sentencepiece(message: Message, _: int, kinds: Kinds) -> dict[str, Any]:
+def sentencepiece(window: Window, kinds: Kinds) -> Details:
     pieces, (_, trainer, length) = kinds[1, BYTES][0], kinds[2, BYTES]
-    kind = last(message.read(trainer, trainer + length, {3: "type"})).get("type", 1)
-    return {"pieces": pieces, "model_type": PIECE_MODELS.get(kind)}
+    found = read(window.part(trainer, length).stream(), length, {3: "type"})
+    return {"pieces": pieces, "model_type": PIECE_MODELS.get(last(found).get("type", 1))}
 
 
 MESSAGES = (    # format, fields that there must be with their wire types, numbers that there may be, details

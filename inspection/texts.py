@@ -1,16 +1,24 @@
-"""What formats of text tell: by a pattern at their beginning; and as JSON, Keras and skops, also within HDF5."""
+"""What formats of text tell: by a pattern at their beginning; and as JSON: safetensors, Keras, skops, HDF5 with it."""
 
+import json
+import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
-from inspection.headers import MAX_SHOWN, MAX_TEXT, parsed
+from inspection.headers import MAX_SHOWN, MAX_TEXT, Details, counted, decoded, shown
 from inspection.reader import Budget, Malformed, Window, clip
+
+MAX_HEADER = 8 << 20    # of JSON: 60,000 tensors of safetensors, which allows 100 MB; parsed it takes ten times that
+MAX_ITEMS = 300_000     # brackets and commas of a JSON document, which say how much memory it takes parsed
+MAX_DIGITS = 400        # of a number in it that count; for int() many of them take the square of the time
+DOCUMENT = 8            # steps that a JSON document costs
+ITEM = 256              # bytes that are read in the time that an item of it takes
 
 # ---- patterns
 
 NEAR = 256 * 1024       # bytes searched at each end: in a tokenizer.json the added tokens come before its model
-
 UBJ = rb"(?:L\0{7}|l\0{3}|[iU])"     # what a length of one byte begins with in UBJSON
 PATTERNS: tuple[tuple[str, bytes, dict[str, bytes]], ...] = (
     ("xgboost", rb'\s*\{\s*"learner"\s*:\s*\{', {
@@ -30,44 +38,96 @@ PATTERNS: tuple[tuple[str, bytes, dict[str, bytes]], ...] = (
     ("paddle", rb"\0{16}[\x02-\x40]\0\0\0\x08[\0-\x20](?:\x10|.{4})", {}))   # weights, from their first tensor on
 
 
-def pattern(window: Window) -> tuple[str, dict[str, Any]] | None:
+def pattern(window: Window) -> tuple[str, Details] | None:
     """The format and its details, None when no pattern fits."""
     head = window.at(0, NEAR)
     for name, begins, told in PATTERNS:
         if first := re.match(begins, head, re.DOTALL):
             text = head + window.at(max(NEAR, window.length - NEAR), NEAR)
             found = {key: match[1] for key, each in told.items() if (match := re.search(each, text, re.DOTALL))}
-            values = {key: clip(value.decode("utf-8", "replace"), MAX_TEXT)
-                      for key, value in (first.groupdict() | found).items()}
-            return name, {key: int(value) if value.isdecimal() and len(value) < 10 else value
-                          for key, value in values.items()}
+            return name, {key: int(value) if value.isdigit() and len(value) < 10 else decoded(value)
+                          for key, value in (first.groupdict() | found).items()}
     return None
 
 
-# ---- JSON of Keras and skops
+# ---- JSON: safetensors, Keras and skops
 
+BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+        "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32,
+        "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64}
 PLAIN = {"bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "map", "object", "set",
          "slice", "str", "tuple", "type"}   # of the builtins those that do nothing
 
 
-def objects(data: bytes, budget: Budget) -> Iterator[dict[str, Any]]:
-    """Each object of a JSON document, those in it too."""
-    values = [parsed(data, budget)]
-    while values:
-        budget.step()
-        value = values.pop()
-        if isinstance(value, dict):
-            yield value
-        values.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
-
-
-def warnings(data: bytes, budget: Budget, warning_of: Callable[[dict[str, Any]], str]) -> list[str]:
-    """What there is to say of the objects of a document."""
+def parsed(data: bytes, budget: Budget, **hooks: Any) -> Any:
+    """A JSON document that may be hostile; raises Malformed, and BudgetExceeded."""
+    items = sum(map(data.count, (b",", b"[", b"{")))
+    if len(data) > MAX_HEADER or items > MAX_ITEMS:
+        raise Malformed(f"its JSON has more than {MAX_HEADER} bytes or {MAX_ITEMS} items")
+    budget.step(DOCUMENT)
+    budget.take(2 * len(data) + items * ITEM)
     try:
-        found = dict.fromkeys(map(warning_of, objects(data, budget)))
+        return json.loads(data.decode(), parse_int=lambda digits: int(digits[:MAX_DIGITS]), **hooks)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"its JSON cannot be read: {error}") from error
+
+
+def once(pairs: list[tuple[str, Any]]) -> Details:
+    """An object in which no name comes twice: which of them counts differs from reader to reader."""
+    if len(values := dict(pairs)) < len(pairs):
+        raise ValueError("it has a field twice")
+    return values
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")     # NaN and Infinity, which Python takes
+
+
+def safetensors(window: Window) -> Details:
+    length = int.from_bytes(window.at(0, 8), "little")
+    data = window.at(8, min(length, MAX_HEADER + 1))
+    header = parsed(data, window.budget, object_pairs_hook=once, parse_constant=refuse)
+    metadata = header.pop("__metadata__", {})
+    tensors = [tensor_of(name, value) for name, value in header.items()]
+    at = 0
+    for begin, end, *_ in sorted(tensors):
+        if begin != at:
+            raise Malformed("its tensors overlap or leave a gap")
+        at = end
+    if at != window.length - 8 - length:
+        raise Malformed(f"its tensors have {at} bytes, and the file has {window.length - 8 - length} for them")
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise Malformed("its __metadata__ is not of strings")
+    return {"tensors": len(tensors), "parameters": sum(tensor[2] for tensor in tensors),
+            "dtypes": counted(tensor[3] for tensor in tensors), "metadata": shown(metadata)}
+
+
+def tensor_of(name: str, value: Any) -> tuple[int, int, int, str]:
+    """Begin, end, parameters and type of a tensor in the header."""
+    try:
+        dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
+        numbers = all(type(number) is int and 0 <= number < 1 << 63 for number in (*shape, begin, end))
+        if not numbers or len(shape) > MAX_SHOWN or BITS[dtype] * math.prod(shape) != 8 * (end - begin):
+            raise ValueError
+    except (KeyError, TypeError, ValueError) as error:
+        raise Malformed(f"its tensor {name[:50]!r} is not described as it should be") from error
+    return begin, end, math.prod(shape), dtype
+
+
+def warnings(data: bytes, budget: Budget, warning_of: Callable[[Details], str]) -> list[str]:
+    """What there is to say of the objects of a document, those in it too."""
+    said = dict[str, None]()
+
+    def look(each: Details) -> Details:
+        budget.step()
+        said[warning_of(each)] = None
+        return each
+
+    try:
+        parsed(data, budget, object_hook=look)
     except Malformed as error:
-        return [f"what it is made of is not known: {error}"]
-    return list(filter(None, found))[:MAX_SHOWN]
+        said[f"what it is made of is not known: {error}"] = None
+    return list(filter(None, said))[:MAX_SHOWN]
 
 
 def text(value: Any) -> str:
@@ -75,7 +135,7 @@ def text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def keras_warning(each: dict[str, Any]) -> str:
+def keras_warning(each: Details) -> str:
     """Of one object of a config: a layer, or a function of one."""
     kind, module, registered = (text(each.get(name)) for name in ("class_name", "module", "registered_name"))
     config = each.get("config")
@@ -86,16 +146,34 @@ def keras_warning(each: dict[str, Any]) -> str:
     if kind == "function" or ">" in kind + registered or (module and module.split(".")[0] != "keras"):
         name = config if kind == "function" and isinstance(config, str) else kind
         return f"loading it looks up {module + '.' if module else ''}{name}, which is not a part of Keras"
-    vocabulary = config.get("vocabulary") if isinstance(config, dict) else None
-    return f"loading it reads the file {vocabulary}" if isinstance(vocabulary, str) else ""
+    vocabulary = text(config.get("vocabulary")) if isinstance(config, dict) else ""
+    return f"loading it reads the file {vocabulary}" if vocabulary else ""
 
 
-def skops_warning(each: dict[str, Any]) -> str:
+def skops_warning(each: Details) -> str:
     module, name = text(each.get("__module__")), text(each.get("__class__"))
     if module.split(".")[0] in ("", "sklearn", "scipy", "numpy", "collections") or (
             module == "builtins" and name in PLAIN):
         return ""
     return f"loading it looks up {module}.{name}, which is not a part of scikit-learn, SciPy or NumPy"
+
+
+# Zips with a config: its member, a key that it has, the member of its version, which may be missing, and what is told.
+CONFIGS: tuple[tuple[str, str, str, str, str, Callable[[Details], str]], ...] = (
+    ("skops", "schema.json", "__class__", "schema.json", "_skops_version", skops_warning),
+    ("keras", "config.json", "class_name", "metadata.json", "keras_version", keras_warning))
+
+
+def config(read: Callable[[str], bytes], budget: Budget) -> tuple[str, Details] | None:
+    """The format and its details of a zip whose members `read` gives; None when it has no such config."""
+    for kind, member, key, versions, version, warning in CONFIGS:
+        with suppress(Malformed, TypeError):
+            data = read(member)
+            told = parsed(read(versions) or b"{}", budget) if data else {}
+            if version in told or b'"%b"' % key.encode() in data or (b"\\u" in data and key in parsed(data, budget)):
+                value = {version.removeprefix("_"): clip(text(told[version]), MAX_TEXT)} if version in told else {}
+                return kind, value | {"warnings": warnings(data, budget, warning)}
+    return None
 
 
 # ---- HDF5
@@ -104,11 +182,11 @@ SUPERBLOCK = b"\x89HDF\r\n\x1a\n"
 SEARCHED = 32 << 20     # bytes: Keras writes what a model is made of before its weights
 MAX_BLOCK = 40          # doublings of 512 bytes that a block of the user may have
 ATTRIBUTE = b"model_config\0"
-CLASS, ESCAPE = b'"class_name"', b"\\u"   # what is in a config, and what may stand for a letter of it
-TEXT = re.compile(rb'\s*\{\s*"[^\0]*\}')     # a text of JSON, before which there are sizes with zeros in them
+CONFIG = re.compile(rb'\{\s*"[^\0]*')       # a text of JSON, which ends with a brace before a zero
+NAMES = b'"class_name"', b"\\u"     # what is in the config of a layer, and what may stand for a letter of it
 
 
-def hdf5(window: Window) -> tuple[str, dict[str, Any]]:
+def hdf5(window: Window) -> tuple[str, Details]:
     """The format and its details: Keras when it has the config of a model; none when it is no HDF5.
 
     It begins at the beginning, or behind a block of the user, whose length is a power of two. Each text of
@@ -117,25 +195,22 @@ def hdf5(window: Window) -> tuple[str, dict[str, Any]]:
     if not any(window.at(at, 8) == SUPERBLOCK for at in (0, *(512 << n for n in range(MAX_BLOCK)))):
         return "", {}
     data = window.at(0, SEARCHED)
-    rest = window.length > SEARCHED
-    said = [f"only its first {SEARCHED >> 20} MiB are searched for what Keras would run"] * rest
+    rest = [f"only its first {SEARCHED >> 20} MiB are searched for what Keras would run"] * (window.length > SEARCHED)
     if ATTRIBUTE not in data:
-        return "hdf5", {"warnings": said}
-    found, configs = dict[str, None](), 0
+        return "hdf5", {"warnings": rest}
+    said, seen = dict[str, None](), False
     for config in configs_in(data, window.budget):
-        configs += 1
-        found |= dict.fromkeys(warnings(config, window.budget, keras_warning)[:MAX_SHOWN - len(found)])
-    if not configs:
-        said.append("what its layers are is not known: its config was not found")
-    return "keras", {"container": "hdf5", "warnings": [*found, *said]}
+        seen = True
+        said |= dict.fromkeys(warnings(config, window.budget, keras_warning)[:MAX_SHOWN - len(said)])
+    if not seen:
+        rest.append("what its layers are is not known: its config was not found")
+    return "keras", {"container": "hdf5", "warnings": [*said, *rest]}
 
 
 def configs_in(data: bytes, budget: Budget) -> Iterator[bytes]:
-    """The texts of JSON between zeros that may be of a layer: found by what is in them, as zeros are many."""
-    for word in CLASS, ESCAPE:
-        end = 0
-        while (at := data.find(word, end)) >= 0:
-            budget.step()
-            begin, end = max(end, data.rfind(b"\0", end, at) + 1), data.find(b"\0", at) % (len(data) + 1)
-            if (match := TEXT.match(data, begin, end)) and (word == CLASS or CLASS not in match[0]):
-                yield match[0]
+    """The texts of JSON that may be of a layer."""
+    for match in CONFIG.finditer(data):
+        budget.step()
+        end = data.rfind(b"}", *match.span()) + 1
+        if any(data.find(name, match.start(), end) >= 0 for name in NAMES):
+            yield data[match.start():end]

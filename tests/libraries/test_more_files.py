@@ -133,7 +133,7 @@ def test_ort(tmp_path, network):
     options.optimized_model_filepath = str(tmp_path / "m.ort")
     options.add_session_config_entry("session.save_model_format", "ORT")
     onnxruntime.InferenceSession(str(network), options)
-    assert told(tmp_path / "m.ort") == ("ort", {})
+    assert told(tmp_path / "m.ort") == ("ort", {"version": "6"})
 
 
 def test_openvino(tmp_path, network):

@@ -242,8 +242,8 @@ SAMPLES = {     # name: (bytes, format, details)
         "version": 3, "description": "by hand", "inputs": [{"name": "x", "type": "float32", "shape": [1, -1]}],
         "outputs": [{"name": "y", "type": "int8", "shape": [2]}], "custom_operations": ["FlexReadFile"]}),
     "task": (bundled({"a.tflite": TFLITE, "b.tflite": TFLITE}), "task", {"members": ["a.tflite", "b.tflite"]}),
-    "ort": (flatbuffer(("6", (9, None, "us")), b"ORTM"), "ort", {}),
-    "executorch": (flatbuffer((0, [("forward",)]), b"ET12"), "executorch", {}),
+    "ort": (flatbuffer(("6", (9, None, "us")), b"ORTM"), "ort", {"version": "6"}),
+    "executorch": (flatbuffer((0, [("forward",)]), b"ET12"), "executorch", {"version": 0}),
     "catboost": (b"CBM1" + struct.pack("<I", 99) + flatbuffer(("FlabuffersModel_v1",)), "catboost", {}),
     "savedmodel": (field(1, 1) + field(2, field(1, field(4, "serve") + field(5, "2.15.0")) + field(2, NODES + PYTHON)
                                        + field(5, field(1, "serving_default"))), "savedmodel", {
