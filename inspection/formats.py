@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from inspection.archives import HEAD, TFLITE, Member, array_header, contents, kind_of, open_member
 from inspection.found import KNOWN, Found
-from inspection.headers import MAX_SHOWN, MAX_TEXT, Details, Table, fasttext, gguf, tflite
+from inspection.headers import MAX_SHOWN, MAX_TEXT, Details, Table, gguf, tflite
 from inspection.protobuf import protobuf
 from inspection.reader import UNPACKERS, Budget, BudgetExceeded, Malformed, Window, clip
 from inspection.texts import MAX_HEADER, config, hdf5, pattern, safetensors
@@ -23,8 +23,13 @@ SCRIPT = 10             # bytes that are read in the time in which one of these 
 ON_FILES = re.compile(rb"\b(?:torch|ops\.\w+)\.(save|load|from_file|read_file|write_file)\(")   # of TorchScript
 MAX_NAMED = 5           # imports that a warning names
 JOBLIB = ("joblib.numpy_pickle.", "sklearn.externals.joblib.numpy_pickle.")    # where scikit-learn had it before 0.23
+ADVICE = {              # what helps when a file of these formats may hold a pickle
+    **dict.fromkeys(("npy", "npz"), "save the arrays without objects in them"),
+    **dict.fromkeys(("pytorch", "pickle", "joblib", "unknown"), "save the model as safetensors or ONNX")}
 SIGNATURES: tuple[tuple[str, int, tuple[bytes, ...], Callable[[Window], Details]], ...] = (
-    ("gguf", 0, (b"GGUF",), gguf), ("fasttext", 0, (b"\xba\x16\x4f\x2f",), fasttext), ("tflite", 4, (TFLITE,), tflite),
+    ("gguf", 0, (b"GGUF",), gguf), ("tflite", 4, (TFLITE,), tflite),
+    ("fasttext", 0, (b"\xba\x16\x4f\x2f",), lambda window: dict(zip(
+        ("version", "dimension", "words", "labels"), window.numbers("<4x2i56x2i"), strict=True))),
     ("ort", 4, (b"ORTM",), lambda window: {"version": Table(window).text(0)}),
     ("executorch", 4, (b"ET12",), lambda window: {"version": Table(window).number(0)}),
     ("ggml", 0, (b"lmgg", b"fmgg", b"tjgg", b"algg"), lambda _: {}), ("catboost", 0, (b"CBM1",), lambda _: {}),
@@ -56,6 +61,8 @@ def inspect(file: BinaryIO, size: int) -> Inspection:
             details["error"] = clip(f"it is not what it begins like: {error}", MAX_TEXT)
         except BudgetExceeded:
             details["error"] = "it takes too long to read"
+    if name == "pytorch" and found.tensors:
+        details |= {"tensors": found.tensors, "parameters": found.parameters}   # by the calls that rebuild them
     if found.imports or found.pickled:
         details["imports_found"] = list(found.imports)
     if not found.complete:
@@ -89,20 +96,13 @@ def check(inspection: Inspection, allowed: Collection[str], pickle: str) -> None
     imports = inspection.details.get("imports_found")
     rest = [] if inspection.details.get("complete", True) else ["what cannot be looked into"]
     if pickle == "deny" and (imports is not None or rest):
-        raise PickleRefused(f"the file holds {'a pickle' if imports is not None else rest[0]}: this server takes none "
-                            f"(MODEL_PICKLE=deny); {advice(inspection.format, imports is not None)}")
+        held, advice = ("a pickle", "take the pickle out of it") if imports is not None else (
+            rest[0], "upload what is in it, unpacked and whole")
+        raise PickleRefused(f"the file holds {held}: this server takes none (MODEL_PICKLE=deny); "
+                            f"{ADVICE.get(inspection.format, advice)}")
     if pickle != "allow" and (refused := unknown(imports or ()) + rest):
         raise PickleRefused(f"the file would import {', '.join(refused)} when it is loaded: "
                             "this server takes what rebuilds tensors alone (MODEL_PICKLE=known)")
-
-
-def advice(name: str, pickled: bool) -> str:
-    """What helps when a file of this format may hold a pickle."""
-    if name in ("npy", "npz"):
-        return "save the arrays without objects in them"
-    if name in ("pytorch", "pickle", "joblib", "unknown"):
-        return "save the model as safetensors or ONNX"
-    return "take the pickle out of it" if pickled else "upload what is in it, unpacked and whole"
 
 
 def recognise(window: Window, kind: str, members: list[Member], found: Found) -> tuple[str, Details]:
@@ -114,7 +114,7 @@ def recognise(window: Window, kind: str, members: list[Member], found: Found) ->
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= window.length - 8:
         return "safetensors", safetensors(window)
     if kind == "zip":
-        return zip_format(window, members, found)
+        return zip_format(window, members)
     pickled = "joblib" if any(name.startswith(JOBLIB) for name in found.imports) else "pickle"
     if kind in UNPACKERS:
         return (pickled, {"compression": kind}) if found.pickled else (kind, {})
@@ -122,14 +122,10 @@ def recognise(window: Window, kind: str, members: list[Member], found: Found) ->
         array = array_header(window.stream()) if kind == "npy" else None
         return kind, {"dtype": array.dtype, "shape": array.shape} if array else {}
     if found.pickled:
-        return ("pytorch", {"container": "pickles"} | tensors(found)) if found.torch else (pickled, {})
+        return ("pytorch", {"container": "pickles"}) if found.torch else (pickled, {})
     if kind_of(head) == "zip":
         raise Malformed("it is no whole zip")
     return pattern(window) or protobuf(window) or hdf5(window)
-
-
-def tensors(found: Found) -> Details:
-    return {"tensors": found.tensors, "parameters": found.parameters} if found.tensors else {}
 
 
 def read(window: Window, member: Member | None, limit: int = MAX_HEADER + 1) -> bytes:
@@ -139,14 +135,14 @@ def read(window: Window, member: Member | None, limit: int = MAX_HEADER + 1) -> 
     return b""
 
 
-def zip_format(window: Window, members: list[Member], found: Found) -> tuple[str, Details]:
+def zip_format(window: Window, members: list[Member]) -> tuple[str, Details]:
     names = {member.name: member for member in members}
     last = {member.name.rpartition("/")[2]: member for member in members}
     if read(window, last.get("archive_format"))[:3] == b"pt2" or "serialized_exported_program.json" in last:
         return "pt2", {"members": len(names)}
     if "data.pkl" in last:
         script = {"torchscript": True, "warnings": script_warnings(window, members)} if "constants.pkl" in last else {}
-        return "pytorch", {"container": "zip", **tensors(found), **script}
+        return "pytorch", {"container": "zip", **script}
     if seen := config(lambda name: read(window, names.get(name)), window.budget):
         return seen
     if names and all(name.endswith(".npy") for name in names):

@@ -1,4 +1,4 @@
-"""What binary headers tell: GGUF, fastText and flatbuffers, read field by field within a budget.
+"""What binary headers tell: GGUF and flatbuffers, read field by field within a budget.
 
 Each function gives the details, or raises Malformed for what only begins like its format, and BudgetExceeded.
 """
@@ -8,6 +8,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from inspection.found import MAX_NUMBER
@@ -46,14 +47,11 @@ def decoded(data: bytes) -> str:
     return clip(data.decode("utf-8", "replace"), MAX_TEXT)
 
 
-def counted(names: Iterable[str]) -> dict[str, int]:
-    """How often each comes, the most common first; takes a Counter too."""
-    return dict(Counter(names).most_common(MAX_SHOWN))
-
-
 def shown(values: Details) -> Details:
+    """As many as the details list; of what is counted the most common."""
+    items = values.most_common() if isinstance(values, Counter) else values.items()
     return {clip(name, MAX_TEXT): clip(value, MAX_TEXT) if isinstance(value, str) else value
-            for name, value in list(values.items())[:MAX_SHOWN]}
+            for name, value in islice(items, MAX_SHOWN)}
 
 
 # ---- GGUF
@@ -76,7 +74,6 @@ FILE_TYPES = numbered(
 KEYS = re.compile(  # that are looked at
     r"general\.(?:name|basename|size_label|license|quantization_version|alignment|architecture|file_type)|"
     r".*\.(?:context_length|embedding_length|block_count)|.*tokenizer\.ggml\.model", re.DOTALL)
-TEMPLATE = "tokenizer.chat_template"
 
 
 class Gguf:
@@ -130,17 +127,6 @@ class Gguf:
                 self.value(kind, nesting + 1)
         return None
 
-    def tensor(self) -> tuple[str, int, int]:
-        """Type and parameters, and where it ends in the data; of a type that is not known where it begins."""
-        self.string()
-        if (dimensions := self.numbers("I")[0]) > MAX_DIMENSIONS:
-            raise Malformed(f"it has a tensor of {dimensions} dimensions")
-        *shape, kind, begin = self.numbers(f"{dimensions}QIQ")
-        name, block, size = TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))
-        if shape and shape[0] % block:
-            raise Malformed(f"it has a tensor with a row of {shape[0]} numbers, and {name} has blocks of {block}")
-        return name, math.prod(shape), begin + math.prod(shape) // block * size
-
 
 def gguf(window: Window) -> Details:
     file = Gguf(window)
@@ -153,32 +139,34 @@ def gguf(window: Window) -> Details:
         name, value = file.string(), file.value(*file.numbers("I"))
         if isinstance(value, int | str) and KEYS.fullmatch(name):
             keys[name] = value
-        elif name.startswith(TEMPLATE):
+        elif name.startswith("tokenizer.chat_template"):
             template = {"chat_template": True, "chat_template_length": file.length, "warnings": [
                 "its chat template is a program: whoever chats with the model runs it"]}
     types = Counter[str]()
     parameters = last = 0
     for _ in range(tensors):
         window.budget.step(KEY)
-        name, length, end = file.tensor()
+        file.string()
+        dimensions, = file.numbers("I")
+        if dimensions > MAX_DIMENSIONS:
+            raise Malformed(f"it has a tensor of {dimensions} dimensions")
+        *shape, kind, begin = file.numbers(f"{dimensions}QIQ")
+        name, block, size = TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))
+        if shape and shape[0] % block:
+            raise Malformed(f"it has a tensor with a row of {shape[0]} numbers, and {name} has blocks of {block}")
         types[name] += 1
-        parameters, last = parameters + length, max(last, end)
+        parameters += math.prod(shape)
+        last = max(last, begin + math.prod(shape) // block * size)
     alignment, at = keys.pop("general.alignment", 32), file.stream.tell()
     if type(alignment) is not int or alignment < 1:
         raise Malformed(f"its tensors are aligned to {alignment!r:.50}")
     missing = at + (last and -at % alignment + last) - window.length
     if missing > 0 or parameters > MAX_NUMBER:
         raise Malformed(f"its last {'tensor' if last else 'key'} ends {missing} bytes beyond its end")
-    quantisation = FILE_TYPES.get(keys.pop("general.file_type", -1), next(iter(counted(types)), None))
+    quantisation = FILE_TYPES.get(keys.pop("general.file_type", -1), next(iter(shown(types)), None))
     return {"version": file.version, "architecture": clip(str(keys.pop("general.architecture", "")), MAX_TEXT),
-            "quantisation": quantisation, "tensors": tensors, "parameters": parameters, "tensor_types": counted(types),
+            "quantisation": quantisation, "tensors": tensors, "parameters": parameters, "tensor_types": shown(types),
             "keys": shown(keys)} | template
-
-
-def fasttext(window: Window) -> Details:
-    numbers = window.numbers("<19i")
-    return {"version": numbers[1], "dimension": numbers[2], "words": numbers[17], "labels": numbers[18],
-            "model": {1: "cbow", 2: "skipgram", 3: "supervised"}.get(numbers[9])}
 
 
 # ---- flatbuffers: TFLite, and of ONNX Runtime's .ort and ExecuTorch's .pte that they are ones
@@ -238,9 +226,3 @@ def tflite_tensor(tensor: Table) -> Details:
     kind, sizes = tensor.number(1, "<B"), tensor.items(7) or tensor.items(0)    # the first where some are left open
     return {"name": tensor.text(3), "type": TFLITE_TYPES.get(kind, f"type {kind}"),
             "shape": [tensor.read(at, "<i") for at in sizes[:MAX_SHOWN]]}
-
-
-def flatbuffer(window: Window) -> Details:
-    """Of a format of which the signature is enough, as long as a table is where it points."""
-    Table(window).number(0)
-    return {}

@@ -1,7 +1,7 @@
 """What formats that are protobuf messages tell: ONNX, TensorFlow's graphs, CoreML, SentencePiece and Paddle.
 
 None of them has a signature: a file is of the format whose fields it has. A tree says which fields are read: a field's
-number leads to its name; to the name and the tree of the message in it; or to these and what collects that message.
+number leads to its name; to the tree of the message in it; to a name and that tree; or to these and what collects it.
 """
 
 import re
@@ -22,7 +22,6 @@ FIELD = 224             # bytes that are unpacked in the time that a field takes
 DIGIT = 64              # and a byte of its numbers
 MESSAGE = 2             # steps that a message costs
 MAX_NESTING = 40        # messages in messages; the body of a loop in ONNX is 3 deeper than the node
-MAX_KINDS = 32          # different fields of the outermost message; ONNX has 12
 NEAR = 4096             # bytes of a message in which it is searched for
 MORE = "it has more fields than are looked at: what the rest does is not known"
 HAS = 0                 # in a tree, where no field is: bytes without which a message is not of interest
@@ -70,7 +69,7 @@ def fields(stream: Stream, end: int) -> Iterator[tuple[int, int, int, int]]:
 def read(stream: Stream, length: int, tree: Tree, into: Fields | None = None, nesting: int = 0) -> Fields:
     """The fields in `tree` by their names, in the order of the file: any is allowed, and messages may merge.
 
-    A message has None for its value, and its own fields are beside it; or the value is what is collected of them.
+    The fields of a message in it are beside its own, unless it is collected; one with a name has None for its value.
     """
     into = defaultdict(list) if into is None else into
     if nesting > MAX_NESTING:
@@ -82,6 +81,8 @@ def read(stream: Stream, length: int, tree: Tree, into: Fields | None = None, ne
     for number, wire, value, size in fields(stream, stream.tell() + length):
         stream.budget.take(FIELD)
         match tree.get(number):
+            case dict(inner) if wire == BYTES:
+                read(stream, size, inner, into, nesting + 1)
             case name, inner if wire == BYTES:
                 into[name].append(None)
                 read(stream, size, inner, into, nesting + 1)
@@ -104,7 +105,7 @@ def protobuf(window: Window) -> tuple[str, Details] | None:
         for number, wire, value, length in fields(stream, window.length):
             kinds[number, wire] = kinds.get((number, wire), (0,))[0] + 1, value, length
             stream.skip(length)
-            if number > MAX_FIELD or len(kinds) > MAX_KINDS:
+            if number > MAX_FIELD:
                 return None
         numbers = {number for number, _ in kinds}
         for name, needed, allowed, details in MESSAGES:
@@ -141,24 +142,23 @@ def onnx_input(found: Fields) -> Details:
 
 TENSOR: Tree = {13: ("external", {1: "key", 2: "value"}, last)}
 BODY: Tree = {}         # a graph in an attribute, like a loop's: read for its tensors that are in other files
-NODE: Tree = {HAS: b"location", 5: ("", {5: ("", TENSOR), 6: ("", BODY), 10: ("", TENSOR), 11: ("", BODY)})}
+NODE: Tree = {HAS: b"location", 5: {5: TENSOR, 6: BODY, 10: TENSOR, 11: BODY}}
 WEIGHT: Tree = {8: "weight", **TENSOR}
-SPARSE: Tree = {1: ("", WEIGHT), 2: ("", TENSOR)}
-BODY |= {1: ("", NODE), 5: ("", TENSOR), 15: ("", SPARSE)}
-SHAPE: Tree = {1: ("dimension", {1: "size", 2: "size"}, last)}
-INPUT: Tree = {1: "name", 2: ("", {1: ("", {1: "type", 2: ("shape", SHAPE)})})}
+SPARSE: Tree = {1: WEIGHT, 2: TENSOR}
+BODY |= {1: NODE, 5: TENSOR, 15: SPARSE}
+INPUT: Tree = {1: "name", 2: {1: {1: "type", 2: ("shape", {1: ("dimension", {1: "size", 2: "size"}, last)})}}}
 MODEL: Tree = {
     1: "ir_version", 2: "producer", 3: "producer_version", 8: ("opset", {1: "domain", 2: "version"}, last),
-    7: ("", {1: ("node", NODE), 5: ("", WEIGHT), 11: ("input", INPUT, onnx_input), 15: ("", SPARSE)}),
-    20: ("", {1: ("", BODY), 2: ("", BODY)}), 25: ("", {7: ("", NODE)})}
+    7: {1: ("node", NODE), 5: WEIGHT, 11: ("input", INPUT, onnx_input), 15: SPARSE},
+    20: {1: BODY, 2: BODY}, 25: {7: NODE}}
 # A path that may lead out of its folder, on any system; what was cut off may.
 OUTSIDE = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)|…$")
 
 
 def onnx(window: Window, _: Kinds) -> Details:
     found = read(window.stream(), window.length, MODEL)
-    details = {"ir_version": 0, "producer": "", "producer_version": ""} | last(
-        found, "ir_version", "producer", "producer_version")
+    details: Details = {"ir_version": 0, "producer": "", "producer_version": ""}
+    details |= last(found, *details)
     version, weights = details["ir_version"], set(found["weight"])
     if type(version) is not int or not 0 < version <= MAX_IR_VERSION or not found["opset"]:
         raise Malformed("it has no graph")
@@ -166,8 +166,7 @@ def onnx(window: Window, _: Kinds) -> Details:
                          for each in found["opset"][:MAX_SHOWN]}
     details["nodes"] = len(found["node"])
     details["inputs"] = [each for each in found["input"] if each["name"] not in weights][:MAX_SHOWN]
-    external = list(dict.fromkeys(
-        str(each.get("value")) for each in found["external"] if each.get("key") == "location"))
+    external = list({str(each.get("value")): None for each in found["external"] if each.get("key") == "location"})
     return details | ({"external_data": external[:MAX_SHOWN]} if external else {}) | {
         "warnings": [f"its weights are read from {location}, outside the model's folder"
                      for location in external if OUTSIDE.search(location)]}
@@ -175,10 +174,9 @@ def onnx(window: Window, _: Kinds) -> Details:
 
 # ---- TensorFlow and Paddle
 
-GRAPH: Tree = {1: ("node", {2: "op"}), 2: ("", {1: ("", {3: ("", {2: "op"})})}), 3: "version"}
-SAVED_MODEL: Tree = {1: "schema", 2: ("", {
-    1: ("", {4: "tags", 5: "tensorflow_version"}), 2: ("", GRAPH), 5: ("", {1: "signatures"})})}
-PROGRAM: Tree = {1: ("", {1: "block", 4: ("node", {3: "op"})}), 4: ("", {1: "version"})}
+GRAPH: Tree = {1: ("node", {2: "op"}), 2: {1: {3: {2: "op"}}}, 3: "version"}
+SAVED_MODEL: Tree = {1: "schema", 2: {1: {4: "tags", 5: "tensorflow_version"}, 2: GRAPH, 5: {1: "signatures"}}}
+PROGRAM: Tree = {1: {1: "block", 4: ("node", {3: "op"})}, 4: {1: "version"}}
 
 
 def graph(window: Window, _: Kinds, tree: Tree = GRAPH, also: str = "op") -> Details:
@@ -196,13 +194,12 @@ def graph(window: Window, _: Kinds, tree: Tree = GRAPH, also: str = "op") -> Det
 # ---- CoreML and SentencePiece
 
 FIRST_KIND, MAX_FIELD = 200, 3000   # the fields of CoreML that hold the model, one for each kind of them
-LAYERS: Tree = {1: ("", {500: ("", {10: "custom"})})}
-PARTS: Tree = dict.fromkeys((303, 403, 500), ("", LAYERS)) | {555: ("", {10: "custom"})}
-PIPELINE: Tree = {1: ("", PARTS)}
-PARTS |= {202: ("", PIPELINE)} | dict.fromkeys((200, 201), ("", {1: ("", PIPELINE)}))
-COREML: Tree = {1: "specification_version", 2: ("", {
-    1: ("inputs", {1: "name"}, last), 10: ("outputs", {1: "name"}, last),
-    100: ("", {1: "description", 2: "model_version", 3: "author", 4: "license"})}), **PARTS}
+LAYERS: Tree = {1: {500: {10: "custom"}}}
+PARTS: Tree = dict.fromkeys((303, 403, 500), LAYERS) | {555: {10: "custom"}}
+PIPELINE: Tree = {1: PARTS}
+PARTS |= {202: PIPELINE} | {number: {1: PIPELINE} for number in (200, 201)}
+COREML: Tree = {1: "specification_version", **PARTS, 2: {
+    1: {1: "inputs"}, 10: {1: "outputs"}, 100: {1: "description", 2: "model_version", 3: "author", 4: "license"}}}
 PIECE_MODELS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
 
@@ -210,10 +207,9 @@ def coreml(window: Window, kinds: Kinds) -> Details:
     if max(kinds)[0] < FIRST_KIND:
         raise Malformed("it has no model")
     found = read(window.stream(), window.length, COREML)
-    custom = list(dict.fromkeys(map(str, found["custom"])))[:MAX_SHOWN]
-    return {name: [each.get("name") for each in found[name]][:MAX_SHOWN] for name in ("inputs", "outputs")} | last(
-        found, "specification_version", "description", "model_version", "author", "license") | {
-        "warnings": [f"native code of its app runs in it, the class {name}" for name in custom]}
+    custom = dict.fromkeys(map(str, found.pop("custom", ())))
+    return last(found) | {"inputs": found["inputs"][:MAX_SHOWN], "outputs": found["outputs"][:MAX_SHOWN],
+                          "warnings": [f"native code of its app runs in it, the class {name}" for name in custom]}
 
 
 def sentencepiece(window: Window, kinds: Kinds) -> Details:

@@ -3,11 +3,12 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from inspection.headers import MAX_SHOWN, MAX_TEXT, Details, counted, decoded, shown
+from inspection.headers import MAX_SHOWN, MAX_TEXT, Details, decoded, shown
 from inspection.reader import Budget, Malformed, Window, clip
 
 MAX_HEADER = 8 << 20    # of JSON: 60,000 tensors of safetensors, which allows 100 MB; parsed it takes ten times that
@@ -99,7 +100,7 @@ def safetensors(window: Window) -> Details:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise Malformed("its __metadata__ is not of strings")
     return {"tensors": len(tensors), "parameters": sum(tensor[2] for tensor in tensors),
-            "dtypes": counted(tensor[3] for tensor in tensors), "metadata": shown(metadata)}
+            "dtypes": shown(Counter(tensor[3] for tensor in tensors)), "metadata": shown(metadata)}
 
 
 def tensor_of(name: str, value: Any) -> tuple[int, int, int, str]:
@@ -199,18 +200,12 @@ def hdf5(window: Window) -> tuple[str, Details]:
     if ATTRIBUTE not in data:
         return "hdf5", {"warnings": rest}
     said, seen = dict[str, None](), False
-    for config in configs_in(data, window.budget):
-        seen = True
-        said |= dict.fromkeys(warnings(config, window.budget, keras_warning)[:MAX_SHOWN - len(said)])
+    for match in CONFIG.finditer(data):
+        window.budget.step()
+        layers = data[match.start():data.rfind(b"}", *match.span()) + 1]
+        if any(name in layers for name in NAMES):
+            seen = True
+            said |= dict.fromkeys(warnings(layers, window.budget, keras_warning)[:MAX_SHOWN - len(said)])
     if not seen:
         rest.append("what its layers are is not known: its config was not found")
     return "keras", {"container": "hdf5", "warnings": [*said, *rest]}
-
-
-def configs_in(data: bytes, budget: Budget) -> Iterator[bytes]:
-    """The texts of JSON that may be of a layer."""
-    for match in CONFIG.finditer(data):
-        budget.step()
-        end = data.rfind(b"}", *match.span()) + 1
-        if any(data.find(name, match.start(), end) >= 0 for name in NAMES):
-            yield data[match.start():end]

@@ -274,7 +274,7 @@ SAMPLES = {     # name: (bytes, format, details)
     "tokenizer": (b'{"version": "1.0", "truncation": null, "added_tokens": [], "model": {"type": "BPE"}}', "tokenizer",
                   {"version": "1.0", "model": "BPE"}),
     "fasttext": (struct.pack("<19i", 793712314, 12, 5, *[1] * 6, 3, *[0] * 7, 27, 2), "fasttext",
-                 {"version": 12, "dimension": 5, "words": 27, "labels": 2, "model": "supervised"}),
+                 {"version": 12, "dimension": 5, "words": 27, "labels": 2}),
     "ggml": (b"lmgg" + bytes(40), "ggml", {}),
     "ggjt": (b"tjgg\3\0\0\0" + bytes(40), "ggml", {}),
     "skops": (zipped({"schema.json": SKOPS.encode()}), "skops", {"skops_version": "0.16.0"}),
