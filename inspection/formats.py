@@ -67,21 +67,17 @@ def inspect(file: BinaryIO, size: int) -> Inspection:
         details["imports_found"] = list(found.imports)
     if not found.complete:
         details["complete"] = False
-    native = ["native code is in it: a program or a library"] * found.native
-    if said := [*import_warning(found.imports), *native, *details.pop("warnings", ())]:
+    names = unknown(found.imports)
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    named = f"loading it imports {', '.join(names[:MAX_NAMED])}{more}, beyond what rebuilds tensors and arrays"
+    native = "native code is in it: a program or a library"
+    if said := [named] * bool(names) + [native] * found.native + details.pop("warnings", []):
         details["warnings"] = [clip(each, MAX_TEXT) for each in said[:MAX_SHOWN]]
     return Inspection(name or "unknown", details)
 
 
 def unknown(imports: Iterable[str]) -> list[str]:
     return [name for name in imports if name not in KNOWN]
-
-
-def import_warning(imports: Iterable[str]) -> list[str]:
-    names = unknown(imports)
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    named = f"loading it imports {', '.join(names[:MAX_NAMED])}{more}, beyond what rebuilds tensors and arrays"
-    return [named] if names else []
 
 
 def check(inspection: Inspection, allowed: Collection[str], pickle: str) -> None:

@@ -195,8 +195,7 @@ class Table:
         return offset and self._at + offset
 
     def number(self, field: int, code: str = "<I") -> int:
-        place = self.place(field)
-        return self.read(place, code) if place else 0
+        return (place := self.place(field)) and self.read(place, code)
 
     def items(self, field: int) -> range:
         """Where the items of a vector are, each of 4 bytes: a number, or a pointer to a table or a text."""

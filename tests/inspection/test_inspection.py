@@ -366,6 +366,8 @@ def test_what_a_file_tells_is_cut_to_a_length_that_a_list_can_carry():
     keys = {f"{n}": "\ud800" + "x" * 5000 for n in range(1000)}
     found = inspect(safetensors(json.dumps({"__metadata__": keys}).encode()))
     assert len(found.details["metadata"]) == 32 and len(found.details["metadata"]["0"]) == 200
+    found = inspect(gguf([("general.name", 8, gguf_string("n" * 70_000)), ("general.license", 8, gguf_string("mit"))]))
+    assert [len(value) for value in found.details["keys"].values()] == [200, 3]
     inputs = b"".join(field(11, field(1, "i" * 9000)) for _ in range(1000))
     assert len(inspect(onnx(graph=inputs)).details["inputs"]) == 32
 
