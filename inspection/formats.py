@@ -26,14 +26,14 @@ JOBLIB = ("joblib.numpy_pickle.", "sklearn.externals.joblib.numpy_pickle.")    #
 ADVICE = {              # what helps when a file of these formats may hold a pickle
     **dict.fromkeys(("npy", "npz"), "save the arrays without objects in them"),
     **dict.fromkeys(("pytorch", "pickle", "joblib", "unknown"), "save the model as safetensors or ONNX")}
-SIGNATURES: tuple[tuple[str, int, tuple[bytes, ...], Callable[[Window], Details]], ...] = (
-    ("gguf", 0, (b"GGUF",), gguf), ("tflite", 4, (TFLITE,), tflite),
-    ("fasttext", 0, (b"\xba\x16\x4f\x2f",), lambda window: dict(zip(
+SIGNATURES: tuple[tuple[str, bytes, Callable[[Window], Details]], ...] = (
+    ("gguf", rb"GGUF", gguf), ("tflite", rb".{4}" + TFLITE, tflite),
+    ("ort", rb".{4}ORTM", lambda window: {"version": Table(window).text(0)}),
+    ("executorch", rb".{4}ET12", lambda window: {"version": Table(window).number(0)}),
+    ("fasttext", rb"\xba\x16\x4f\x2f", lambda window: dict(zip(
         ("version", "dimension", "words", "labels"), window.numbers("<4x2i56x2i"), strict=True))),
-    ("ort", 4, (b"ORTM",), lambda window: {"version": Table(window).text(0)}),
-    ("executorch", 4, (b"ET12",), lambda window: {"version": Table(window).number(0)}),
-    ("ggml", 0, (b"lmgg", b"fmgg", b"tjgg", b"algg"), lambda _: {}), ("catboost", 0, (b"CBM1",), lambda _: {}),
-    ("tensorrt", 0, (b"ptrt", b"ftrt"), lambda _: {}))
+    ("ggml", rb"lmgg|fmgg|tjgg|algg", lambda _: {}), ("catboost", rb"CBM1", lambda _: {}),
+    ("tensorrt", rb"ptrt|ftrt", lambda _: {}))
 
 
 class FormatRefused(HttpError):
@@ -104,8 +104,8 @@ def check(inspection: Inspection, allowed: Collection[str], pickle: str) -> None
 def recognise(window: Window, kind: str, members: list[Member], found: Found) -> tuple[str, Details]:
     """The format and its details; raises Malformed for what only begins like it, and BudgetExceeded."""
     head = window.at(0, HEAD)
-    for name, at, signature, details in SIGNATURES:
-        if head.startswith(signature, at) and (kind or not found.pickled):  # else it is a pickle with that further on
+    for name, begins, details in SIGNATURES:
+        if re.match(begins, head, re.DOTALL) and (kind or not found.pickled):   # else a pickle has that further on
             return name, details(window)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= window.length - 8:
         return "safetensors", safetensors(window)

@@ -19,7 +19,6 @@ MAX_TEXT = 200          # characters of each
 MAX_STRING = 64 * 1024  # bytes of a key or a value of GGUF that are read
 WORD = 80               # bytes that are unpacked in the time in which a string of an array is passed over
 KEY = 3                 # steps that a key or a tensor costs
-TABLE = 6               # and a table of a flatbuffer
 MAX_NESTING = 4         # arrays of arrays in GGUF
 MAX_DIMENSIONS = 8      # of a tensor in GGUF, which has 4
 
@@ -180,7 +179,6 @@ class Table:
     """A table, read where a pointer leads; its fields have the numbers of the schema, and may be left out."""
 
     def __init__(self, window: Window, pointer: int = 0) -> None:
-        window.budget.step(TABLE)
         self._window = window
         self._at = pointer + self.read(pointer)
         self._fields = self._at - self.read(self._at, "<i")

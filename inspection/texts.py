@@ -201,7 +201,7 @@ def hdf5(window: Window) -> tuple[str, Details]:
         return "hdf5", {"warnings": rest}
     said, seen = dict[str, None](), False
     for match in CONFIG.finditer(data):
-        window.budget.step()
+        window.budget.step(2)
         layers = data[match.start():data.rfind(b"}", *match.span()) + 1]
         if any(name in layers for name in NAMES):
             seen = True
