@@ -40,7 +40,7 @@ from resumption.room import RESUMPTION
 from server import threads
 from server.application import Application, Room, Route
 from server.command_line import command
-from server.conditional import but_if_match, check_write, etag_of, etag_of_info
+from server.conditional import but_if_match, check_write, etag_of, etag_of_info, has_condition
 from server.descriptions import described
 from server.digests import check_claims, claims_of, digest_in
 from server.envelopes import check_chunks, check_envelope, check_whole
@@ -248,7 +248,7 @@ def delete_tree(request: Request, store: Storage, **names: str) -> Response:
     where = "/".join(names.values())
     if not keys:
         raise ModelNotFound(f"there is no model below {where}")
-    if request.header("If-Match") or request.header("If-None-Match"):
+    if has_condition(request.header):
         raise PreconditionFailed(f"a condition is for one model, and there are {counted(len(keys), 'model')} below "
                                  f"{where}: nothing was deleted, send it without")
     if not recursive:

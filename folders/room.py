@@ -12,7 +12,7 @@ from repository import metadata
 from repository.indexed import Batch
 from repository.model import VERSION_DEPTH, Model, ModelKey, Names
 from server.application import Room, Route
-from server.conditional import check_write
+from server.conditional import check_write, has_condition
 from server.digests import check_claims, claims_of
 from server.envelopes import check_chunks, check_envelope, check_whole
 from server.errors import BadRequest
@@ -61,7 +61,7 @@ def may_replace(request: Request, store: Storage, version: Names, stored: set[Mo
             request.caller.check("update", version)
         if stored is not None and set(current) - stored:
             request.caller.check("delete", version)
-        if request.header("If-Match") or request.header("If-None-Match"):
+        if has_condition(request.header):
             models = [store.info(key, keep=False) for key in current]
             check_write(request.header, *([etag_of_version(models)] if models else []))
         if current:

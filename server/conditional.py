@@ -65,6 +65,11 @@ def date_of(header: str | None) -> datetime | None:
     return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
+def has_condition(header: Header) -> bool:
+    """Whether a change depends on what is there; an empty If-Match does, too, and nothing fulfils it."""
+    return header("If-Match") is not None or header("If-None-Match") is not None
+
+
 def check_write(header: Header, *etags: str) -> None:
     """Raises PreconditionFailed when a change of what has these entity tags (none: it is missing) is not wanted."""
     wanted, unwanted = header("If-Match"), header("If-None-Match")

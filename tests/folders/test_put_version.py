@@ -200,6 +200,7 @@ def test_conditions_are_those_of_the_version_as_a_whole(site, version):
     etag = first.headers["ETag"]
     stores_nothing(site, lambda: site.put(version, TAR, If_None_Match="*"), 412)
     stores_nothing(site, lambda: site.put(version, TAR, If_Match='"other"'), 412)
+    stores_nothing(site, lambda: site.put(version, TAR, If_Match=""), 412)     # as of a script that found no ETag
     second = site.put(version, tar_with(OTHER), If_Match=etag)
     assert second.status == 200 and second.headers["ETag"] != etag
     stores_nothing(site, lambda: site.put(version, TAR, If_Match=etag), 412)

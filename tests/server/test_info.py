@@ -236,7 +236,9 @@ def test_many_models_are_deleted_only_on_purpose(app, store, where, count):
 
 
 @pytest.mark.parametrize("where", ["p/a/1/folder", "p/a/1", "p/a", "p"])
-@pytest.mark.parametrize("condition", [{"If-Match": '"of another state"'}, {"If-None-Match": "*"}], ids=str)
+@pytest.mark.parametrize("condition", [
+    {"If-Match": '"of another state"'}, {"If-Match": ""}, {"If-None-Match": "*"},
+], ids=str)
 def test_many_models_are_not_deleted_under_a_condition_for_one(app, where, condition):
     app.put("/models/p/a/1/folder/m", b"x", status=201)
     got = app.delete(f"/models/{where}?recursive=true&aliases=true", headers=condition, status=412)

@@ -226,6 +226,7 @@ OLD, OTHER = f'"{sha256(b"old")}"', f'"{sha256(b"other")}"'
     (True,  {"If_Match": f"{OTHER}, {OLD}"},        200),
     (True,  {"If_Match": "*"},                      200),
     (True,  {"If_Match": OTHER},                    412),
+    (True,  {"If_Match": ""},                       412),
     (True,  {"If_Match": f"W/{OLD}"},               412),   # RFC 9110 13.1.1: strong comparison
     (False, {"If_Match": OLD},                      412),
     (False, {"If_Match": "*"},                      412),
