@@ -185,14 +185,14 @@ class Router:
             raise InvalidName("a name in the path has an encoded slash, which no name may have")
         if found:
             return found
+        if f"/{MARK}" in path and method != "OPTIONS" and self._match(method, path.replace(f"/{MARK}", "/_")):
+            raise InvalidName("an alias is for reading: to change something, name the version")
         methods = {method for method in self._methods(path) if self._match(method, path)}
         if not methods:
             raise nothing_at(request.path)
         allow = ("Allow", ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))))
         if method == "OPTIONS":
             raise OptionsAnswered("", allow)
-        if f"/{MARK}" in path and method in self._patterns:
-            raise InvalidName("an alias is for reading: to change something, name the version")
         raise MethodNotAllowed(f"{request.method[:50]} is not for this path: use {allow[1]}", allow)
 
     def _methods(self, path: str) -> Iterable[str]:
