@@ -19,11 +19,13 @@ MAX_HEADERS = 8 * MAX_FILES     # with those of directories, long names and attr
 MAX_EXTENDED = 256 << 10        # bytes of one extended header: an extended attribute of Linux has at most 64 KiB
 MAX_AFTER_END = 64 << 20        # bytes of zeros after the end: GNU tar pads to its record, of 10 KiB unless told so
 MAX_SHOWN = 200                 # characters of a name in a message
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+COMPRESSED = {b"\x1f\x8b": "gzip", b"\x1f\x9d": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"LZIP": "lzip",
+              b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}    # \x1f\x9d is that of compress
 PAX, PAX_GLOBAL, LONG_NAME = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE), tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME
 EXTENDED = (*PAX, PAX_GLOBAL, LONG_NAME, tarfile.GNUTYPE_LONGLINK)
 FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 LINK = "a link: tar ch --hard-dereference stores what links point at"
+FROM_INSIDE = "go to the directory and pack what is in it, as in tar c -C my_model ."
 SPARSE = "a sparse file: leave out --sparse"
 KINDS = {tarfile.LNKTYPE: LINK, tarfile.SYMTYPE: LINK, tarfile.CHRTYPE: "a device", tarfile.BLKTYPE: "a device",
          tarfile.FIFOTYPE: "a fifo", tarfile.GNUTYPE_SPARSE: SPARSE}
@@ -224,8 +226,9 @@ def checked(name: str, is_folder: bool, shown: str) -> str:
         return ""
     parts = path.split("/")
     if name.startswith("/") or ".." in parts:
-        raise BadRequest(f"{shown} in the tar leads out of it: go to the directory and pack what is in it, as in "
-                         "tar c -C my_model .")
+        raise BadRequest(f"{shown} in the tar leads out of it: {FROM_INSIDE}")
+    if {"", "."} & {*parts}:    # as in tar c models//bert, which no --exclude would help
+        raise BadRequest(f"{shown} in the tar is not a path of names: {FROM_INSIDE}")
     for part in parts:
         if not NAME.fullmatch(part):
             raise BadRequest(f"{shown} in the tar is not a name: {NAME_RULE}. Rename it, or leave it out: "
