@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from repository.errors import ModelExists, StoreError
 from repository.model import NAME_FIELDS, Model, ModelKey, url_of
@@ -12,7 +13,7 @@ from resumption.parts import Keeping, Part, Rest, Writers
 from resumption.shelf import IDENT, KeptDraft, Record, Shelf, ident_of
 from server import threads
 from server.application import Room, Route
-from server.digests import SHA256_HEX, check_claims, claims_of, digest_in
+from server.digests import SHA256_HEX, check_claims, digest_in
 from server.envelopes import check_envelope, check_no_range
 from server.errors import BadRequest, HttpError, QueueFull, status_of
 from server.multipart import clean_filename
@@ -91,10 +92,11 @@ class Asked:
         self.record, self.size = known or (Record(str(self.key), who, sha256, fields=described(request.query)), 0)
         self.sha256 = sha256 or self.record.sha256
 
-    def claim(self) -> KeptDraft | None:
+    def claim(self, length: int | None) -> KeptDraft | None:
         """Its draft, which is begun by the first part unless it was begun by a POST."""
-        shelf = self.keeper.shelf
-        return shelf.claim(self.ident) if "id" in self.request.query else shelf.begin(self.ident, self.record)
+        if "id" in self.request.query:
+            return self.keeper.shelf.claim(self.ident)
+        return self.keeper.shelf.begin(self.ident, replace(self.record, length=length))
 
     def stored(self) -> Model | None:
         """The model, if it has these bytes already."""
@@ -151,22 +153,24 @@ def admit_part(request: Request, store: Storage, **names: str) -> Body:
                          "are here")
     length, known = wire.number(request.header, "Upload-Length"), asked.record.length
     if None not in (length, known) and length != known:
-        raise BadRequest(f"Upload-Length is {length}, and was {known} before: begin another upload")
+        raise BadRequest(f"Upload-Length is {length}, and was {known} before: give this upload up with DELETE, then "
+                         "begin another one")
     length = known if length is None else length
     fields = asked.record.fields | request.fields
     check(request, store, asked.key, fields, max(length or 0, offset + request.length), asked.size)
     if asked.record.done:
         return Body()
-    if offset <= asked.size and (draft := asked.claim()):
+    here = asked.size
+    if offset <= here and (draft := asked.claim(length)):
         if offset <= draft.size:
             return part(request, store, draft, offset, length)
         draft.keep()    # it was removed and begun again meanwhile
-    elif (found := asked.borrow()) and found[0].size == offset:
-        return Rest(store, request.services.intake, *found, asked.ident, asked.record)
-    elif found:
+    elif found := asked.borrow():
+        if (here := found[0].size) == offset:
+            return Rest(store, request.services.intake, *found, asked.ident, asked.record)
         found[0].discard()
-    raise wire.WrongOffset(f"the upload has {asked.size} bytes and not {offset}: continue from there",
-                           ("Upload-Offset", str(asked.size)))
+    raise wire.WrongOffset(f"the upload has {here} bytes and not {offset}: continue from there",
+                           ("Upload-Offset", str(here)))
 
 
 def part(request: Request, store: Storage, draft: KeptDraft, offset: int, length: int | None) -> Part:
@@ -181,8 +185,9 @@ def check(request: Request, store: Storage, key: ModelKey, fields: Mapping[str, 
         claims = check_upload(request, store, described_by, size, size - here)
     check_envelope(request.header, is_form=False)
     check_no_range(request.header, "say with Upload-Offset where it begins")
+    wire.check_complete(request.header)
     if claims:
-        raise BadRequest("digests of a part are not checked: give that of the whole as ?sha256=, or when you begin")
+        raise BadRequest("digests of a part are not checked: give that of the whole as ?sha256=")
 
 
 @contextmanager
@@ -242,7 +247,7 @@ def settle(request: Request, body: Part | Rest) -> None:
         return
     if body.start:
         metrics.tell("resumed")
-    if body.record.length is not None or "id" in request.query:
+    if "id" in request.query or request.method == "POST":   # else GET looks for the model itself
         body.draft.discard(done=True)
 
 
@@ -262,9 +267,9 @@ def begin(request: Request, record: Record) -> KeptDraft:
 
 def record_of(request: Request) -> Record:
     """What a POST says of the upload that it begins."""
-    fields = merged(request.query.items(), wire.metadata_of(request.header("Upload-Metadata") or "").items())
-    sha256, length = claims_of(request.header, fields).get("sha256"), wire.number(request.header, "Upload-Length")
-    return Record(str(ModelKey(**request.names)), request.caller.name, sha256, length, described(fields))
+    fields = merged(request.fields.items(), wire.metadata_of(request.header("Upload-Metadata") or "").items())
+    length = wire.number(request.header, "Upload-Length")
+    return Record(str(ModelKey(**request.names)), request.caller.name, digest_in(fields), length, described(fields))
 
 
 def create(request: Request, store: Storage, **names: str) -> Response:

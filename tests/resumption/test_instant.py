@@ -65,6 +65,14 @@ def test_bytes_cannot_follow_what_is_complete(start):
     assert send(server, "GET", "/models/p/a/1/m").status == 404 and staged(server.storage) == []
 
 
+def test_a_wrong_offset_is_answered_with_the_size(start):
+    server = start()
+    store(server, SOURCE)
+    for wrong in (len(DATA) - 1, len(DATA) + 1):
+        answer = send(server, "PUT", url("/models/p/a/1/m"), b"", Upload_Offset=str(wrong))
+        assert (answer.status, answer.headers["upload-offset"]) == (409, str(len(DATA)))
+
+
 def test_a_token_learns_nothing_of_what_it_may_not_read(start, tokens):
     server = start(MODEL_TOKENS_FILE=str(tokens(line("ann", ALL, "*"), line("bob", ALL, "p"))))
     store(server, SOURCE, **bearer("ann"))

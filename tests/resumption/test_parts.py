@@ -95,6 +95,26 @@ def test_it_is_complete_when_its_length_is_reached_whatever_it_says(site, target
     assert part(site, url, data[MIB:], MIB, **size, **more).status == 201
 
 
+def test_the_length_that_came_with_the_first_part_counts_for_the_others(site, target, data):
+    """A short part that says nothing would be the last one, and the digest of what is here not the right one."""
+    url, size = where(target, data), str(len(data))
+    assert part(site, url, data[:9], 0, Upload_Length=size).status == 204
+    assert site.send("GET", url).headers["Upload-Length"] == size
+    assert part(site, url, data[9:], 9, Upload_Length="99").status == 400
+    assert part(site, url, data[9:MIB], 9).headers["Upload-Offset"] == str(MIB)
+    assert part(site, url, data[MIB:], MIB).status == 201
+    assert site.send("DELETE", target).status == 200
+    answer = site.send("GET", url)
+    assert (answer.json, answer.headers["Upload-Complete"]) == (0, "?0"), "of what is deleted nothing is here"
+
+
+@pytest.mark.parametrize("says", ["1", "true", "?2", "?1;q=1", "?0, ?0", ""])
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+def test_a_part_of_which_it_is_in_doubt_whether_more_follows_is_refused(site, target, data, method, says):
+    answer = part(site, where(target, data), data, 0, method, Upload_Complete=says)
+    assert answer.status == 400 and "neither ?0 nor ?1" in answer.json["detail"] and staged(site.root) == []
+
+
 def test_more_than_its_length_is_refused(site, target, data):
     answer = part(site, where(target, data), data, 0, Upload_Length=str(len(data) - 1))
     assert answer.status == 400 and "Upload-Length" in answer.json["detail"]
@@ -125,6 +145,23 @@ def test_an_upload_by_its_id_that_changed_nothing_is_told_as_complete_too(site, 
     told = site.send("HEAD", where)
     assert (told.status, told.headers["Upload-Offset"], told.headers["Upload-Complete"]) == (200, str(len(data)), "?1")
     assert site.send("DELETE", where).status == 204 and staged(site.root) == []
+
+
+def test_an_upload_that_came_with_its_post_is_told_as_complete(site, target, data):
+    answer = site.send("POST", f"{target}/upload", data)    # whose length it does not tell beforehand
+    where = answer.headers["Location"][answer.headers["Location"].index("/models/"):]
+    told = site.send("GET", where)
+    assert (told.json, told.headers["Upload-Complete"]) == (len(data), "?1")
+    assert site.send("DELETE", where).status == 204 and staged(site.root) == []
+
+
+@pytest.mark.parametrize(("query", "headers"), [
+    ("?model_name=other", {}), ("", {"Upload_Metadata": "version b3RoZXI="}), ("?sha256=12", {}),
+    ("", {"Upload_Metadata": "sha256 MTI="}), ("", {"X_Checksum_Sha256": "0" * 64}),
+])
+def test_what_cannot_begin_is_refused(site, target, query, headers):
+    answer = site.send("POST", f"{target}/upload{query}", Upload_Length="5", **headers)
+    assert answer.status == 400 and answer.json["detail"] and staged(site.root) == []
 
 
 @pytest.mark.parametrize(("query", "headers", "status"), [
