@@ -120,16 +120,20 @@ def borrow(store: Storage, source: ModelKey, sha256: str, target: ModelKey) -> D
             shared = filesystem.NewFile(share(file.fileno(), directory, store.group_at(target)))
             undo.callback(os.close, shared.descriptor)
             unchanged = filesystem.stamp_of(os.fstat(file.fileno())) == opened.model.stamp
-            if unchanged and keeps_date(store, target, os.fstat(shared.descriptor).st_mtime_ns):
+            if unchanged and may_become(store, target, os.fstat(shared.descriptor).st_mtime_ns):
                 undo.pop_all()
                 return Draft(store, name, StagedModel(directory, shared))
     return None
 
 
-def keeps_date(store: Storage, target: ModelKey, mtime_ns: int) -> bool:
-    """Whether Last-Modified does not go back if a file of this time replaces what is there; that of a link may."""
+def may_become(store: Storage, target: ModelKey, mtime_ns: int) -> bool:
+    """Whether a shared file of this time may replace what is there.
+
+    Last-Modified must not go back, which that of a link may. What is corrupt needs bytes from elsewhere: the other
+    model may share its damaged file.
+    """
     current = store.find(target)
-    return current is None or current.mtime_ns <= mtime_ns
+    return current is None or (current.mtime_ns <= mtime_ns and not current.corrupt)
 
 
 def share(file: int, directory: Directory, group: int | None) -> int:

@@ -242,8 +242,9 @@ def settle(request: Request, body: Part | Rest) -> None:
     if isinstance(body, Rest):
         metrics.tell("instant")
         keeper.shelf.remove(body.ident)
-        with suppress(QueueFull, StoreError):
-            request.services.verifier.ask(request.caller.name, *body.source.names)
+        for key in (body.source, ModelKey(**request.names)):    # damage before the file was shared is that of both
+            with suppress(QueueFull, StoreError):
+                request.services.verifier.ask(request.caller.name, *key.names)
         return
     if body.start:
         metrics.tell("resumed")

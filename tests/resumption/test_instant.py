@@ -73,6 +73,30 @@ def test_a_wrong_offset_is_answered_with_the_size(start):
         assert (answer.status, answer.headers["upload-offset"]) == (409, str(len(DATA)))
 
 
+def test_what_is_corrupt_is_repaired_with_bytes_and_not_with_another_name_of_its_file(start):
+    server, (one, two) = start(), (f"/models/p/a/1/{name}" for name in "mn")
+    store(server, one)
+    assert end(server, two).status == 201
+    eventually(lambda: not send(server, "GET", "/verify").json["running"])
+    path = server.storage / "p/a/1/m/model"
+    path.write_bytes(bytes(len(DATA)))
+    (server.storage / "p/a/1/n/model").write_bytes(bytes(len(DATA)))     # where it was cloned
+    assert send(server, "POST", one.replace("/models/", "/verify/")).status == 202
+    eventually(lambda: send(server, "GET", f"{one}/info").json["corrupt"])
+    assert offset(server, one) == 0 and end(server, one).status == 409
+    assert send(server, "PUT", url(one), DATA, Upload_Offset="0").status == 200
+    assert send(server, "GET", one).body == DATA
+
+
+def test_a_damage_that_is_found_after_the_file_was_shared_is_told_of_both(start):
+    server = start()
+    store(server, SOURCE)
+    (server.storage / SOURCE.removeprefix("/models/") / "model").write_bytes(bytes(len(DATA)))
+    assert end(server, "/models/p/a/1/m").status == 201
+    for target in (SOURCE, "/models/p/a/1/m"):
+        eventually(lambda target=target: send(server, "GET", f"{target}/info").json["corrupt"])
+
+
 def test_a_token_learns_nothing_of_what_it_may_not_read(start, tokens):
     server = start(MODEL_TOKENS_FILE=str(tokens(line("ann", ALL, "*"), line("bob", ALL, "p"))))
     store(server, SOURCE, **bearer("ann"))
