@@ -236,7 +236,7 @@ class Part(Kept):
 
     def _count(self, size: int) -> None:
         if self.length is not None and self.total + size > self.length:
-            raise BadRequest(f"this is more than the {self.length} bytes of its Upload-Length")
+            raise too_long(self.length)
         super()._count(size)
 
     def congested(self) -> bool:
@@ -278,3 +278,7 @@ class Rest(Upload):
     def finish(self) -> dict[str, str]:
         super().finish()
         return {"sha256": self.record.sha256 or ""}
+
+
+def too_long(length: int) -> BadRequest:
+    return BadRequest(f"this is more than the {length} bytes of its Upload-Length")

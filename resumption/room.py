@@ -9,7 +9,7 @@ from repository.errors import ModelExists, StoreError
 from repository.model import NAME_FIELDS, Model, ModelKey, url_of
 from resumption import about, wire
 from resumption.instant import Hints, borrow
-from resumption.parts import Keeping, Part, Rest, Writers
+from resumption.parts import Keeping, Part, Rest, Writers, too_long
 from resumption.shelf import IDENT, KeptDraft, Record, Shelf, ident_of
 from server import threads
 from server.application import Room, Route
@@ -157,7 +157,7 @@ def admit_part(request: Request, store: Storage, **names: str) -> Body:
                          "begin another one")
     length = known if length is None else length
     fields = asked.record.fields | request.fields
-    check(request, store, asked.key, fields, max(length or 0, offset + request.length), asked.size)
+    check(request, store, asked.key, fields, offset, length, asked.size)
     if asked.record.done:
         return Body()
     here = asked.size
@@ -178,14 +178,18 @@ def part(request: Request, store: Storage, draft: KeptDraft, offset: int, length
                 request.services.intake, request.settings.max_size)
 
 
-def check(request: Request, store: Storage, key: ModelKey, fields: Mapping[str, str], size: int, here: int) -> None:
+def check(request: Request, store: Storage, key: ModelKey, fields: Mapping[str, str], offset: int, length: int | None,
+          here: int) -> None:
     """Refuses what can be known by the head of a part; `here` are the bytes that need no more room."""
+    size = max(offset + request.length, length or 0)
     described_by = described(fields) | dict(zip(NAME_FIELDS, key.fields, strict=True))
     with in_words_of(request):
         claims = check_upload(request, store, described_by, size, size - here)
     check_envelope(request.header, is_form=False)
     check_no_range(request.header, "say with Upload-Offset where it begins")
     wire.check_complete(request.header)
+    if length is not None and size > length:
+        raise too_long(length)
     if claims:
         raise BadRequest("digests of a part are not checked: give that of the whole as ?sha256=")
 
@@ -254,7 +258,7 @@ def settle(request: Request, body: Part | Rest) -> None:
 
 def admit_creation(request: Request, store: Storage, **names: str) -> Body:
     key, record = ModelKey(**names), record_of(request)
-    check(request, store, key, record.fields, max(record.length or 0, request.length), 0)
+    check(request, store, key, record.fields, 0, record.length, 0)
     if record.length == 0 or request.length or request.header("Transfer-Encoding") is not None:
         first = part(request, store, begin(request, record), 0, record.length)
         first.dropped = True    # unless it is answered: nobody could continue it without the name in the answer

@@ -101,6 +101,7 @@ def test_the_length_that_came_with_the_first_part_counts_for_the_others(site, ta
     assert part(site, url, data[:9], 0, Upload_Length=size).status == 204
     assert site.send("GET", url).headers["Upload-Length"] == size
     assert part(site, url, data[9:], 9, Upload_Length="99").status == 400
+    assert part(site, url, data[9:] + b"more", 9).status == 400     # by its head, so that what is here is kept
     assert part(site, url, data[9:MIB], 9).headers["Upload-Offset"] == str(MIB)
     assert part(site, url, data[MIB:], MIB).status == 201
     assert site.send("DELETE", target).status == 200
