@@ -25,7 +25,6 @@ PAX, PAX_GLOBAL, LONG_NAME = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE), tarfile
 EXTENDED = (*PAX, PAX_GLOBAL, LONG_NAME, tarfile.GNUTYPE_LONGLINK)
 FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 LINK = "a link: tar ch --hard-dereference stores what links point at"
-FROM_INSIDE = "go to the directory and pack what is in it, as in tar c -C my_model ."
 SPARSE = "a sparse file: leave out --sparse"
 KINDS = {tarfile.LNKTYPE: LINK, tarfile.SYMTYPE: LINK, tarfile.CHRTYPE: "a device", tarfile.BLKTYPE: "a device",
          tarfile.FIFOTYPE: "a fifo", tarfile.GNUTYPE_SPARSE: SPARSE}
@@ -55,7 +54,7 @@ class TarCutter:
     def __init__(self) -> None:
         self._gathered, self._wanted = bytearray(), BLOCK   # of a header
         self._left = self._padding = 0      # bytes of a file and behind it that are still to come
-        self._extending = b""               # the type of the extended header that is being gathered
+        self._extending: tarfile.TarInfo | None = None      # the extended header whose text is being gathered
         self._pax = dict[str, bytes]()      # what extended headers say of the next file
         self._zeros = self._headers = self._position = 0
         self._files, self._folders = set[str](), {""}
@@ -83,7 +82,10 @@ class TarCutter:
                 self._gathered += block
                 if len(self._gathered) == self._wanted:
                     whole, self._gathered, self._wanted = bytes(self._gathered), bytearray(), BLOCK
-                    yield from self._extended(whole) if self._extending else self._header(whole)
+                    if self._extending:
+                        self._extended(self._extending, whole)
+                    else:
+                        yield from self._header(whole)
             data = data[len(block):]
             self._position += len(block)
 
@@ -133,18 +135,17 @@ class TarCutter:
         if not 0 < info.size <= MAX_EXTENDED:
             raise BadRequest(f"an extended header of the tar has {info.size} bytes, of which this server takes 1 to "
                              f"{MAX_EXTENDED}: leave out --xattrs")
-        self._extending, self._wanted = info.type + b"%d" % info.size, info.size + padding(info.size)
+        self._extending, self._wanted = info, info.size + padding(info.size)
 
-    def _extended(self, text: bytes) -> Iterator[Event]:
-        kind, size, self._extending = self._extending[:1], int(self._extending[1:]), b""
-        if kind == LONG_NAME:
-            self._pax.setdefault("path", text_in(text[:size]))     # pax has precedence
-        elif kind in (*PAX, PAX_GLOBAL):
-            found = records(text[:size])
-            if kind == PAX_GLOBAL and found:    # git archive tells its commit in one
+    def _extended(self, info: tarfile.TarInfo, text: bytes) -> None:
+        self._extending = None
+        if info.type == LONG_NAME:
+            self._pax.setdefault("path", text_in(text[:info.size]))     # pax has precedence
+        elif info.type in (*PAX, PAX_GLOBAL):
+            found = records(text[:info.size])
+            if info.type == PAX_GLOBAL and found:   # git archive tells its commit in one
                 raise BadRequest(f"a global header of the tar tells the {min(found)} of all files")
             self._pax |= found
-        return iter(())
 
     # ---- members
 
@@ -225,10 +226,9 @@ def checked(name: str, is_folder: bool, shown: str) -> str:
     if is_folder and path in ("", "."):
         return ""
     parts = path.split("/")
-    if name.startswith("/") or ".." in parts:
-        raise BadRequest(f"{shown} in the tar leads out of it: {FROM_INSIDE}")
-    if {"", "."} & {*parts}:    # as in tar c models//bert, which no --exclude would help
-        raise BadRequest(f"{shown} in the tar is not a path of names: {FROM_INSIDE}")
+    if name.startswith("/") or {"", ".", ".."} & {*parts}:  # as in tar c models//bert, which no --exclude would help
+        raise BadRequest(f"{shown} in the tar is not a plain path below it: go to the directory and pack what is in "
+                         "it, as in tar c -C my_model .")
     for part in parts:
         if not NAME.fullmatch(part):
             raise BadRequest(f"{shown} in the tar is not a name: {NAME_RULE}. Rename it, or leave it out: "

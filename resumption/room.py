@@ -157,13 +157,13 @@ def admit_part(request: Request, store: Storage, **names: str) -> Body:
                          "begin another one")
     length = known if length is None else length
     fields = asked.record.fields | request.fields
-    check(request, store, asked.key, fields, offset, length, asked.size)
+    last = check(request, store, asked.key, fields, offset, length, asked.size)
     if asked.record.done:
         return Body()
     here = asked.size
     if offset <= here and (draft := asked.claim(length)):
         if offset <= draft.size:
-            return part(request, store, draft, offset, length)
+            return part(request, store, draft, offset, length, last)
         draft.keep()    # it was removed and begun again meanwhile
     elif found := asked.borrow():
         if (here := found[0].size) == offset:
@@ -173,25 +173,28 @@ def admit_part(request: Request, store: Storage, **names: str) -> Body:
                            ("Upload-Offset", str(here)))
 
 
-def part(request: Request, store: Storage, draft: KeptDraft, offset: int, length: int | None) -> Part:
-    return Part(draft, offset, length, wire.is_last(request.header), keeper_of(request).writers, store,
-                request.services.intake, request.settings.max_size)
+def part(request: Request, store: Storage, draft: KeptDraft, offset: int, length: int | None, last: bool) -> Part:
+    return Part(draft, offset, length, last, keeper_of(request).writers, store, request.services.intake,
+                request.settings.max_size)
 
 
 def check(request: Request, store: Storage, key: ModelKey, fields: Mapping[str, str], offset: int, length: int | None,
-          here: int) -> None:
-    """Refuses what can be known by the head of a part; `here` are the bytes that need no more room."""
+          here: int) -> bool:
+    """Refuses what can be known by the head of a part; returns whether that says that it is the last one.
+
+    `here` are the bytes that need no more room.
+    """
     size = max(offset + request.length, length or 0)
     described_by = described(fields) | dict(zip(NAME_FIELDS, key.fields, strict=True))
     with in_words_of(request):
         claims = check_upload(request, store, described_by, size, size - here)
     check_envelope(request.header, is_form=False)
     check_no_range(request.header, "say with Upload-Offset where it begins")
-    wire.check_complete(request.header)
     if length is not None and size > length:
         raise too_long(length)
     if claims:
         raise BadRequest("digests of a part are not checked: give that of the whole as ?sha256=")
+    return wire.is_last(request.header)
 
 
 @contextmanager
@@ -258,9 +261,9 @@ def settle(request: Request, body: Part | Rest) -> None:
 
 def admit_creation(request: Request, store: Storage, **names: str) -> Body:
     key, record = ModelKey(**names), record_of(request)
-    check(request, store, key, record.fields, 0, record.length, 0)
+    last = check(request, store, key, record.fields, 0, record.length, 0)
     if record.length == 0 or request.length or request.header("Transfer-Encoding") is not None:
-        first = part(request, store, begin(request, record), 0, record.length)
+        first = part(request, store, begin(request, record), 0, record.length, last)
         first.dropped = True    # unless it is answered: nobody could continue it without the name in the answer
         return first
     return Body()

@@ -42,14 +42,10 @@ def number(header: Header, name: str) -> int | None:
 
 
 def is_last(header: Header) -> bool:
-    """Whether nothing follows this part, as far as it says so; tus tells it by the length alone."""
-    return header("Upload-Complete") != "?0" and header("Tus-Resumable") is None
-
-
-def check_complete(header: Header) -> None:
-    """Raises BadRequest where it is in doubt whether more follows: the last part would wait for another one."""
-    if (said := header("Upload-Complete")) not in (None, "?0", "?1"):
+    """Whether nothing follows this part, as far as it says so; tus tells it by the length alone. Raises BadRequest."""
+    if (said := header("Upload-Complete")) not in (None, "?0", "?1"):   # as ?0, the last part would wait for more
         raise BadRequest(f"Upload-Complete is {said!r:.50} and neither ?0 nor ?1")
+    return said != "?0" and header("Tus-Resumable") is None
 
 
 def is_client_of_tus(header: Header) -> bool:

@@ -113,7 +113,7 @@ def test_an_alias_is_never_written_to(site, version, reserved):
 @pytest.mark.parametrize(("tar", "status", "why"), [
     (headed("m") + headed("l", type=tarfile.SYMTYPE, linkname="m") + END,   400, "'l' in the tar is a link"),
     (tar_with({"a": b"1" * 9999, "._a": b"2"}),                             400, "--exclude='._*'"),
-    (tar_with({"a": b"1" * 9999, "../a": b"2"}),                            400, "leads out"),
+    (tar_with({"a": b"1" * 9999, "../a": b"2"}),                            400, "not a plain path"),
     (tar_with({"a": b"1" * 9999, "b/info": b"2"}),                          400, "'b/info' in the tar cannot"),
     (tar_with({"x": b"1", "/".join("abcdefghi"): b"2"}),                    400, "--exclude=a/b/c/d/e/f/g/h/i"),
     (tar_with({"a": b"1", "/".join(["x" * 120] * 5): b"2"}),                400, "512 characters"),
