@@ -134,7 +134,7 @@ def described(fields: Mapping[str, str]) -> dict[str, str]:
 def state(request: Request, store: Storage, **names: str) -> Response:
     asked = Asked(request, names)
     offset, complete, length = asked.size, asked.record.done, asked.record.length
-    if offset == length and not complete:
+    if 0 < offset == length and not complete:
         offset -= 1     # its client has to send something, or what is here would never be stored: see Asked.borrow()
     if model := asked.stored():
         offset, complete, length = model.size, True, model.size

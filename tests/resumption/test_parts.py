@@ -5,7 +5,7 @@ import os
 import pytest
 from support.common import eventually, sha256, staged
 from support.credentials import ALL, bearer, line
-from support.raw import head
+from support.raw import chunks, head
 from support.witness import send
 
 MIB = 1 << 20
@@ -146,6 +146,21 @@ def test_an_upload_by_its_id_that_changed_nothing_is_told_as_complete_too(site, 
     told = site.send("HEAD", where)
     assert (told.status, told.headers["Upload-Offset"], told.headers["Upload-Complete"]) == (200, str(len(data)), "?1")
     assert site.send("DELETE", where).status == 204 and staged(site.root) == []
+
+
+@pytest.mark.parametrize(("data", "here"), [(b"", 0), (b"12", 1)])
+def test_what_was_not_stored_when_all_of_it_had_come_can_be_sent_to_its_end(start, data, here):
+    server, url = start(), where("/models/p/a/1/m", data)
+    with server.connect() as wire:
+        wire.send(head(f"PUT {url}", "Upload-Offset: 0", f"Upload-Length: {len(data)}", "If-None-Match: *",
+                       "Transfer-Encoding: chunked"))
+        eventually(lambda: staged(server.storage) != [])
+        assert send(server, "PUT", "/models/p/a/1/m", b"other").status == 201
+        wire.send(chunks(data, 1))
+        assert wire.response()[0] == 412
+    assert send(server, "GET", url).json == here
+    assert send(server, "PUT", url, data[here:], Upload_Offset=str(here)).status == 200
+    assert send(server, "GET", "/models/p/a/1/m").body == data
 
 
 def test_an_upload_that_came_with_its_post_is_told_as_complete(site, target, data):
