@@ -188,7 +188,10 @@ class Keeping(Kept):
 
     def finish(self) -> dict[str, str]:
         self.dropped = True     # it has not broken off, and is answered
-        return super().finish()
+        digests = super().finish()
+        if digests["sha256"] == self._record.sha256 and not isinstance(self.draft, KeptDraft):
+            self._shelf.remove(self._ident)     # an earlier one that had come nearly as far
+        return digests
 
 
 class Part(Kept):

@@ -55,6 +55,15 @@ def test_an_ordinary_upload_is_kept_from_8_mib_on_if_its_url_has_the_digest(star
     assert staged(server.storage) == []
 
 
+def test_an_ordinary_upload_that_is_sent_again_leaves_nothing_of_the_one_that_broke_off(start, begin):
+    server, target = start(), URL.replace("/upload", "")
+    begin(server, target, LENGTH, body=DATA[:-1]).close()
+    eventually(lambda: offset(server) == len(DATA) - 1)
+    assert send(server, "PUT", target, DATA).status == 201
+    assert staged(server.storage) == []
+    assert send(server, "DELETE", "/models/p/a/1/m").status == 200 and offset(server) == 0
+
+
 def test_of_an_ordinary_upload_that_is_refused_nothing_is_kept(start):
     server = start()
     wrong = os.urandom(9 * MIB)
