@@ -122,7 +122,8 @@ class TarUpload(Upload):
 
     def congested(self) -> bool:
         synced = len(self.version.models) if self.version else 0
-        return super().congested() or self._pause(self._files - synced > AT_ONCE)
+        # of one that is refused no file goes on, and the rest is read nevertheless
+        return super().congested() or self._pause(not self.over and self._files - synced > AT_ONCE)
 
     # ---- on the workers
 
