@@ -157,7 +157,8 @@ def admit_part(request: Request, store: Storage, **names: str) -> Body:
                          "begin another one")
     length = known if length is None else length
     fields = asked.record.fields | request.fields
-    last = check(request, store, asked.key, fields, offset, length, asked.size)
+    # what comes before it is here, or in the store, or this part is refused
+    last = check(request, store, asked.key, fields, offset, length, max(offset, asked.size))
     if asked.record.done:
         return Body()
     here = asked.size

@@ -65,6 +65,21 @@ def test_bytes_cannot_follow_what_is_complete(start):
     assert send(server, "GET", "/models/p/a/1/m").status == 404 and staged(server.storage) == []
 
 
+def test_what_needs_no_bytes_needs_no_free_space(start):
+    server, size = start(), 1 << 43
+    store(server, SOURCE)
+    place = server.storage / SOURCE.removeprefix("/models/")
+    os.truncate(place / "model", size)      # of which no block is on the disk
+    told = place / "metadata.json"
+    told.write_text(told.read_text().replace(str(len(DATA)), str(size)))
+    eventually(lambda: offset(server, "/models/p/a/1/m") == size)
+    answer = send(server, "PUT", url("/models/p/a/1/m"), b"", Upload_Offset=str(size))
+    assert (answer.status, answer.json["size"]) == (201, size)
+    assert send(server, "PUT", url("/models/p/a/2/m"), b"", Upload_Offset=str(size + 1)).status == 409
+    for target in ("/models/p/a/1/m", SOURCE):      # before they are verified
+        send(server, "DELETE", target)
+
+
 def test_a_wrong_offset_is_answered_with_the_size(start):
     server = start()
     store(server, SOURCE)
