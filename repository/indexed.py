@@ -202,6 +202,13 @@ class Known(dict[Names, Directory]):
             for name in directory.folders:
                 self.doubt((*names, name))
 
+    def expire(self, names: Names) -> None:
+        """doubt() for these names, and the directories above them."""
+        for above in (names[:depth] for depth in range(len(names))):
+            if directory := self.get(above):
+                self[above] = replace(directory, checked=0.0)
+        self.doubt(names)
+
     def after_change(self, before: Directory, name: str, signature: Signature | None, line: bytes | None, state: State,
                      ) -> Directory | None:
         """What a directory contains after a change of one model, of which this is known now; None if that takes a look.

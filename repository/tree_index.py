@@ -46,11 +46,10 @@ class Index:
         self._directories = Known()
         self._asked = self._walked = 0.0    # when there was a list, and a batch of a long one
         self._passing = threading.Lock()    # held during a pass over all directories
-        self._refreshed = -inf  # when the last pass began
+        self._refreshed = self._rested = -inf   # when the last pass began, and when it may be written again
         self._changes = 0       # number of changes; a total computed while it grew is not kept
         self._reads = 0         # number of times that the disk was asked what is in a version
         self._news = self._written = 0  # number of times that something new was learnt, now and when it was written
-        self._rested = -inf     # when it may be written again
         self._remembered: Remembered | None = None  # the number of all models, until they have been counted
         self._recalled = Recalled()     # what was known then and has not been taken over yet
         self._taking_over = threading.Lock()
@@ -126,6 +125,11 @@ class Index:
         if not below:
             self.seen(place, [name])
 
+    def expire(self, names: Names) -> None:
+        """Makes the next list check all directories above and below these names, however fresh what is known is."""
+        with self._lock:
+            self._directories.expire(names)
+
     def _found_in_large(self, names: Names) -> tuple[Signature | None, bytes | None, State] | None:
         """What a model is now, and then a large directory around it that is known; None of others."""
         if (directory := self._fresh(names[:-1])) and directory.is_large:
@@ -163,11 +167,8 @@ class Index:
 
     def reaches(self, names: Names) -> bool:
         """Whether these nested directories exist, and none of them is a link or a model."""
-        for depth, name in enumerate(names):
-            directory = self._checked(names[:depth])
-            if not indexed.is_in(directory.children, name) or indexed.is_in(directory.models, name):
-                return False
-        return True
+        return all(indexed.is_in((directory := self._checked(names[:depth])).children, name)
+                   and not indexed.is_in(directory.models, name) for depth, name in enumerate(names))
 
     # ---- from one start to the next
 
@@ -367,10 +368,9 @@ class Index:
         return time.monotonic() - self._refreshed <= at_most
 
     def _walk(self, names: Names) -> Iterator[None]:
-        directory = self._checked(names, in_pass=True)
-        yield
-        for name in directory.folders:
+        for name in self._checked(names, in_pass=True).folders:
             yield from self._walk((*names, name))
+        yield
 
     def _fresh(self, names: Names, in_pass: bool = False) -> Directory | None:
         """The directory if its last check is recent enough. Large ones, and all in long lists, are left to a pass."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.common import TestApp, eventually, sha256
+from support.tars import tar_with
 
 from folders import version_tags
 from folders.layout import Layout, Member, Part
@@ -241,6 +242,18 @@ def test_a_model_that_is_replaced_on_the_way_breaks_the_connection(start, http):
     again = http.get(f"{url}?format=tar", headers={"Range": "bytes=1000-", "If-Range": headers["etag"]})
     assert again.status_code == 200 and members(again.content)["3"] == b"another"
     eventually(lambda: server.descriptors() < 40)
+
+
+def test_a_tar_is_of_what_another_server_has_just_stored(start, http):
+    """It would begin with the files that the index knew, and break off at the first one that has changed since."""
+    ours, other = start().url, start().url
+    for place, files in (("p/a/1", {"m": b"1", "d/x": b"1"}), ("p/a/1", {"m": b"2", "d/y": b"2"}),
+                         ("p/a/2", {"d/e/x": b"3"}), ("p/a/2", {"d/e/x": b"4"})):
+        stored = http.put(f"{other}/models/{place}", data=tar_with(files))
+        got = http.get(f"{ours}/models/{place}?format=tar")
+        assert (members(got.content), got.headers["ETag"]) == (files, stored.headers["ETag"])
+    http.put(f"{other}/models/p/a/2/d/e/x", data=b"5")
+    assert members(http.get(f"{ours}/models/p/a?format=tar").content)["2/d/e/x"] == b"5"
 
 
 def test_readers_that_leave_leave_nothing_open(start, http):
