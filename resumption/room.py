@@ -191,7 +191,7 @@ def check(request: Request, store: Storage, key: ModelKey, fields: Mapping[str, 
         claims = check_upload(request, store, described_by, size, size - here)
     check_envelope(request.header, is_form=False)
     check_no_range(request.header, "say with Upload-Offset where it begins")
-    if length is not None and size > length:
+    if length is not None and max(size, here) > length:
         raise too_long(length)
     if claims:
         raise BadRequest("digests of a part are not checked: give that of the whole as ?sha256=")

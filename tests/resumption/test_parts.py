@@ -120,6 +120,10 @@ def test_more_than_its_length_is_refused(site, target, data):
     answer = part(site, where(target, data), data, 0, Upload_Length=str(len(data) - 1))
     assert answer.status == 400 and "Upload-Length" in answer.json["detail"]
     assert staged(site.root) == []
+    url = where(target, data)
+    part(site, url, data[:50], 0, Upload_Complete="?0")
+    assert part(site, url, data[5:10], 5, Upload_Length="10").status == 400, "more than that is here"
+    assert site.send("GET", url).json == 50 and site.send("DELETE", url).status == 204
 
 
 def test_another_digest_is_told_and_nothing_is_left(site, target, data):
