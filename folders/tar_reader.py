@@ -18,7 +18,7 @@ MAX_FILES = 10_000              # of one version; each takes several system call
 MAX_HEADERS = 8 * MAX_FILES     # with those of directories, long names and attributes, which bring no file
 MAX_EXTENDED = 256 << 10        # bytes of one extended header: an extended attribute of Linux has at most 64 KiB
 MAX_AFTER_END = 64 << 20        # bytes of zeros after the end: GNU tar pads to its record, of 10 KiB unless told so
-MAX_SHOWN = 200                 # characters of a name in a message
+MAX_SHOWN = 255                 # characters of a name in a message; Linux has no longer ones
 COMPRESSED = {b"\x1f\x8b": "gzip", b"\x1f\x9d": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"LZIP": "lzip",
               b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}    # \x1f\x9d is that of compress
 PAX, PAX_GLOBAL, LONG_NAME = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE), tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME
@@ -28,6 +28,7 @@ LINK = "a link: tar ch --hard-dereference stores what links point at"
 SPARSE = "a sparse file: leave out --sparse"
 KINDS = {tarfile.LNKTYPE: LINK, tarfile.SYMTYPE: LINK, tarfile.CHRTYPE: "a device", tarfile.BLKTYPE: "a device",
          tarfile.FIFOTYPE: "a fifo", tarfile.GNUTYPE_SPARSE: SPARSE}
+LEADING = re.compile(r"\A(?:\./+)+")     # at once: a long header has room for 100,000 of them
 PAX_RECORD = re.compile(rb"([1-9][0-9]{0,8}) ([^=]+)=")
 
 
@@ -220,9 +221,7 @@ def records(text: bytes) -> dict[str, bytes]:
 
 def checked(name: str, is_folder: bool, shown: str) -> str:
     """The path of a member without its leading `./`, "" for the top; raises BadRequest unless it is one of names."""
-    path = name.rstrip("/") if is_folder else name
-    while path.startswith("./"):
-        path = path[2:].lstrip("/")
+    path = LEADING.sub("", name.rstrip("/") if is_folder else name)
     if is_folder and path in ("", "."):
         return ""
     parts = path.split("/")
@@ -232,7 +231,7 @@ def checked(name: str, is_folder: bool, shown: str) -> str:
     for part in parts:
         if not NAME.fullmatch(part):
             raise BadRequest(f"{shown} in the tar is not a name: {NAME_RULE}. Rename it, or leave it out: "
-                             f"tar c {exclude(part)}")
+                             f"tar c {exclude(part[:MAX_SHOWN])}")
     # of directories, too: a pax header has room for a path of 100,000 of them, each of which would be noted
     if len(parts) > MAX_PARTS or len(path) > MAX_PATH:
         raise BadRequest(f"{shown} in the tar is too long: use up to {MAX_PARTS} names with slashes between them, "

@@ -1,6 +1,7 @@
 """One request, whatever its megabyte is made of, does not keep the others waiting."""
 
 import socket
+import tarfile
 import threading
 import time
 from contextlib import suppress
@@ -8,6 +9,7 @@ from contextlib import suppress
 import pytest
 from support.common import eventually
 from support.live import running
+from support.tars import headed
 
 SIZE = 1 << 20
 BOUND = 0.2     # seconds that /health may take beside any of them, on a machine that does nothing else
@@ -52,6 +54,13 @@ def chunk(data):
 
 def form(data):
     return head("POST /models/upload", FORM, body(data)) + data
+
+
+def tar(name):
+    """The upload of a file of this name, which is in a header of its own."""
+    data = headed("long", type=tarfile.GNUTYPE_LONGNAME, size=len(name)) + name + bytes(-len(name) % 512)
+    data += headed("m") + bytes(1024)
+    return head("PUT /models/hostile/b/1", body(data)) + data
 
 
 def patch(data):
@@ -101,6 +110,7 @@ REQUESTS = {
     "a document of numbers":            patch(b"[" + filled(b"1,") + b"1]"),
     "a document of fields":             patch(b"{" + b",".join(b'"%d":1' % n for n in range(90_000)) + b"}"),
     "a document of brackets":           patch(filled(b"[")),
+    "a tar of long names":              tar(filled(b"./", 256_000) + b"m") * 4,
     "a document of escapes":            patch(b'{"a":"' + filled(b"\\u0000") + b'"}'),
 }
 
