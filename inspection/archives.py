@@ -5,11 +5,11 @@ import re
 import struct
 import tarfile
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from inspection.found import Found
 from inspection.pickles import OPCODES, look
-from inspection.reader import UNPACKERS, Budget, BudgetExceeded, Malformed, Packed, Part, Stream, Window, is_lzma
+from inspection.reader import LZMA, UNPACKERS, BudgetExceeded, Malformed, Packed, Part, Stream, Window
 
 HEAD = 512              # bytes that tell what begins here; of a tar they are its first header
 MAX_DIRECTORY = 8 << 20     # bytes of a zip's central directory: 100,000 members, a shard of a model has 1,000
@@ -25,12 +25,16 @@ SIGNATURES = {kind: re.compile(begins, re.DOTALL) for kind, begins in {
     "gzip": rb"\x1f\x8b\x08", "bzip2": rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)",     # and its first block, or its end
     "xz": rb"\xfd7zXZ\0|LZIP[\0\1]", "npy": rb"\x93NUMPY", "7z": rb"7z\xbc\xaf\x27\x1c", "zstd": rb"\x28\xb5\x2f\xfd",
     "lz4": rb"\x04\x22\x4d\x18", "rar": rb"Rar!\x1a\x07"}.items()}
-ZFILE = 21              # bytes before the zlib stream in a file of joblib before 0.9.3: ZF and its length in digits
+# A zlib stream (RFC 1950 2.2) without a preset dictionary, which no reader has. In files of joblib before 0.9.3 it is
+# behind ZF and its length in digits, with Python 2 one byte more.
+ZLIB = re.compile(rb"(ZF.{19} ?)?(?:%b)" % b"|".join(
+    re.escape(number.to_bytes(2)) for number in range(0, 1 << 16, 31) if number & 0x8F20 == 0x0800), re.DOTALL)
 # Programs and libraries of Linux, Windows and macOS.
 NATIVE = (b"\x7fELF", b"MZ\x90\0", b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
 TFLITE = b"TFL3"        # from byte 4 on; its labels are in a zip behind it
 SEALED = ("7z", "zstd", "lz4", "rar", "tar")
-METHODS = {0: "", 8: "deflate", 12: "bzip2"}    # of a zip's members
+STORED, DEFLATED = 0, 8     # methods of a zip's members
+TOO_LARGE = 0xFFFFFFFF  # stands for a number of more bytes
 NUMERIC = re.compile(   # to the letter as numpy writes it: a dict may name a key twice
     rb"\{'descr': '([<>|=]?([biufcSU])([0-9]{1,9}))', 'fortran_order': (?:True|False), "
     rb"'shape': \(((?:[0-9]{1,18}, ?){0,64}(?:[0-9]{1,18})?)\), \} *\n?")    # of more dimensions it has no array
@@ -41,49 +45,18 @@ class Member(NamedTuple):
 
     name: str
     method: int
-    encrypted: bool
-    packed: int
-    size: int
+    length: int     # readers differ in which of its sizes they go by: the largest
     offset: int
 
 
-class Array(NamedTuple):
-    """Of numbers or of texts, as numpy writes it into a file."""
-
-    dtype: str
-    shape: list[int]
-    item_size: int
-
-
 def kind_of(head: bytes) -> str:
-    """The container that says by its first bytes that it is one.
-
-    A tar says it by its checksum, because the oldest have no signature, as tarfile reads it: as text or as binary.
-    """
+    """The container that says by its first bytes that it is one; a tar by its checksum, as tarfile reads it."""
     if kind := next((kind for kind, begins in SIGNATURES.items() if begins.match(head)), ""):
         return kind
     with suppress(tarfile.HeaderError):
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
         return "tar"
     return ""
-
-
-def maybe_packed(head: bytes, depth: int) -> str:
-    """What would unpack this, which has no signature: by chance the raw bytes of tensors begin so, and text."""
-    if is_zlib(head) or is_zlib(zfile(head)):
-        return "zlib"
-    # The first numbers of many tensors look like this, so in a container it is to be what joblib takes for it.
-    return "xz" if is_lzma(head) and (not depth or head.startswith(b"\x5d\0")) else ""
-
-
-def is_zlib(head: bytes) -> bool:
-    """RFC 1950 2.2, without a preset dictionary, which no reader has."""
-    return len(head) > 1 and head[0] & 0x8F == 8 and not head[1] & 0x20 and not int.from_bytes(head[:2]) % 31
-
-
-def zfile(head: bytes) -> bytes:
-    """What comes behind the head of a file of joblib before 0.9.3, which with Python 2 is a space longer."""
-    return head[ZFILE:].removeprefix(b" ") if head.startswith(b"ZF") else b""
 
 
 def contents(window: Window) -> tuple[str, list[Member], Found]:
@@ -107,67 +80,69 @@ def search(part: Part, found: Found, depth: int, members: list[Member]) -> str:
     """
     stream = part.stream()
     head = stream.ahead(HEAD)
-    kind = kind_of(head)
+    begins = kind = kind_of(head)
     found.native |= head.startswith(NATIVE)
     if kind in SEALED or (kind and depth == MAX_DEPTH) or (kind == "zip" and isinstance(part, Packed)):
         found.complete = False
         return kind
-    if kind in UNPACKERS or (not kind and depth < MAX_DEPTH and maybe_packed(head, depth)):
+    if kind in UNPACKERS or (not kind and depth < MAX_DEPTH):
         kind = search_packed(part, kind, head, found, depth)
     if kind == "zip" and isinstance(part, Window) and not search_zip(part, found, depth, members):
         kind = ""
     if kind == "npy":
         try:
-            array = array_header(stream)
+            _, size = array_header(stream)
         except Malformed:
             return ""
-        if not array:
+        if size is None:
             look(stream, found)
         else:   # others may follow, with objects in them: numpy reads them one by one
-            stream.skip(math.prod(array.shape) * array.item_size)
+            stream.skip(size)
             found.complete &= not stream.ahead(1)
-    elif not head.startswith((b"PK\x03\x04", b"PK\x05\x06")) and head[:1] and head[0] in OPCODES:
+    elif begins != "zip" and head[:1] in OPCODES:
         look(stream, found)
     return kind
 
 
 def search_packed(part: Part, kind: str, head: bytes, found: Found, depth: int) -> str:
     """As search does, for what is packed; without a `kind` it may be something else, of which no sense comes out."""
-    inner, packed = Found(), Packed(part, kind or maybe_packed(head, depth))
-    if packed.kind == "zlib" and not is_zlib(head):
-        if isinstance(part, Packed):    # no reader looks for it there
-            return ""
-        packed.part = part.part(len(head) - len(zfile(head)), part.length)
+    zlib, inner = ZLIB.match(head), Found()
+    if zlib and not kind:
+        packed = Packed(part.part(len(zlib[1] or b""), part.length) if isinstance(part, Window) else part, "zlib")
+    # The first numbers of many tensors look like this, so in a container it is to be what joblib takes for it.
+    elif kind or (LZMA.match(head) and (not depth or head.startswith(b"\x5d\0"))):
+        packed = Packed(part, kind or "xz")
+    else:
+        return ""
     try:
         search(packed, inner, depth + 1, [])
     finally:
         found.merge(inner)
     if not kind and (packed.damaged or not any(head)) and not inner.pickled and not inner.imports:
         return ""
-    found.complete = found.complete and not packed.damaged and not isinstance(part, Packed)
+    found.complete &= not packed.damaged and not isinstance(part, Packed)
     return packed.kind
 
 
 def search_zip(window: Window, found: Found, depth: int, members: list[Member]) -> bool:
     """As search does, for a zip, which is read from its end; False where there is none."""
     try:
-        agreed = read_directory(window, members)
+        found.complete &= read_directory(window, members)
     except Malformed:
         found.complete = False      # there may be a reader that does without the directory
         return False
-    found.complete &= agreed and not any(member.encrypted for member in members)    # a flag that torch does not look at
     for member in members:
         try:
             part = open_member(window, member)
             search(part, found, depth + 1, [])
-            found.complete &= not (isinstance(part, Packed) and part.damaged)
+            found.complete &= not part.damaged
         except Malformed:
             found.complete = False
     return True
 
 
 def read_directory(window: Window, members: list[Member]) -> bool:
-    """Adds the members of a zip; False when other readers may find other ones.
+    """Adds the members of a zip; False when other readers may find other ones, or read them in another way.
 
     Raises Malformed for what is no zip, and BudgetExceeded.
     """
@@ -176,70 +151,58 @@ def read_directory(window: Window, members: list[Member]) -> bool:
     at = tail.rfind(b"PK\x05\x06", 0, max(0, len(tail) - 18))
     if at < 0:
         raise Malformed("it has no directory")
-    end = start + at
     count, length, offset = struct.unpack_from("<10xHII", tail, at)
     agreed = True
-    if at >= 20 and tail.startswith(b"PK\x06\x07", at - 20):
-        place, = struct.unpack_from("<8xQ", tail, at - 20)
-        record = window.at(place, 56)
-        if len(record) == 56 and record.startswith(b"PK\x06\x06"):
-            agreed, end = place == end - 76, place
-            count, length, offset = struct.unpack_from("<32xQQQ", record)
-    begin = end - length
+    if at >= 76 and tail.startswith(b"PK\x06\x07", at - 20):   # of zip64, where some readers look before it
+        at -= 76
+        agreed = tail.startswith(b"PK\x06\x06", at) and struct.unpack_from("<8xQ", tail, at + 56) == (start + at,)
+        count, length, offset = struct.unpack_from("<32xQQQ", tail, at)
+    begin = start + at - length
     if length > MAX_DIRECTORY:
         raise BudgetExceeded
     data = window.at(begin, length)
-    if len(data) < length or (length and not data.startswith(b"PK\x01\x02")):
+    if len(data) < length or not data.startswith(b"PK\x01\x02"[:length]):
         raise Malformed("its directory is not where it should be")
     at = 0
     while len(data) >= at + 46 and data.startswith(b"PK\x01\x02", at):
         window.budget.step(2)
-        at = read_entry(data, at, begin - offset, members, window.budget)
+        flags, method, packed, size, *lengths, place = struct.unpack_from("<8xHH8xIIHHH8xI", data, at)
+        name, extra, at = at + 46, at + 46 + lengths[0], at + 46 + sum(lengths)
+        numbers = [size, packed, place]     # in this order those that are too large come in a field of their own
+        while extra <= min(name + sum(lengths[:2]), len(data)) - 4:
+            window.budget.take(EXTRA)
+            identity, width = struct.unpack_from("<HH", data, extra)
+            for value in range(extra + 4, extra + 4 + min(width, 24), 8) if identity == 1 else ():
+                if TOO_LARGE in numbers:
+                    numbers[numbers.index(TOO_LARGE)] = int.from_bytes(data[value:value + 8], "little")
+            extra += 4 + width
+        text = data[name:name + lengths[0]].decode("utf-8", "replace")
+        members.append(Member(text, method, max(numbers[:2]), numbers[2] + begin - offset))
+        agreed &= not flags & 1     # encrypted, by a flag that torch does not look at
     return agreed and begin == offset and at == length and count == len(members)
-
-
-def read_entry(data: bytes, at: int, shift: int, members: list[Member], budget: Budget) -> int:
-    """Adds the member whose entry is here; says where the next one is."""
-    entry: tuple[int, ...] = struct.unpack_from("<8xHH8xIIHHH8xI", data, at)
-    flags, method, packed, size, name_length, extra_length, comment_length, offset = entry
-    at += 46 + name_length
-    name = data[at - name_length:at].decode("utf-8", "replace")
-    extra, place, wide = data[at:at + extra_length], 0, {"size": size, "packed": packed, "offset": offset}
-    while place <= len(extra) - 4:
-        budget.take(EXTRA)
-        identity, length = struct.unpack_from("<HH", extra, place)
-        begin, place = place + 4, place + 4 + length
-        if identity == 1:
-            values = [int.from_bytes(extra[i:i + 8], "little") for i in range(begin, min(place, len(extra)), 8)]
-            for key in [key for key, value in wide.items() if value == 0xFFFFFFFF][:len(values)]:
-                wide[key] = values.pop(0)
-    members.append(Member(name, method, bool(flags & 1), wide["packed"], wide["size"], wide["offset"] + shift))
-    return at + extra_length + comment_length
 
 
 def open_member(window: Window, member: Member) -> Part:
     """The bytes of a member; raises Malformed."""
     window.budget.step(MEMBER)
     local = window.at(member.offset, 30)
-    if len(local) < 30 or not local.startswith(b"PK\x03\x04") or member.method not in METHODS:
+    if len(local) < 30 or not local.startswith(b"PK\x03\x04") or member.method not in (STORED, DEFLATED):
         raise Malformed("it has a member that cannot be read")
     start = member.offset + 30 + sum(struct.unpack_from("<HH", local, 26))
-    # Readers differ in which of these sizes they go by; the highest number stands for one in the extra field.
-    packed, size = (number % 0xFFFFFFFF for number in struct.unpack_from("<II", local, 18))
-    if not member.method:
-        return window.part(start, max(member.packed, member.size, packed, size))
-    return Packed(window.part(start, max(member.packed, packed)), METHODS[member.method])
+    sizes = [size % TOO_LARGE for size in struct.unpack_from("<II", local, 18)]
+    part = window.part(start, max(member.length, *sizes))
+    return Packed(part, "deflate") if member.method else part
 
 
-def array_header(stream: Stream) -> Array | None:
-    """What an .npy file begins with, None for an array of objects or of records; raises Malformed."""
+def array_header(stream: Stream) -> tuple[dict[str, Any], int | None]:
+    """Details of an .npy file, and the bytes of its array, None for one of objects or of records; raises Malformed."""
     major = stream.exactly(8)[6]
     length = int.from_bytes(stream.exactly(2 if major == 1 else 4), "little")
     if length > MAX_NPY_HEADER:     # which numpy takes where it may unpickle
         stream.skip(length - 1)
-        stream.exactly(1)
-        return None
+        length = 1
     if not (header := NUMERIC.fullmatch(stream.exactly(length))):
-        return None
+        return {}, None
     shape = [int(size) for size in header[4].split(b",") if size.strip()]
-    return Array(header[1].decode(), shape, int(header[3]) * (4 if header[2] == b"U" else 1))
+    size = int(header[3]) * (4 if header[2] == b"U" else 1)
+    return {"dtype": header[1].decode(), "shape": shape}, math.prod(shape) * size

@@ -115,8 +115,7 @@ def recognise(window: Window, kind: str, members: list[Member], found: Found) ->
     if kind in UNPACKERS:
         return (pickled, {"compression": kind}) if found.pickled else (kind, {})
     if kind:
-        array = array_header(window.stream()) if kind == "npy" else None
-        return kind, {"dtype": array.dtype, "shape": array.shape} if array else {}
+        return kind, array_header(window.stream())[0] if kind == "npy" else {}
     if found.pickled:
         return ("pytorch", {"container": "pickles"}) if found.torch else (pickled, {})
     if kind_of(head) == "zip":

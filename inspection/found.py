@@ -12,16 +12,14 @@ EXTENSION = "copyreg.extension."    # and the number of an import that a registr
 # What it takes to put tensors and arrays together again, and nothing that looks up or calls what a pickle names.
 # docs/formats.md has this list too.
 KNOWN = frozenset({
-    "_codecs.encode", "collections.OrderedDict",
+    "_codecs.encode", "collections.OrderedDict", "numpy.ndarray", "numpy.dtype", "torch.Size", "torch.device",
+    *(f"torch._utils._rebuild_{name}" for name in ("parameter", "tensor", "tensor_v2", "tensor_v3")),
     *(f"torch.{name}Storage" for name in ("BFloat16", "Bool", "Byte", "Char", "ComplexDouble", "ComplexFloat", "Double",
-                                          "Float", "Half", "Int", "Long", "Short")),
-    "torch.storage.TypedStorage", "torch.storage.UntypedStorage",
-    "torch._utils._rebuild_parameter", "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_tensor_v3", "torch.Size", "torch.device",
+                                          "Float", "Half", "Int", "Long", "Short", "storage.Typed", "storage.Untyped")),
     *(f"torch.{name}" for name in ("bfloat16", "bool", "float16", "float32", "float64", "int8", "int16", "int32",
                                    "int64", "uint8", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2")),
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-    "numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer", "numpy.ndarray", "numpy.dtype",
+    *(f"numpy.{core}.{name}" for core in ("core", "_core") for name in (
+        "multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")),
 })
 
 
@@ -33,18 +31,14 @@ class Found:
     pickled: bool = False
     complete: bool = True
     torch: bool = False
-    persistent_ids: bool = False
     native: bool = False
     tensors: int = 0        # that torch would rebuild, and the numbers in them
     parameters: int = 0
 
-    def add(self, module: str | None, name: str | None) -> str:
-        full = f"{module or '?'}.{name or '?'}"     # ? for what is too long, or known only when it runs
+    def add(self, name: str) -> None:
         if len(self.imports) < MAX_IMPORTS:
-            self.imports[full] = None
-        elif full not in self.imports:
-            self.complete = False
-        return full
+            self.imports[name] = None
+        self.complete &= name in self.imports
 
     def rebuild(self, arguments: Any) -> None:
         """Counts a tensor by the arguments of the call that makes it: storage, offset, shape."""
@@ -53,16 +47,12 @@ class Found:
         if type(shape) is tuple and len(shape) <= MAX_DIMENSIONS and all(type(length) is int for length in shape):
             self.parameters = max(0, min(self.parameters + math.prod(shape), MAX_NUMBER))
 
-    def named(self) -> bool:
-        return not all(name.startswith(EXTENSION) for name in self.imports)
-
     def merge(self, other: "Found") -> None:
         for name in other.imports:
-            self.add(*name.rsplit(".", 1))
+            self.add(name)
         self.complete &= other.complete
         self.pickled |= other.pickled
         self.torch |= other.torch
-        self.persistent_ids |= other.persistent_ids
         self.native |= other.native
         self.tensors += other.tensors
         self.parameters = min(self.parameters + other.parameters, MAX_NUMBER)

@@ -11,7 +11,7 @@ import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from inspection.found import EXTENSION, Found
 from inspection.reader import BLOCK, BudgetExceeded, Malformed, Stream
@@ -35,10 +35,10 @@ HAS_OBJECTS = 1         # a flag in the state of a dtype
 # ---- values on the stack of an unpickler: strings as bytes, numbers, tuples and dicts of these, and what follows
 
 
-class Global(NamedTuple):
-    """Something imported."""
+class Global(str):
+    """The name of something imported."""
 
-    name: str
+    __slots__ = ()
 
 
 @dataclass(eq=False, slots=True)
@@ -55,85 +55,52 @@ OTHER, NULL = object(), object()
 UNSURE = object()       # a key of a dict that may have other values than are known
 
 
-def kept(values: list[Any]) -> Any:
-    """A tuple of these."""
-    return tuple(values) if len(values) <= MAX_VALUES else OTHER
+def may_wrap(value: Any) -> bool:
+    """Whether this is joblib's wrapper of an array, under whatever name it is reached, or may be."""
+    return isinstance(value, Global) and (value.endswith(WRAPPER) or "?" in value)
 
 
-def update(target: Any, items: list[Any]) -> None:
-    """Puts keys and values in turn into a dict, where it is known that it is one."""
-    for key, value in zip(items[::2], items[1::2], strict=False) if type(target) is dict else ():
-        known = type(key) is bytes and (len(target) < MAX_VALUES or key in target)
-        target[key if known else UNSURE] = value
-
-
-def array_of(state: Any) -> tuple[int | None, bool] | None:
-    """What joblib reads in the place of a wrapper with this state; None where that is not certain.
+def array_of(wrapper: Any) -> tuple[int | None, bool] | None:
+    """What joblib reads in the place of a wrapper that has its state; None where that is not certain.
 
     It is so many bytes, None for a pickle; and whether there is padding before it.
     """
-    if type(state) is not dict or UNSURE in state:
+    match wrapper:      # numpy goes by the length of a dtype's state, its version, its array if any, its size and flags
+        case Made(_, (), {b"shape": tuple(shape), b"dtype": Made("numpy.dtype", (bytes(name), *_), (
+                3 | 4, _, part, _, _, int(size), _, int(flags), *rest))} as fields) if part is NULL and len(rest) < 2:
+            code, alignment = DTYPE.fullmatch(name), fields.get(b"numpy_array_alignment_bytes", NULL)
+        case _:
+            return None
+    if not code or UNSURE in fields or (alignment is not NULL and type(alignment) is not int):
         return None
-    shape, dtype, alignment = map(
-        state.get, (b"shape", b"dtype", b"numpy_array_alignment_bytes"), (0, 0, NULL))
-    if type(shape) is not tuple or any(type(length) is not int or length < 0 for length in shape):
-        return None
-    if type(dtype) is not Made or dtype.name != "numpy.dtype" or (alignment is not NULL and type(alignment) is not int):
-        return None
-    name, state = dtype.arguments[:1] if type(dtype.arguments) is tuple else (), dtype.state
-    code = DTYPE.fullmatch(name[0]) if name and type(name[0]) is bytes else None
-    if not code or (state is not None and (type(state) is not tuple or len(state) not in (8, 9) or state[0] not in (
-            3, 4) or state[2] is not NULL or type(state[5]) is not int or type(state[7]) is not int)):
-        return None     # numpy's __setstate__ goes by the length, the version, a part that is an array, size and flags
-    if code[1] == b"O" or (state and state[7] & HAS_OBJECTS):
+    if code[1] == b"O" or flags & HAS_OBJECTS:
         return None, False
-    size = int(code[2]) * (4 if code[1] == b"U" else 1)
-    if state and code[1] in b"SUV":     # the other types keep theirs
-        size = state[5]
-    return (math.prod(shape) * size, alignment is not NULL) if size >= 0 else None
+    numbers = [*shape, size if code[1] in b"SUV" else int(code[2])]     # of the other types numpy keeps the size
+    certain = all(type(number) is int and number >= 0 for number in numbers)
+    return (math.prod(numbers), alignment is not NULL) if certain else None
 
 
 # ---- opcodes
 
 
-class Opcode(NamedTuple):
-    """What pickletools knows about an opcode."""
-
-    name: str
-    argument: int       # its length in bytes; a negative one is a code of pickletools for how it is found
-    takes: int          # values from the stack, below the mark if there is one
-    mark: bool          # whether it takes all that is above the last mark
-    result: Any         # what it pushes, unless the interpreter finds something more precise
-    pushes: int         # how many of these
-
-
-def described(op: pickletools.OpcodeInfo) -> Opcode:
-    mark = pickletools.markobject in op.stack_before
-    return Opcode(op.name, op.arg.n if op.arg else 0,
-                  op.stack_before.index(pickletools.markobject) if mark else len(op.stack_before), mark,
-                  None if pickletools.anyobject in op.stack_after else OTHER, len(op.stack_after))
-
-
-OPCODES = {ord(op.code): described(op) for op in pickletools.opcodes}
-# How long the length before an argument is, by pickletools' codes for it.
-WIDTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
-          pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}
+OPCODES = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
 # The opcodes that large pickles consist of, by their byte. Each has an action; a length in bytes, with the argument or,
 # if that is of any size, with its length field; what the action needs (the value to push, the sign bit, or the number
-# of values to take); and a cost, as if so many bytes were read. Objects that the garbage collector tracks cost more.
-PUSH, SIZED, NUMBER, GET, PUT, MARK, CALL, ITEMS, TUPLE, TAKE = range(10)
+# of values to take, 0 for all above the mark); and a cost, as if so many bytes were read. Objects that the garbage
+# collector tracks cost more.
+PUSH, SIZED, LONG, NUMBER, GET, PUT, MARK, DICT, TAKE = range(9)
 SIMPLE: dict[int, tuple[int, int, Any, int]] = {
-    **dict.fromkeys(b"\x88\x89]\x8f}", (PUSH, 1, OTHER, 48)), ord("G"): (PUSH, 9, OTHER, 48),
-    ord("N"): (PUSH, 1, NULL, 48), ord(")"): (PUSH, 1, (), 48),
+    **dict.fromkeys(b"\x88\x89]\x8f", (PUSH, 1, OTHER, 48)), ord("G"): (PUSH, 9, OTHER, 48),
+    ord("N"): (PUSH, 1, NULL, 48), ord(")"): (PUSH, 1, (), 48), ord("}"): (DICT, 1, 0, 112),
     ord("K"): (NUMBER, 2, 0, 96), ord("M"): (NUMBER, 3, 0, 128), ord("J"): (NUMBER, 5, 1 << 31, 160),
-    0x8C: (SIZED, 2, None, 96), ord("X"): (SIZED, 5, None, 112), ord("C"): (SIZED, 2, OTHER, 96),
+    **dict.fromkeys(b"\x8cU", (SIZED, 2, None, 96)), ord("C"): (SIZED, 2, OTHER, 96), 0x8D: (SIZED, 9, None, 128),
+    **dict.fromkeys(b"XT", (SIZED, 5, None, 112)), ord("B"): (SIZED, 5, OTHER, 112),
+    **dict.fromkeys(b"\x8e\x96", (SIZED, 9, OTHER, 128)), 0x8A: (LONG, 2, 0, 192), 0x8B: (LONG, 5, 0, 192),
     0x94: (PUT, 1, 0, 80), ord("q"): (PUT, 2, 0, 96), ord("r"): (PUT, 5, 0, 144),
-    ord("h"): (GET, 2, 0, 96), ord("j"): (GET, 5, 0, 144), ord("("): (MARK, 1, 0, 128), ord("R"): (CALL, 1, 0, 224),
-    ord("t"): (ITEMS, 1, True, 160), ord("e"): (ITEMS, 1, False, 160), ord("u"): (ITEMS, 1, False, 160),
-    0x85: (TUPLE, 1, 1, 192), 0x86: (TUPLE, 1, 2, 192), 0x87: (TUPLE, 1, 3, 192),
-    ord("a"): (TAKE, 1, 2, 112), ord("s"): (TAKE, 1, 3, 112)}
+    ord("h"): (GET, 2, 0, 96), ord("j"): (GET, 5, 0, 144), ord("("): (MARK, 1, 0, 128), ord("R"): (TAKE, 1, 2, 320),
+    **dict.fromkeys(b"teu", (TAKE, 1, 0, 224)), **dict.fromkeys(b"a\x85", (TAKE, 1, 1, 288)),
+    **dict.fromkeys(b"s\x86", (TAKE, 1, 2, 288)), 0x87: (TAKE, 1, 3, 288)}
 PLAIN = [SIMPLE.get(code) for code in range(256)]
-WITH_ARRAYS = [None if code in b"}tue\x85\x86\x87as" else simple for code, simple in enumerate(PLAIN)]
 LONGEST = 9 + MAX_NAME  # bytes of one of these with an argument that is kept
 
 
@@ -157,23 +124,28 @@ class Walk:
         try:
             while True:
                 self._run_simple()
-                op = OPCODES[self._source.exactly(1)[0]]
+                op = OPCODES[self._source.exactly(1)]
                 if op.name == "STOP":
                     return self._stack.pop()
-                self._perform(op, self._argument(op.argument))
-        except LookupError as error:
-            raise Malformed("it takes what is not there") from error
+                self._perform(op)
+        except (LookupError, ValueError) as error:
+            raise Malformed("it takes what is not there, or a number in it is none") from error
 
     def _run_simple(self) -> None:
         """Goes on up to an opcode that is not simple; raises LookupError. Strings stay bytes until they are needed."""
         stack, memo, cost = self._stack, self._memo, CAREFUL
         data, at, last = self._source.data, self._source.at, len(self._source.data) - LONGEST
-        table = WITH_ARRAYS if self._wrapped else PLAIN
         try:
             while True:
-                if at > last:
-                    (data, at, last), cost = self._ahead(at, cost), 0
-                if not (simple := table[data[at]]):
+                if at > last:   # which is up to where an opcode is whole in the bytes that are here
+                    self._source.budget.take(cost)
+                    if len(memo) > MAX_MEMO:
+                        raise BudgetExceeded
+                    self._source.skip(at - self._source.at)
+                    more = len(self._source.ahead(LONGEST)) == LONGEST
+                    data, at, cost = self._source.data, self._source.at, 0
+                    last = len(data) - LONGEST * more
+                if not (simple := PLAIN[data[at]]):
                     break
                 kind, width, value, price = simple
                 number = 0 if width == 1 or kind == PUSH else data[at + 1] if width == 2 else int.from_bytes(
@@ -193,145 +165,120 @@ class Walk:
                 elif kind == MARK:
                     self._below.append(stack)
                     stack = []
-                elif kind == CALL:
-                    stack.append(self._call(stack.pop(), stack.pop()))
-                    table = WITH_ARRAYS if self._wrapped else PLAIN
-                elif kind == ITEMS:
-                    items, stack = stack, self._below.pop()
-                    if value:
-                        stack.append(kept(items))
-                    else:
-                        self._change(stack[-1], data[at - 1:at] == b"u")
-                elif len(stack) < value:
-                    raise LookupError
-                elif kind == TUPLE:
-                    stack[-value:] = (tuple(stack[-value:]),)
+                elif kind == LONG:
+                    kept, at = data[at:at + number] if number <= MAX_INTEGER else None, at + number
+                    stack.append(OTHER if kept is None else int.from_bytes(kept, "little", signed=True))
+                elif kind == DICT:
+                    stack.append({} if self._wrapped else OTHER)
                 else:
-                    del stack[1 - value:]
-                    self._change(stack[-1], value == 3)
+                    taken, stack = (stack[-value:], stack) if value else (stack, self._below.pop())
+                    if len(taken) < value:
+                        raise LookupError
+                    del stack[len(stack) - value:]
+                    self._take(stack, taken, data[at - 1])
         finally:
             self._stack = stack
             self._source.budget.take(cost)
         self._source.skip(at - self._source.at)
 
-    def _ahead(self, at: int, cost: int) -> tuple[bytes, int, int]:
-        """Pays and goes on: the bytes here, where in them, and up to where an opcode is whole there."""
-        self._source.budget.take(cost)
-        if len(self._memo) > MAX_MEMO:
-            raise BudgetExceeded
-        self._source.skip(at - self._source.at)
-        more = len(self._source.ahead(LONGEST)) == LONGEST
-        return self._source.data, self._source.at, len(self._source.data) - LONGEST * more
+    def _take(self, stack: list[Any], taken: list[Any], code: int) -> None:
+        """Makes a tuple of values, calls one with the other, or puts them into what is below; raises LookupError."""
+        self._give(taken[1:] if code in b"R" else taken)
+        if code in b"t\x85\x86\x87":
+            stack.append(tuple(taken) if len(taken) <= MAX_VALUES else OTHER)
+        elif code in b"R":
+            stack.append(self._call(*taken))
+        else:
+            self._change(stack[-1], code in b"ae")
+            if type(stack[-1]) is dict:
+                certain = len(stack[-1]) + len(taken) <= MAX_VALUES
+                keys = [key if certain and type(key) is bytes else UNSURE for key in taken[::2]]
+                stack[-1].update(zip(keys, taken[1::2], strict=False))
 
-    def _argument(self, kind: int) -> bytes | None:
-        """The bytes of an argument; None instead of more than a name has."""
-        if kind == pickletools.UP_TO_NEWLINE:
-            return line(self._source)
-        if kind >= 0:
-            return self._source.exactly(kind)
-        length = int.from_bytes(self._source.exactly(WIDTHS[kind]), "little",
-                                signed=kind == pickletools.TAKEN_FROM_ARGUMENT4)
-        if length < 0:
-            raise Malformed("a length in it is negative")
-        if length <= MAX_NAME:
-            return self._source.exactly(length)
-        self._source.skip(length)
-        return None
-
-    def _perform(self, op: Opcode, argument: bytes | None) -> None:
-        """Does what an opcode does to the stack and the memo; raises LookupError, and Malformed."""
-        name, result = op.name, op.result
+    def _perform(self, op: pickletools.OpcodeInfo) -> None:
+        """Does what an opcode does to the stack and the memo; raises LookupError, ValueError, and Malformed."""
+        name, before, source = op.name, op.stack_before, self._source
+        width = op.arg.n if op.arg else 0
+        argument = source.line(MAX_NAME + 2) if width == pickletools.UP_TO_NEWLINE else source.exactly(width)
+        result: Any = None if pickletools.anyobject in op.stack_after else OTHER
         if name in ("GLOBAL", "INST"):  # first of all, as the unpickler does that is written in Python
-            imported = self._import(name_of(argument or b""), name_of(line(self._source)))
-        below, above = self._operands(op)
+            result = self._import(name_of(argument), name_of(source.line(MAX_NAME + 2)))
+        above = list[Any]()
+        if pickletools.markobject in before or (name == "POP" and not self._stack):
+            above, self._stack = self._stack, self._below.pop()
+            before = before[:name == "ADDITEMS"]    # of these alone it takes something from below the mark
+            self._give(above)
+        below = [self._stack.pop() for _ in before][::-1]
         match name:
-            case "GLOBAL":
-                result = imported
-            case "INST":
-                result, self.idle = Made(imported.name, None), False
             case "STACK_GLOBAL":
                 result = self._import(*map(written, below))
-            case "EXT1" | "EXT2" | "EXT4":
-                self._found.add(EXTENSION[:-1], str(int.from_bytes(argument or b"", "little")))
-            case "PROTO":
-                if argument and argument[0] > pickle.HIGHEST_PROTOCOL:
-                    raise Malformed("it is of a protocol that is not known")
-            case "PERSID" | "BINPERSID":
-                self._found.persistent_ids = True
-            case "STRING" | "UNICODE":
-                text = (argument or b"")[1:-1] if name == "STRING" else argument or b""     # without its quotes
-                result = None if b"\\" in text else text
-            case "BINUNICODE8" | "BINSTRING" | "SHORT_BINSTRING":
-                result = argument
-            case "LONG1" | "LONG4" if argument is not None and len(argument) <= MAX_INTEGER:
-                result = int.from_bytes(argument, "little", signed=True)
-            case "GET":
-                result = self._memo[place(argument or b"")]
-            case "PUT":
-                self._memo[place(argument or b"")] = self._stack[-1]
-            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
-                result = kept(above or below)
-            case "EMPTY_DICT" | "DICT" | "SETITEM" | "SETITEMS":
-                result = {} if name.endswith("DICT") else below[0]
-                update(result, above or below[1:])
-                self._change(result, True)
-            case "DUP" | "APPEND" | "APPENDS" | "ADDITEMS" | "READONLY_BUFFER":
-                result = below[0]
-                self._change(result, False)
-            case "NEWOBJ" | "NEWOBJ_EX":
-                result = self._call(below[1] if name == "NEWOBJ" else None, below[0])
+            case "INST":
+                result = self._call(result, tuple(above))
             case "OBJ":
-                self.idle &= type(above[0]) is not Global
+                result = self._call(above[0], tuple(above[1:]))
+            case "NEWOBJ" | "NEWOBJ_EX":
+                result = self._call(*below[:2])
             case "BUILD":
                 result = self._build(*below)
-        self._stack += [result] * op.pushes
+            case "EXT1" | "EXT2" | "EXT4":
+                self._found.add(f"{EXTENSION}{int.from_bytes(argument, 'little')}")
+            case "PROTO" if argument[0] > pickle.HIGHEST_PROTOCOL:
+                raise Malformed("it is of a protocol that is not known")
+            case "STRING" | "UNICODE":
+                text = argument[1:-1] if name == "STRING" else argument     # without its quotes
+                result = None if b"\\" in text else text
+            case "GET" | "PUT":
+                key = int(argument[:MAX_NAME])
+                if len(argument) > MAX_NAME:
+                    raise BudgetExceeded
+                if name == "PUT":
+                    self._memo[key] = self._stack[-1]
+                result = self._memo[key]
+            case "DUP" | "ADDITEMS" | "READONLY_BUFFER":
+                result = below[0]
+                self._change(result, True)
+        self._stack += [result] * len(op.stack_after)
 
-    def _operands(self, op: Opcode) -> tuple[list[Any], list[Any]]:
-        """The values that it takes from below the mark, and those from above; without a mark all are below."""
-        takes, above = op.takes, list[Any]()
-        if op.mark or (op.name == "POP" and not self._stack):
-            above, self._stack = self._stack, self._below.pop()
-            takes -= not op.mark
-        below = [self._stack.pop() for _ in range(takes)][::-1]
-        if self._wrapped:
-            self._source.budget.step()
-            taken = (*below[op.name in ("NEWOBJ", "NEWOBJ_EX", "REDUCE"):], *above)
-            if any(type(value) is Global and may_wrap(value.name) for value in taken):
-                self._found.complete = False    # whatever takes it may use it to read an array
-        return below, above
-
-    def _call(self, arguments: Any, function: Any) -> Made:
+    def _call(self, function: Any, arguments: Any) -> Made:
         """What something makes of arguments, if it was imported."""
         if type(function) is not Global:
             self._wrapped |= self._arrays   # of what was made itself
-            return Made("?", arguments)
+            return Made(Global("?"), arguments)
         self.idle = False
-        if function.name.startswith(TENSOR):
+        if function.startswith(TENSOR):
             self._source.budget.step()
             self._found.rebuild(arguments)
-        return Made(function.name, arguments)
+        return Made(function, arguments)
 
-    def _change(self, target: Any, keys: bool) -> None:
+    def _give(self, values: list[Any]) -> None:
+        """Whatever is given joblib's wrapper may use it to read an array."""
+        if self._wrapped:
+            self._source.budget.step()
+            self._found.complete &= not any(map(may_wrap, values))
+
+    def _change(self, target: Any, plain: bool) -> None:
         """Counts a change of an imported object as a call: it may append to sys.path, or replace builtins.open."""
-        if type(target) is Global and (keys or target.name.partition(".")[0] in sys.stdlib_module_names):
-            self.idle = False       # a text may seem to append to what is not there
+        if type(target) is Global and not (plain and target.partition(".")[0] not in sys.stdlib_module_names):
+            self.idle = False       # a text may seem to append a word to what is not there
 
     def _import(self, module: str | None, name: str | None) -> Global:
         self._source.budget.step(2)     # decoding and checking two names takes longer than other opcodes
-        imported = Global(self._found.add(module, name))
-        self._wrapped |= self._arrays and may_wrap(imported.name)
+        imported = Global(f"{module or '?'}.{name or '?'}")     # ? for what is too long, or known only when it runs
+        self._found.add(imported)
+        self._wrapped |= self._arrays and may_wrap(imported)
         return imported
 
     def _build(self, target: Any, state: Any) -> Any:
         """Gives an object its state. In the place of joblib's wrapper of an array come the array's raw bytes then."""
-        self.idle &= type(target) is not Global or type(state) in (bytes, Global)
+        self._change(target, type(state) in (bytes, Global))
+        self._give([state])
         if type(target) is Made:
             target.state = state if target.state is None else OTHER     # of two the effect is not known
         if not self._wrapped or (type(target) is Made and not may_wrap(target.name)):
             return target
-        array = array_of(target.state) if type(target) is Made and target.arguments == () else None
-        if array is None:   # whether joblib would read an array here is not known
-            fails = type(state) is dict and not {UNSURE, b"shape"} & state.keys()   # joblib, with such a wrapper
+        self._source.budget.step()
+        if (array := array_of(target)) is None:     # there may be one, but joblib fails with a wrapper without a shape
+            fails = type(state) is dict and not {UNSURE, b"shape"} & state.keys()
             self._found.complete &= fails and type(target) is Made and target.name == "?"
             return target
         size, padded = array
@@ -345,22 +292,6 @@ class Walk:
         self.unpadded |= not padded
         self._source.skip(padding + size)
         return OTHER
-
-
-def may_wrap(name: str) -> bool:
-    """Whether this is joblib's wrapper of an array, under whatever name it is reached, or may be."""
-    return name.endswith(WRAPPER) or "?" in name
-
-
-def line(source: Stream) -> bytes:
-    """The bytes up to the end of the line, not more than are too many for a name.
-
-    A last line without its end loses its last byte, as it does in the unpickler that is written in Python.
-    """
-    text = b""
-    for piece in source.until(b"\n"):
-        text = (text + piece)[:MAX_NAME + 3]    # with quotes and the end
-    return text[:-1]
 
 
 def name_of(text: bytes) -> str | None:
@@ -379,72 +310,49 @@ def written(value: Any) -> str | None:
     return text if 0 < len(text) <= MAX_NAME and text.isprintable() else None
 
 
-def place(digits: bytes) -> int:
-    """The key of a value in the memo, which was written as text."""
-    try:
-        key = int(digits[:MAX_NAME])
-    except ValueError as error:
-        raise Malformed("a number in it is none") from error
-    if len(digits) > MAX_NAME:
-        raise BudgetExceeded
-    return key
-
-
 # ---- pickles in a file
 
 
 def look(source: Stream, found: Found) -> None:
-    """Adds to `found` what unpickling would import here, where there need not be a pickle; raises BudgetExceeded."""
-    here, protocol = Found(), source.ahead(1) == b"\x80"
+    """Adds to `found` what unpickling would import here, where there need not be a pickle; raises BudgetExceeded.
+
+    There is one when it has an import, or when it is whole and either says so in its first byte or ends with the file:
+    in the raw bytes of a tensor some first bytes are opcodes by chance, and of those an EXT is an import that nobody
+    has. Nor is there one when a text has a word that begins with c and another below it, as lists of labels have,
+    unless STOP is its end or it does something with what it imports.
+    """
+    here, whole, start, protocol = Found(), False, source.tell(), source.ahead(1) == b"\x80"
+    walk = Walk(source, here)
     try:
-        if not is_pickle(source, here, protocol):
-            here = Found()
+        with suppress(Malformed):
+            here.torch = walk.run() == TORCH_MAGIC
+            whole = True
+        certain = (whole and (protocol or not source.ahead(1))) or (protocol and bool(here.imports))
+        here.complete &= whole and look_on(source, here.torch, walk)
+        if not certain and all(name.startswith(EXTENSION) for name in here.imports):
+            return
+        if not certain and walk.idle:
+            text = source.part.stream().read(BLOCK)
+            source.budget.take(2 * len(text))   # for the search
+            if not CONTROL.search(text):
+                return
+        here.pickled = whole or protocol
+        if walk.unpadded:   # for pickle.load the array is more opcodes
+            rest, plain = source.part.stream(), Found()
+            rest.skip(start)
+            look_on(rest, False, Walk(rest, plain, arrays=False))
+            here.complete &= plain.imports.keys() <= here.imports.keys()
     except BudgetExceeded:
         here.pickled = protocol or bool(here.imports)
-        raise
-    finally:
         found.merge(here)
+        raise
+    found.merge(here)
 
 
-def is_pickle(source: Stream, here: Found, protocol: bool) -> bool:
-    """Whether there is a pickle here, which is then walked, and those behind it.
-
-    It is one when it has an import, or when it is whole and either says so in its first byte or ends with the file: in
-    the raw bytes of a tensor some first bytes are opcodes by chance, and of those an EXT is an import that nobody has.
-    Nor is it one when a text has a word that begins with c and another below it, as lists of labels have, unless STOP
-    is its end or it does something with what it imports.
-    """
-    walk, whole, start = Walk(source, here), False, source.tell()
-    with suppress(Malformed):
-        here.torch = walk.run() == TORCH_MAGIC
-        whole = True
-    certain = (whole and (protocol or not source.ahead(1))) or (protocol and bool(here.imports))
-    here.complete &= whole and look_on(source, here, walk)
-    if not certain and (not here.named() or (walk.idle and is_text(source))):
-        return False
-    here.pickled = whole or protocol
-    if walk.unpadded:   # for pickle.load the array is more opcodes
-        rest, plain = source.part.stream(), Found()
-        rest.skip(start)
-        look_on(rest, plain, Walk(rest, plain, arrays=False))
-        here.complete &= plain.imports.keys() <= here.imports.keys()
-    return True
-
-
-def is_text(source: Stream) -> bool:
-    """Whether what a stream begins with is text, wherever it has come to."""
-    text = source.part.stream().read(BLOCK)
-    source.budget.take(2 * len(text))   # for the search
-    return not CONTROL.search(text)
-
-
-def look_on(source: Stream, found: Found, walk: Walk) -> bool:
+def look_on(source: Stream, torch: bool, walk: Walk) -> bool:
     """Goes through the pickles that come next; False when something else comes."""
     with suppress(Malformed):
-        if found.torch:
-            for _ in range(TORCH_PICKLES - 1):
-                walk.run()
-        while not found.torch and source.ahead(1):
+        for _ in range(TORCH_PICKLES - 1) if torch else iter(lambda: source.ahead(1), b""):
             walk.run()
         return True
     return False

@@ -3,12 +3,13 @@
 import bz2
 import lzma
 import math
+import re
 import struct
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -24,9 +25,12 @@ NEAR = 2048                 # bytes read at once where most is skipped
 UNPACKED = 8 * 1024         # bytes unpacked at once, so a bomb costs its budget and no memory
 PACKED = 16 * 1024          # bytes read at once to be unpacked
 BEGIN = 12                  # steps that the beginning of a packed stream costs
-EMPTY_LZMA = 18             # zeros that are a whole .lzma file of no bytes, so that many of them are many
-LZMA_HEADER = 13            # bytes: properties, size of the dictionary, size of what is packed
-GZIP_HEADER = 10            # bytes, before the optional fields
+EMPTY_LZMA = bytes(18)      # a whole .lzma file of no bytes
+# What liblzma takes for the older format of .lzma files, which has no signature: properties, size of the dictionary
+# (2^n, 2^n + 2^(n-1)), size of what is packed.
+LZMA = re.compile(rb"([\0-\xe0])(%b)(.{4}[\0-\x3f]\0{3}|\xff{8})" % b"|".join(
+    re.escape(size.to_bytes(4, "little")) for n in range(32) for size in (0, 1 << n, (3 << n) // 2, (1 << 32) - 1)),
+    re.DOTALL)
 LARGE = threading.Lock()    # so that one large file is looked at after the other: two would take the memory of two
 
 
@@ -38,11 +42,12 @@ class BudgetExceeded(Exception):
     """The budget is used up; what was not looked at may be anything."""
 
 
-class Budget:
+class Budget(ExitStack[None]):
     """What one file may cost, in bytes; as a context, in which a large file has its turn and lets other threads in."""
 
-    def __init__(self, left: int = MAX_BYTES) -> None:
-        self._left, self._slice, self._large = left, SLICE, False
+    def __init__(self) -> None:
+        super().__init__()
+        self._left, self._slice, self._large = MAX_BYTES, SLICE, False
 
     def refill(self) -> None:
         """Lets the details be read, whatever was spent before."""
@@ -54,22 +59,17 @@ class Budget:
         if self._left < 0:
             raise BudgetExceeded
         if self._slice < 0:
-            self._slice, self._large = SLICE, self._large or LARGE.acquire()
+            self._slice, self._large = SLICE, self._large or self.enter_context(LARGE)
             time.sleep(PAUSE)
 
     def step(self, count: int = 1) -> None:
         self.take(count * STEP)
 
-    def __enter__(self) -> "Budget":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._large:
-            LARGE.release()
-
 
 class Window:
     """A part of a file, whose bytes are read from any place."""
+
+    damaged = False
 
     def __init__(self, file: BinaryIO, start: int, length: int, budget: Budget) -> None:
         self._file, self._start, self.length, self.budget = file, start, length, budget
@@ -108,8 +108,8 @@ class Stream:
     """The bytes of a part in their order. Those in `data` from `at` on are here already."""
 
     def __init__(self, part: "Part") -> None:
-        self.budget, self.data, self.at = part.budget, b"", 0
-        self.part, self._blocks, self._read = part, part.blocks(), 0
+        self.part, self.budget, self.data, self.at = part, part.budget, b"", 0
+        self._blocks, self._read = part.blocks(), 0
 
     def tell(self) -> int:
         return self._read - len(self.data) + self.at
@@ -118,7 +118,7 @@ class Stream:
         """The next bytes, which stay; fewer where it ends."""
         if (here := len(self.data) - self.at) < count:
             pieces = [self.data[self.at:]]
-            while here < count and (block := next(self._blocks, b"")):
+            while here < count and (block := next(self._blocks, None)) is not None:
                 pieces.append(block)
                 here, self._read = here + len(block), self._read + len(block)
             self.data, self.at = b"".join(pieces), 0
@@ -136,14 +136,14 @@ class Stream:
             raise Malformed("it ends in the middle")
         return data
 
-    def until(self, end: bytes) -> Iterator[bytes]:
-        """What comes up to a byte like `end` and with it, or to the end of all, in pieces."""
-        found = 0
-        while not found and self.ahead(1):
-            found = self.data.find(end, self.at) + 1
-            piece = self.data[self.at:found or None]
-            self.at += len(piece)
-            yield piece
+    def line(self, kept: int) -> bytes:
+        """The next line up to its end, or what is kept of it, but its last byte."""
+        line, end = b"", 0
+        while not end and self.ahead(1):
+            end = self.data.find(b"\n", self.at) + 1
+            line = (line + self.data[self.at:end or None])[:kept + 1]
+            self.at = end or len(self.data)
+        return line[:-1]
 
     def skip(self, count: int) -> None:
         """Goes on so many bytes, without reading them where that can be; the end shows with the next read."""
@@ -169,8 +169,8 @@ UNPACKERS: dict[str, tuple[Callable[[], Any], float]] = {
 class Packed:
     """What a part of a file unpacks to; each stream of it begins at the beginning and goes forward only.
 
-    `damaged` is True once a stream of it has come to bytes that do not unpack, where it ends, or to a header that only
-    some readers take. Up to there it gives all that any reader gets, however little that one asks for at a time.
+    `damaged` is True once a stream of it has come to bytes that do not unpack, where it ends. Up to there it gives all
+    that any reader gets, however little that one asks for at a time.
     """
 
     def __init__(self, part: "Part", kind: str) -> None:
@@ -182,94 +182,54 @@ class Packed:
 
     def blocks(self) -> Iterator[bytes]:
         calls = 0
-        with suppress(Malformed):
+        try:
             for block in self._calls():
                 calls += 1
-                if block:
-                    yield block
-            return
-        self.damaged = True
-        with suppress(Malformed):   # anew, and from the last call that went well on byte by byte
-            yield from filter(None, islice(self._calls(calls), calls, None))
+                yield block
+        except Malformed:
+            self.damaged = True
+            with suppress(Malformed):   # anew, and from the last call that went well on byte by byte
+                yield from islice(self._calls(calls), calls, None)
 
     def _calls(self, quick: float = math.inf) -> Iterator[bytes]:
         """What each call of a decompressor gives, if anything, after `quick` calls byte by byte; raises Malformed."""
         source, (begin, cost), more = self.part.stream(), UNPACKERS[self.kind], True
         while more:
-            machine, quick = begin(), quick - 1
-            yield unpack(machine, self._header(source), UNPACKED)
+            self.budget.step(BEGIN)
+            machine, data = begin(), lzma_header(source) if self.kind == "xz" else b""
             while not machine.eof:
                 self.budget.step()
                 quick -= 1
-                data, hungry = b"", getattr(machine, "needs_input", True)
-                if hungry and source.ahead(1):
-                    data = source.read(min(PACKED, len(source.data) - source.at) if quick >= 0 else 1)
-                out = unpack(machine, data, UNPACKED if quick >= 0 else 1)
+                if (hungry := getattr(machine, "needs_input", True)) and source.ahead(1):
+                    data += source.read(min(PACKED, len(source.data) - source.at) if quick >= 0 else 1)
+                try:
+                    out = machine.decompress(data, UNPACKED if quick >= 0 else 1)
+                except (zlib.error, lzma.LZMAError, OSError, ValueError, EOFError) as error:    # bz2 has OSError for it
+                    raise Malformed("it does not unpack") from error
                 source.at -= len(machine.unused_data if machine.eof else getattr(machine, "unconsumed_tail", b""))
                 self.budget.take(len(out) + int(len(data) * (cost - 1)))
                 if hungry and not data and not out:
                     self.damaged = True     # it ends in the middle
                     return
                 yield out
-            more = self._follows(source)
-
-    def _header(self, source: Stream) -> bytes:
-        """What a stream begins with, made a header that is taken; empty where it can stay as it is."""
-        self.budget.step(BEGIN)
-        head = b""
-        if self.kind == "gzip":
-            head, whole = gzip_header(source)
-            self.damaged |= not whole
-        elif self.kind == "xz" and is_lzma(source.ahead(LZMA_HEADER)):
-            self.budget.step(2 * BEGIN)     # for its dictionary
-            head = source.read(LZMA_HEADER)     # a dictionary larger than all that is unpacked is never filled
-            head = head[:1] + min(int.from_bytes(head[1:5], "little"), MAX_BYTES).to_bytes(4, "little") + head[5:]
-        return head
-
-    def _follows(self, source: Stream) -> bool:
-        """Whether there is another stream: gzip, bzip2 and xz files may follow one another."""
-        if piece := {"gzip": 1, "xz": EMPTY_LZMA}.get(self.kind):   # zeros, which the gzip module takes for padding
-            while zeros := (len(data := source.ahead(PACKED)) - len(data.lstrip(b"\0"))) // piece * piece:
-                source.skip(zeros)
-                self.budget.take(zeros)
-        self.damaged |= self.kind == "zlib" and bool(source.ahead(1))
-        return self.kind not in ("deflate", "zlib") and bool(source.ahead(1))
+                data = b""
+            while self.kind == "xz" and source.ahead(len(EMPTY_LZMA)) == EMPTY_LZMA:
+                self.budget.step()
+                source.skip(len(EMPTY_LZMA))
+            self.damaged |= self.kind == "zlib" and bool(source.ahead(1))
+            more = self.kind not in ("deflate", "zlib") and bool(source.ahead(1))   # the others may follow one another
 
 
 Part = Window | Packed
 
 
-def unpack(machine: Any, data: bytes, size: int) -> bytes:
-    """The next bytes; raises Malformed for what does not unpack."""
-    try:
-        return bytes(machine.decompress(data, size))
-    except (zlib.error, lzma.LZMAError, OSError, ValueError, EOFError) as error:    # bz2 has OSError for it
-        raise Malformed("it does not unpack") from error
-
-
-def gzip_header(source: Stream) -> tuple[bytes, bool]:
-    """Passes over a header as leniently as the gzip module (RFC 1952 2.3): gives one without optional fields.
-
-    The other value is False where it has flags without a meaning, or a wrong check of its own.
-    """
-    head = source.read(GZIP_HEADER)
-    flags, check = (head[3] if len(head) == GZIP_HEADER else 0), zlib.crc32(head)
-    if flags & 4:
-        length = source.read(2)
-        check = zlib.crc32(length + source.read(int.from_bytes(length, "little")), check)
-    for flag in 8, 16:      # a name and a comment, each with a zero at its end
-        for piece in source.until(b"\0") if flags & flag else ():
-            check = zlib.crc32(piece, check)
-    right = (check & 0xFFFF).to_bytes(2, "little")
-    return head[:3] + bytes(7), flags < 32 and (not flags & 2 or source.read(2) == right)
-
-
-def is_lzma(head: bytes) -> bool:
-    """Whether this begins as liblzma takes for the older format of .lzma files, which has no signature."""
-    size, length = int.from_bytes(head[1:5], "little"), int.from_bytes(head[5:13], "little")
-    top = 1 << max(0, size - 1).bit_length()
-    return (len(head) >= LZMA_HEADER and head[0] < 225 and size in (0, top, top * 3 // 4, (1 << 32) - 1)
-            and (length < 1 << 38 or length == (1 << 64) - 1))
+def lzma_header(source: Stream) -> bytes:
+    """The header of an .lzma file if there is one, with a dictionary no larger than what is unpacked at most."""
+    if not (header := LZMA.match(source.ahead(13))):
+        return b""
+    source.budget.step(2 * BEGIN)   # for the dictionary
+    source.skip(len(header[0]))
+    return header[1] + min(int.from_bytes(header[2], "little"), MAX_BYTES).to_bytes(4, "little") + header[3]
 
 
 def clip(text: str, length: int) -> str:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from support.inspected import imports, inspect
 from support.samples import (
     CHANGES,
+    DTYPE_STATE,
     EVAL,
     OS_SYSTEM,
     P4,
@@ -37,9 +38,9 @@ from inspection import formats as inspection
 # ---- what readers take and others call damaged
 
 
-WHOLE = {name for name in PACKED if not re.search(
-    "tar|zip behind|array behind|with lzma|before a zip|wrong check|no meaning|in a zip|xz with a large", name)}
-WHOLE |= {"joblib of before 0.9.3 in a zip", "lzma in a zip"}
+WHOLE = {name for name in PACKED if not re.search("tar|zip behind|array behind|with (lzma|bzip2)|before a zip|"
+                                                  "wrong check|no meaning|in a zip|with a large|gzip in two", name)}
+WHOLE |= {"joblib of before 0.9.3 in a zip", "lzma in a zip", "lzma with a large dictionary"}
 
 
 @pytest.mark.parametrize("name", PACKED)
@@ -69,10 +70,10 @@ def test_all_is_looked_at_that_comes_out_before_the_damage_byte_by_byte(size):
 @pytest.mark.parametrize("fields", [b"xx", b"\3\0abcname\0comment\0xx", b"\3\0abc" + b"n" * 70_000 + b"\0\0xx"],
                          ids=["alone", "behind others", "behind a long name"])
 @pytest.mark.parametrize("wrap", [lambda data: data, lambda data: zipped({"m": data})], ids=["a file", "in a zip"])
-def test_behind_a_wrong_check_of_a_gzips_header_is_a_pickle_as_gzip_open_has_it(fields, wrap):
+def test_a_wrong_check_of_a_gzips_header_is_damage_though_gzip_open_takes_it(fields, wrap):
     packed = gzipped(EVAL, 2 if fields == b"xx" else 0x1E, fields)
     assert gzip.decompress(packed) == EVAL
-    assert imports(wrap(packed)) == (["builtins.eval"], False)
+    assert imports(wrap(packed))[1] is False
 
 
 def test_a_right_check_of_a_gzips_header_is_no_damage():
@@ -177,10 +178,10 @@ def test_whenever_a_reader_comes_to_a_pickle_it_is_refused(name, payload, change
 # ---- joblib's arrays
 
 
-U1 = {"shape": b"K\x01\x85", "dtype": stack_global("numpy", "dtype") + text("u1") + b"\x89\x88\x87R"}
+BARE = stack_global("numpy", "dtype") + text("u1") + b"\x89\x88\x87R"
+U1 = {"shape": b"K\x01\x85", "dtype": BARE + DTYPE_STATE}
 HIDDEN = b"\x0d0" + EVAL[2:-1] + b"0N."     # an array of a byte, and an import that 13 bytes of padding would hide
 OLD = ["joblib.numpy_pickle.NumpyArrayWrapper", "numpy.dtype", "builtins.eval"]
-STATE = b"(K\x03\x8c\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
 
 
 WRAPPER = ("joblib.numpy_pickle", "NumpyArrayWrapper")
@@ -193,12 +194,13 @@ def wrapped(fields, rest, wrapper=stack_global(*WRAPPER), make=b")\x81"):     # 
 
 UNSIZED = {
     "an itemsize from the state of the dtype": wrapped([*U1.items(), ("dtype", stack_global("numpy", "dtype") + text(
-        "V1") + b"\x89\x88\x87R" + STATE.replace(b"J\xff\xff\xff\xff", b"N", 1))], HIDDEN),
-    "a dtype within the dtype": wrapped([("shape", U1["shape"]), ("dtype", U1["dtype"] + STATE.replace(
+        "V1") + b"\x89\x88\x87R" + DTYPE_STATE.replace(b"J\xff\xff\xff\xff", b"N", 1))], HIDDEN),
+    "a dtype without a state": wrapped([("shape", U1["shape"]), ("dtype", BARE)], HIDDEN),
+    "a dtype within the dtype": wrapped([("shape", U1["shape"]), ("dtype", BARE + DTYPE_STATE.replace(
         b"NNN", b"K\x01NN"))], HIDDEN),
     "a dtype that says it has objects":
-        wrapped([("shape", U1["shape"]), ("dtype", U1["dtype"] + STATE.replace(b"K\x00t", b"K\x01t"))], HIDDEN[2:]),
-    "a dtype with two states": wrapped([("shape", U1["shape"]), ("dtype", U1["dtype"] + STATE * 2)], HIDDEN),
+        wrapped([("shape", U1["shape"]), ("dtype", BARE + DTYPE_STATE.replace(b"K\x00t", b"K\x01t"))], HIDDEN[2:]),
+    "a dtype with two states": wrapped([("shape", U1["shape"]), ("dtype", BARE + DTYPE_STATE * 2)], HIDDEN),
     "a key beyond those that are kept": wrapped(
         [*U1.items(), *((f"k{n}", b"N") for n in range(70)), ("numpy_array_alignment_bytes", b"K\x10")], HIDDEN),
     "a key that is not known": wrapped([*U1.items(), (b"S'\\x73hape'\n", b"K\x02\x85")], HIDDEN),

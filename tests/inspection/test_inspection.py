@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from support.common import ROOT, drafting, sha256, staged
 from support.inspected import imports, inspect
 from support.samples import (
+    DTYPE_STATE,
     LAMBDA,
     OS_SYSTEM,
     P4,
@@ -452,10 +453,10 @@ def test_the_imports_of_a_pickle_are_found(name):
 @pytest.mark.parametrize("name", [name for name, case in PICKLES.items() if case[1] and case[2]])
 @pytest.mark.parametrize("wrap", [
     zlib.compress, lambda data: zipped({"archive/data.pkl": data}), lambda data: npy("'|O'", data),
-    lambda data: zipped({"x": data}, zipfile.ZIP_DEFLATED), lambda data: zipped({"x": data}, zipfile.ZIP_BZIP2),
+    lambda data: zipped({"x": data}, zipfile.ZIP_DEFLATED),
     lambda data: npy("'<f8', 'descr': '|O'", data), lambda data: zipped({"a.npy": npy("[('a', 'O')]", data)}),
     lambda data: zipped({"a.zip": zipped({"b.npz": zipped({"c": data})})}),
-], ids=["zlib", "torch", "npy", "deflated", "bzip2", "npy with two types", "npz", "zip in zip in zip"])
+], ids=["zlib", "torch", "npy", "deflated", "npy with two types", "npz", "zip in zip in zip"])
 def test_the_imports_are_found_wherever_the_pickle_is(name, wrap):
     data, found, complete = PICKLES[name]
     assert imports(wrap(data)) == (found, complete)
@@ -615,7 +616,7 @@ def configs(text, count):
 
 WIDE = b"(" + (b"\x8a\x80" + b"\x7f" * 128) * 64 + b"t"     # 64 numbers of 1,024 bits
 WRAPPER = (P4 + stack_global("joblib.numpy_pickle", "NumpyArrayWrapper") + b"\x94" + stack_global("numpy", "dtype")
-           + text("f8") + b"\x89\x88\x87R\x94")
+           + text("f8") + b"\x89\x88\x87R" + DTYPE_STATE + b"\x94")
 ARRAY = b"h\0)\x81}(" + text("shape") + b"K\1\x85" + text("dtype") + b"h\1ub" + bytes(8)
 SHAPE = f"({'9' * 18}{f', {10 ** 17}' * 3_000})"
 
