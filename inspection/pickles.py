@@ -1,7 +1,7 @@
 """Whether there is a pickle, and all that unpickling would import; nothing is imported, built or called.
 
-Each one is walked opcode by opcode with a stack of what is known of its values: not by pickletools.genops, which reads
-an argument whole however long it is, and gives up on arguments that pickle itself takes.
+Each one is walked with a stack of what is known of its values: pickletools.genops reads arguments whole, however long
+they are, and gives up on some that pickle takes.
 """
 
 import math
@@ -19,11 +19,11 @@ from inspection.reader import BLOCK, BudgetExceeded, Malformed, Stream
 MAX_MEMO = 750_000      # values a pickle may refer back to, 40 MB; a vocabulary of 250,000 words needs fewer
 MAX_NAME = 128          # characters of a module or of a name in it; the longest of scikit-learn has 60
 MAX_VALUES = 64         # values kept of a tuple or dict: the shape of an array, the fields of its wrapper
-MAX_INTEGER = 16        # bytes of a number that is kept: those of shapes have 8
 MAX_PADDING = 16        # bytes that joblib puts before an array, which no unpickler takes for opcodes
 CAREFUL = 1400          # what an opcode that is not simple takes, in bytes read
-TORCH_MAGIC = 0x1950A86A20F9469CFC6C    # the first of the pickles in a file of torch.save before 1.6
-TORCH_PICKLES = 5       # the storages follow as raw bytes
+# The first of the pickles in a file of torch.save before 1.6, a number; the storages follow the last as raw bytes.
+TORCH = re.compile(rb"\x80.(?:\x95.{8})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
+TORCH_PICKLES = 5
 CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")  # what a text has none of
 IMPORTABLE = re.compile(r"[\w<][\w.<>-]*")   # a line of text may begin with the opcode that imports
 TENSOR = "torch._utils._rebuild_tensor"
@@ -84,22 +84,19 @@ def array_of(wrapper: Any) -> tuple[int | None, bool] | None:
 
 
 OPCODES = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
-# The opcodes that large pickles consist of, by their byte. Each has an action; a length in bytes, with the argument or,
-# if that is of any size, with its length field; what the action needs (the value to push, the sign bit, or the number
-# of values to take, 0 for all above the mark); and a cost, as if so many bytes were read. Objects that the garbage
-# collector tracks cost more.
-PUSH, SIZED, LONG, NUMBER, GET, PUT, MARK, DICT, TAKE = range(9)
-SIMPLE: dict[int, tuple[int, int, Any, int]] = {
-    **dict.fromkeys(b"\x88\x89]\x8f", (PUSH, 1, OTHER, 48)), ord("G"): (PUSH, 9, OTHER, 48),
-    ord("N"): (PUSH, 1, NULL, 48), ord(")"): (PUSH, 1, (), 48), ord("}"): (DICT, 1, 0, 112),
-    ord("K"): (NUMBER, 2, 0, 96), ord("M"): (NUMBER, 3, 0, 128), ord("J"): (NUMBER, 5, 1 << 31, 160),
-    **dict.fromkeys(b"\x8cU", (SIZED, 2, None, 96)), ord("C"): (SIZED, 2, OTHER, 96), 0x8D: (SIZED, 9, None, 128),
-    **dict.fromkeys(b"XT", (SIZED, 5, None, 112)), ord("B"): (SIZED, 5, OTHER, 112),
-    **dict.fromkeys(b"\x8e\x96", (SIZED, 9, OTHER, 128)), 0x8A: (LONG, 2, 0, 192), 0x8B: (LONG, 5, 0, 192),
-    0x94: (PUT, 1, 0, 80), ord("q"): (PUT, 2, 0, 96), ord("r"): (PUT, 5, 0, 144),
-    ord("h"): (GET, 2, 0, 96), ord("j"): (GET, 5, 0, 144), ord("("): (MARK, 1, 0, 128), ord("R"): (TAKE, 1, 2, 320),
-    **dict.fromkeys(b"teu", (TAKE, 1, 0, 224)), **dict.fromkeys(b"a\x85", (TAKE, 1, 1, 288)),
-    **dict.fromkeys(b"s\x86", (TAKE, 1, 2, 288)), 0x87: (TAKE, 1, 3, 288)}
+# The opcodes that large pickles consist of: an action; a length in bytes, with the argument or, if that is of any size,
+# with its length field; what the action needs (the value to push, the sign bit, or the number of values to take, 0 for
+# all above the mark); and a cost, as if so many bytes were read. Objects that the garbage collector tracks cost more.
+PUSH, SIZED, NUMBER, GET, PUT, MARK, DICT, TAKE = range(8)
+SIMPLE: dict[int, tuple[int, int, Any, int]] = {code: action for codes, action in (
+    (b"\x88\x89]\x8f", (PUSH, 1, OTHER, 48)), (b"G", (PUSH, 9, OTHER, 48)), (b"N", (PUSH, 1, NULL, 48)),
+    (b")", (PUSH, 1, (), 48)), (b"}", (DICT, 1, 0, 112)), (b"K", (NUMBER, 2, 0, 96)), (b"M", (NUMBER, 3, 0, 128)),
+    (b"J", (NUMBER, 5, 1 << 31, 160)), (b"\x8cU", (SIZED, 2, None, 96)), (b"XT", (SIZED, 5, None, 112)),
+    (b"\x8d", (SIZED, 9, None, 128)), (b"C\x8a", (SIZED, 2, OTHER, 96)), (b"B\x8b", (SIZED, 5, OTHER, 112)),
+    (b"\x8e\x96", (SIZED, 9, OTHER, 128)), (b"h", (GET, 2, 0, 96)), (b"j", (GET, 5, 0, 144)),
+    (b"\x94", (PUT, 1, 0, 80)), (b"q", (PUT, 2, 0, 96)), (b"r", (PUT, 5, 0, 144)), (b"(", (MARK, 1, 0, 128)),
+    (b"teu", (TAKE, 1, 0, 224)), (b"a\x85", (TAKE, 1, 1, 288)), (b"s\x86", (TAKE, 1, 2, 288)),
+    (b"\x87", (TAKE, 1, 3, 288)), (b"R", (TAKE, 1, 2, 320))) for code in codes}
 PLAIN = [SIMPLE.get(code) for code in range(256)]
 LONGEST = 9 + MAX_NAME  # bytes of one of these with an argument that is kept
 
@@ -107,16 +104,15 @@ LONGEST = 9 + MAX_NAME  # bytes of one of these with an argument that is kept
 class Walk:
     """Pickles in a stream, one after another, each from its first opcode to STOP.
 
-    `idle` is True while nothing that was imported was called or changed; `unpadded` once raw bytes were passed over
-    that pickle.load may take for opcodes.
+    `idle` until something imported is called or changed; `unpadded` once an array was passed that may be opcodes too.
     """
 
     def __init__(self, source: Stream, found: Found, arrays: bool = True) -> None:
         self._source, self._found, self._arrays = source, found, arrays
         self.idle, self.unpadded = True, False
 
-    def run(self) -> Any:
-        """What is known of the next value; raises BudgetExceeded, and Malformed where every unpickler would fail."""
+    def run(self) -> None:
+        """Walks the next pickle; raises BudgetExceeded, and Malformed where every unpickler would fail."""
         self._stack: list[Any] = []             # above the last mark
         self._below: list[list[Any]] = []       # the stacks below the marks
         self._memo: dict[int, Any] = {}
@@ -125,9 +121,9 @@ class Walk:
             while True:
                 self._run_simple()
                 op = OPCODES[self._source.exactly(1)]
-                if op.name == "STOP":
-                    return self._stack.pop()
                 self._perform(op)
+                if op.name == "STOP":
+                    return
         except (LookupError, ValueError) as error:
             raise Malformed("it takes what is not there, or a number in it is none") from error
 
@@ -165,9 +161,6 @@ class Walk:
                 elif kind == MARK:
                     self._below.append(stack)
                     stack = []
-                elif kind == LONG:
-                    kept, at = data[at:at + number] if number <= MAX_INTEGER else None, at + number
-                    stack.append(OTHER if kept is None else int.from_bytes(kept, "little", signed=True))
                 elif kind == DICT:
                     stack.append({} if self._wrapped else OTHER)
                 else:
@@ -317,15 +310,15 @@ def look(source: Stream, found: Found) -> None:
     """Adds to `found` what unpickling would import here, where there need not be a pickle; raises BudgetExceeded.
 
     There is one when it has an import, or when it is whole and either says so in its first byte or ends with the file:
-    in the raw bytes of a tensor some first bytes are opcodes by chance, and of those an EXT is an import that nobody
-    has. Nor is there one when a text has a word that begins with c and another below it, as lists of labels have,
-    unless STOP is its end or it does something with what it imports.
+    in raw bytes some are opcodes by chance, and of those an EXT is an import that nobody has. Nor is a text one for a
+    word that begins with c above another, as in lists of labels, unless STOP is its end or what is imported is used.
     """
     here, whole, start, protocol = Found(), False, source.tell(), source.ahead(1) == b"\x80"
     walk = Walk(source, here)
     try:
         with suppress(Malformed):
-            here.torch = walk.run() == TORCH_MAGIC
+            here.torch = bool(TORCH.match(source.ahead(32)))
+            walk.run()
             whole = True
         certain = (whole and (protocol or not source.ahead(1))) or (protocol and bool(here.imports))
         here.complete &= whole and look_on(source, here.torch, walk)

@@ -169,8 +169,7 @@ UNPACKERS: dict[str, tuple[Callable[[], Any], float]] = {
 class Packed:
     """What a part of a file unpacks to; each stream of it begins at the beginning and goes forward only.
 
-    `damaged` is True once a stream of it has come to bytes that do not unpack, where it ends. Up to there it gives all
-    that any reader gets, however little that one asks for at a time.
+    It ends, `damaged`, with bytes that do not unpack, and gives all that any reader gets up to there.
     """
 
     def __init__(self, part: "Part", kind: str) -> None:
