@@ -13,7 +13,7 @@ from inspection.reader import LZMA, UNPACKERS, BudgetExceeded, Malformed, Packed
 
 HEAD = 512              # bytes that tell what begins here; of a tar they are its first header
 MAX_DIRECTORY = 8 << 20     # bytes of a zip's central directory: 100,000 members, a shard of a model has 1,000
-MEMBER = 14             # steps that a member costs
+MEMBER = 16             # steps that a member costs
 EXTRA = 128             # bytes that are read in the time that a field beside its name takes
 MAX_DEPTH = 3           # containers in containers
 TAIL = (1 << 16) + 22 + 20 + 56     # a zip's last records with the longest comment
@@ -62,11 +62,10 @@ def kind_of(head: bytes) -> str:
 def contents(window: Window) -> tuple[str, list[Member], Found]:
     """The container that a file is, the members of a zip, and what it would unpickle, as far as the budget goes."""
     kind, members, found = kind_of(window.at(0, HEAD)), list[Member](), Found()
-    begins = kind == "zip"
     try:
         kind = search(window, found, 0, members)
         behind = Found()    # what stands first decides, but some readers go by what a file ends with
-        if not begins and search_zip(window, behind, 0, []):
+        if kind != "zip" and search_zip(window, behind, 0, []):
             found.merge(Found(behind.imports, complete=behind.complete and window.at(4, 4) == TFLITE))
     except BudgetExceeded:
         found.complete = False
@@ -135,17 +134,14 @@ def search_zip(window: Window, found: Found, depth: int, members: list[Member]) 
         try:
             part = open_member(window, member)
             search(part, found, depth + 1, [])
-            found.complete &= not part.damaged
+            found.complete &= not (isinstance(part, Packed) and part.damaged)
         except Malformed:
             found.complete = False
     return True
 
 
 def read_directory(window: Window, members: list[Member]) -> bool:
-    """Adds the members of a zip; False when other readers may find other ones, or read them in another way.
-
-    Raises Malformed for what is no zip, and BudgetExceeded.
-    """
+    """Adds the members of a zip; False when other readers may find others; raises Malformed, and BudgetExceeded."""
     start = max(0, window.length - TAIL)
     tail = window.at(start, TAIL)
     at = tail.rfind(b"PK\x05\x06", 0, max(0, len(tail) - 18))

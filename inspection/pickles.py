@@ -38,8 +38,6 @@ HAS_OBJECTS = 1         # a flag in the state of a dtype
 class Global(str):
     """The name of something imported."""
 
-    __slots__ = ()
-
 
 @dataclass(eq=False, slots=True)
 class Made:
@@ -61,10 +59,7 @@ def may_wrap(value: Any) -> bool:
 
 
 def array_of(wrapper: Any) -> tuple[int | None, bool] | None:
-    """What joblib reads in the place of a wrapper that has its state; None where that is not certain.
-
-    It is so many bytes, None for a pickle; and whether there is padding before it.
-    """
+    """Bytes of a wrapper's array, None for a pickle, and whether padding comes first; None if that is not certain."""
     match wrapper:      # numpy goes by the length of a dtype's state, its version, its array if any, its size and flags
         case Made(_, (), {b"shape": tuple(shape), b"dtype": Made("numpy.dtype", (bytes(name), *_), (
                 3 | 4, _, part, _, _, int(size), _, int(flags), *rest))} as fields) if part is NULL and len(rest) < 2:
@@ -80,9 +75,6 @@ def array_of(wrapper: Any) -> tuple[int | None, bool] | None:
     return (math.prod(numbers), alignment is not NULL) if certain else None
 
 
-# ---- opcodes
-
-
 OPCODES = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
 # The opcodes that large pickles consist of: an action; a length in bytes, with the argument or, if that is of any size,
 # with its length field; what the action needs (the value to push, the sign bit, or the number of values to take, 0 for
@@ -96,7 +88,7 @@ SIMPLE: dict[int, tuple[int, int, Any, int]] = {code: action for codes, action i
     (b"\x8e\x96", (SIZED, 9, OTHER, 128)), (b"h", (GET, 2, 0, 96)), (b"j", (GET, 5, 0, 144)),
     (b"\x94", (PUT, 1, 0, 80)), (b"q", (PUT, 2, 0, 96)), (b"r", (PUT, 5, 0, 144)), (b"(", (MARK, 1, 0, 128)),
     (b"teu", (TAKE, 1, 0, 224)), (b"a\x85", (TAKE, 1, 1, 288)), (b"s\x86", (TAKE, 1, 2, 288)),
-    (b"\x87", (TAKE, 1, 3, 288)), (b"R", (TAKE, 1, 2, 320))) for code in codes}
+    (b"\x87", (TAKE, 1, 3, 288)), (b"R\x81", (TAKE, 1, 2, 320)), (b"\x92", (TAKE, 1, 3, 320))) for code in codes}
 PLAIN = [SIMPLE.get(code) for code in range(256)]
 LONGEST = 9 + MAX_NAME  # bytes of one of these with an argument that is kept
 
@@ -176,17 +168,16 @@ class Walk:
 
     def _take(self, stack: list[Any], taken: list[Any], code: int) -> None:
         """Makes a tuple of values, calls one with the other, or puts them into what is below; raises LookupError."""
-        self._give(taken[1:] if code in b"R" else taken)
-        if code in b"t\x85\x86\x87":
+        tuples, calls = code in b"t\x85\x86\x87", code in b"R\x81\x92"
+        self._use(taken[calls:], None if tuples or calls else stack[-1], code in b"ae")
+        if tuples:
             stack.append(tuple(taken) if len(taken) <= MAX_VALUES else OTHER)
-        elif code in b"R":
-            stack.append(self._call(*taken))
-        else:
-            self._change(stack[-1], code in b"ae")
-            if type(stack[-1]) is dict:
-                certain = len(stack[-1]) + len(taken) <= MAX_VALUES
-                keys = [key if certain and type(key) is bytes else UNSURE for key in taken[::2]]
-                stack[-1].update(zip(keys, taken[1::2], strict=False))
+        elif calls:
+            stack.append(self._call(*taken[:2]))
+        elif type(stack[-1]) is dict:
+            certain = len(stack[-1]) + len(taken) <= MAX_VALUES
+            keys = [key if certain and type(key) is bytes else UNSURE for key in taken[::2]]
+            stack[-1].update(zip(keys, taken[1::2], strict=False))
 
     def _perform(self, op: pickletools.OpcodeInfo) -> None:
         """Does what an opcode does to the stack and the memo; raises LookupError, ValueError, and Malformed."""
@@ -195,22 +186,24 @@ class Walk:
         argument = source.line(MAX_NAME + 2) if width == pickletools.UP_TO_NEWLINE else source.exactly(width)
         result: Any = None if pickletools.anyobject in op.stack_after else OTHER
         if name in ("GLOBAL", "INST"):  # first of all, as the unpickler does that is written in Python
-            result = self._import(name_of(argument), name_of(source.line(MAX_NAME + 2)))
+            names = [argument, source.line(MAX_NAME + 2)]
+            texts = (each[:MAX_NAME].decode("utf-8", "ignore" if len(each) > MAX_NAME else "replace") for each in names)
+            if not all(map(IMPORTABLE.fullmatch, texts)):
+                raise Malformed("it imports what can have no name")
+            result = self._import(*names)
         above = list[Any]()
         if pickletools.markobject in before or (name == "POP" and not self._stack):
             above, self._stack = self._stack, self._below.pop()
             before = before[:name == "ADDITEMS"]    # of these alone it takes something from below the mark
-            self._give(above)
+            self._use(above)
         below = [self._stack.pop() for _ in before][::-1]
         match name:
             case "STACK_GLOBAL":
-                result = self._import(*map(written, below))
+                result = self._import(*below)
             case "INST":
                 result = self._call(result, tuple(above))
             case "OBJ":
                 result = self._call(above[0], tuple(above[1:]))
-            case "NEWOBJ" | "NEWOBJ_EX":
-                result = self._call(*below[:2])
             case "BUILD":
                 result = self._build(*below)
             case "EXT1" | "EXT2" | "EXT4":
@@ -229,42 +222,42 @@ class Walk:
                 result = self._memo[key]
             case "DUP" | "ADDITEMS" | "READONLY_BUFFER":
                 result = below[0]
-                self._change(result, True)
+                self._use([], result, True)
         self._stack += [result] * len(op.stack_after)
 
     def _call(self, function: Any, arguments: Any) -> Made:
         """What something makes of arguments, if it was imported."""
-        if type(function) is not Global:
-            self._wrapped |= self._arrays   # of what was made itself
-            return Made(Global("?"), arguments)
-        self.idle = False
-        if function.startswith(TENSOR):
-            self._source.budget.step()
+        name = function if type(function) is Global else Global("?")    # for what was made itself
+        self.idle &= name is not function
+        self._wrapped |= self._arrays and may_wrap(name)
+        if name.startswith(TENSOR):
+            self._source.budget.step(2)
             self._found.rebuild(arguments)
-        return Made(function, arguments)
+        return Made(name, arguments)
 
-    def _give(self, values: list[Any]) -> None:
-        """Whatever is given joblib's wrapper may use it to read an array."""
+    def _use(self, values: list[Any], target: Any = None, plain: bool = False) -> None:
+        """Notes that values are given away, and a target changed by it; `plain` if a text may seem to do that."""
         if self._wrapped:
             self._source.budget.step()
-            self._found.complete &= not any(map(may_wrap, values))
-
-    def _change(self, target: Any, plain: bool) -> None:
-        """Counts a change of an imported object as a call: it may append to sys.path, or replace builtins.open."""
+            self._found.complete &= not any(map(may_wrap, values))      # what is given it may read an array with it
         if type(target) is Global and not (plain and target.partition(".")[0] not in sys.stdlib_module_names):
-            self.idle = False       # a text may seem to append a word to what is not there
+            self.idle = False       # a call, as it were: it may append to sys.path, or replace builtins.open
 
-    def _import(self, module: str | None, name: str | None) -> Global:
-        self._source.budget.step(2)     # decoding and checking two names takes longer than other opcodes
-        imported = Global(f"{module or '?'}.{name or '?'}")     # ? for what is too long, or known only when it runs
+    def _import(self, *names: Any) -> Global:
+        """What is imported by a module's name and one in it: ? if too long, or known only when it runs."""
+        self._source.budget.step(3)     # decoding and checking two names takes longer than other opcodes
+        if any(name is not None and type(name) not in (bytes, Made) for name in names):
+            raise Malformed("it imports what is no name")
+        short = (name if type(name) is bytes and 0 < len(name) <= MAX_NAME else b"?" for name in names)
+        texts = (name.decode("utf-8", "replace") for name in short)
+        imported = Global(".".join(text if text.isprintable() else "?" for text in texts))
         self._found.add(imported)
         self._wrapped |= self._arrays and may_wrap(imported)
         return imported
 
     def _build(self, target: Any, state: Any) -> Any:
         """Gives an object its state. In the place of joblib's wrapper of an array come the array's raw bytes then."""
-        self._change(target, type(state) in (bytes, Global))
-        self._give([state])
+        self._use([state], target, type(state) in (bytes, Global))
         if type(target) is Made:
             target.state = state if target.state is None else OTHER     # of two the effect is not known
         if not self._wrapped or (type(target) is Made and not may_wrap(target.name)):
@@ -285,22 +278,6 @@ class Walk:
         self.unpadded |= not padded
         self._source.skip(padding + size)
         return OTHER
-
-
-def name_of(text: bytes) -> str | None:
-    """A name in an opcode that imports, None for a long one; raises Malformed for what no module is called."""
-    name = text[:MAX_NAME].decode("utf-8", "ignore" if len(text) > MAX_NAME else "replace")
-    if not IMPORTABLE.fullmatch(name):
-        raise Malformed("it imports what can have no name")
-    return name if len(text) <= MAX_NAME else None
-
-
-def written(value: Any) -> str | None:
-    """A name on the stack, None where it is not known; raises Malformed for what is none."""
-    if value is not None and type(value) not in (bytes, Made):
-        raise Malformed("it imports what is no name")
-    text = value.decode("utf-8", "replace") if type(value) is bytes else ""
-    return text if 0 < len(text) <= MAX_NAME and text.isprintable() else None
 
 
 # ---- pickles in a file

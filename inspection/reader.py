@@ -69,8 +69,6 @@ class Budget(ExitStack[None]):
 class Window:
     """A part of a file, whose bytes are read from any place."""
 
-    damaged = False
-
     def __init__(self, file: BinaryIO, start: int, length: int, budget: Budget) -> None:
         self._file, self._start, self.length, self.budget = file, start, length, budget
 
@@ -195,7 +193,11 @@ class Packed:
         source, (begin, cost), more = self.part.stream(), UNPACKERS[self.kind], True
         while more:
             self.budget.step(BEGIN)
-            machine, data = begin(), lzma_header(source) if self.kind == "xz" else b""
+            machine, data = begin(), b""
+            if self.kind == "xz" and (header := LZMA.match(source.ahead(13))):
+                self.budget.step(2 * BEGIN)     # for its dictionary: of a larger one than all bytes no more is filled
+                source.skip(len(header[0]))
+                data = header[1] + min(int.from_bytes(header[2], "little"), MAX_BYTES).to_bytes(4, "little") + header[3]
             while not machine.eof:
                 self.budget.step()
                 quick -= 1
@@ -220,15 +222,6 @@ class Packed:
 
 
 Part = Window | Packed
-
-
-def lzma_header(source: Stream) -> bytes:
-    """The header of an .lzma file if there is one, with a dictionary no larger than what is unpacked at most."""
-    if not (header := LZMA.match(source.ahead(13))):
-        return b""
-    source.budget.step(2 * BEGIN)   # for the dictionary
-    source.skip(len(header[0]))
-    return header[1] + min(int.from_bytes(header[2], "little"), MAX_BYTES).to_bytes(4, "little") + header[3]
 
 
 def clip(text: str, length: int) -> str:
