@@ -14,7 +14,7 @@ from inspection.reader import LZMA, UNPACKERS, BudgetExceeded, Malformed, Packed
 HEAD = 512              # bytes that tell what begins here; of a tar they are its first header
 MAX_DIRECTORY = 8 << 20     # bytes of a zip's central directory: 100,000 members, a shard of a model has 1,000
 MEMBER = 16             # steps that a member costs
-EXTRA = 128             # bytes that are read in the time that a field beside its name takes
+EXTRA = 192             # bytes that are read in the time that a field beside its name takes
 MAX_DEPTH = 3           # containers in containers
 TAIL = (1 << 16) + 22 + 20 + 56     # a zip's last records with the longest comment
 MAX_NPY_HEADER = 64 * 1024  # numpy itself reads 10,000 characters
@@ -163,16 +163,16 @@ def read_directory(window: Window, members: list[Member]) -> bool:
     while len(data) >= at + 46 and data.startswith(b"PK\x01\x02", at):
         window.budget.step(2)
         flags, method, packed, size, *lengths, place = struct.unpack_from("<8xHH8xIIHHH8xI", data, at)
-        name, extra, at = at + 46, at + 46 + lengths[0], at + 46 + sum(lengths)
+        text, extra = data[at + 46:at + 46 + lengths[0]].decode("utf-8", "replace"), at + 46 + lengths[0]
+        end, at = min(extra + lengths[1], len(data)), at + 46 + sum(lengths)
         numbers = [size, packed, place]     # in this order those that are too large come in a field of their own
-        while extra <= min(name + sum(lengths[:2]), len(data)) - 4:
+        while extra <= end - 4:
             window.budget.take(EXTRA)
             identity, width = struct.unpack_from("<HH", data, extra)
             for value in range(extra + 4, extra + 4 + min(width, 24), 8) if identity == 1 else ():
                 if TOO_LARGE in numbers:
                     numbers[numbers.index(TOO_LARGE)] = int.from_bytes(data[value:value + 8], "little")
             extra += 4 + width
-        text = data[name:name + lengths[0]].decode("utf-8", "replace")
         members.append(Member(text, method, max(numbers[:2]), numbers[2] + begin - offset))
         agreed &= not flags & 1     # encrypted, by a flag that torch does not look at
     return agreed and begin == offset and at == length and count == len(members)

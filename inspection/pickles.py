@@ -262,7 +262,7 @@ class Walk:
             target.state = state if target.state is None else OTHER     # of two the effect is not known
         if not self._wrapped or (type(target) is Made and not may_wrap(target.name)):
             return target
-        self._source.budget.step()
+        self._source.budget.step(6)
         if (array := array_of(target)) is None:     # there may be one, but joblib fails with a wrapper without a shape
             fails = type(state) is dict and not {UNSURE, b"shape"} & state.keys()
             self._found.complete &= fails and type(target) is Made and target.name == "?"
