@@ -82,7 +82,7 @@ OPCODES = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
 PUSH, SIZED, NUMBER, GET, PUT, MARK, DICT, TAKE = range(8)
 SIMPLE: dict[int, tuple[int, int, Any, int]] = {code: action for codes, action in (
     (b"\x88\x89]\x8f", (PUSH, 1, OTHER, 48)), (b"G", (PUSH, 9, OTHER, 48)), (b"N", (PUSH, 1, NULL, 48)),
-    (b")", (PUSH, 1, (), 48)), (b"}", (DICT, 1, 0, 112)), (b"K", (NUMBER, 2, 0, 96)), (b"M", (NUMBER, 3, 0, 128)),
+    (b")", (PUSH, 1, (), 48)), (b"}", (DICT, 1, 0, 96)), (b"K", (NUMBER, 2, 0, 96)), (b"M", (NUMBER, 3, 0, 128)),
     (b"J", (NUMBER, 5, 1 << 31, 160)), (b"\x8cU", (SIZED, 2, None, 96)), (b"XT", (SIZED, 5, None, 112)),
     (b"\x8d", (SIZED, 9, None, 128)), (b"C\x8a", (SIZED, 2, OTHER, 96)), (b"B\x8b", (SIZED, 5, OTHER, 112)),
     (b"\x8e\x96", (SIZED, 9, OTHER, 128)), (b"h", (GET, 2, 0, 96)), (b"j", (GET, 5, 0, 144)),
