@@ -33,7 +33,7 @@ ZLIB = re.compile(rb"(ZF.{19} ?)?(?:%b)" % b"|".join(
 NATIVE = (b"\x7fELF", b"MZ\x90\0", b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
 TFLITE = b"TFL3"        # from byte 4 on; its labels are in a zip behind it
 SEALED = ("7z", "zstd", "lz4", "rar", "tar")
-STORED, DEFLATED = 0, 8     # methods of a zip's members
+METHODS = {0: "", 8: "deflate", 12: "bzip2 in a zip"}    # of a zip's members
 TOO_LARGE = 0xFFFFFFFF  # stands for a number of more bytes
 NUMERIC = re.compile(   # to the letter as numpy writes it: a dict may name a key twice
     rb"\{'descr': '([<>|=]?([biufcSU])([0-9]{1,9}))', 'fortran_order': (?:True|False), "
@@ -182,12 +182,12 @@ def open_member(window: Window, member: Member) -> Part:
     """The bytes of a member; raises Malformed."""
     window.budget.step(MEMBER)
     local = window.at(member.offset, 30)
-    if len(local) < 30 or not local.startswith(b"PK\x03\x04") or member.method not in (STORED, DEFLATED):
+    if len(local) < 30 or not local.startswith(b"PK\x03\x04") or member.method not in METHODS:
         raise Malformed("it has a member that cannot be read")
     start = member.offset + 30 + sum(struct.unpack_from("<HH", local, 26))
     sizes = [size % TOO_LARGE for size in struct.unpack_from("<II", local, 18)]
     part = window.part(start, max(member.length, *sizes))
-    return Packed(part, "deflate") if member.method else part
+    return Packed(part, METHODS[member.method]) if member.method else part
 
 
 def array_header(stream: Stream) -> tuple[dict[str, Any], int | None]:

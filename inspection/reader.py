@@ -25,7 +25,8 @@ NEAR = 2048                 # bytes read at once where most is skipped
 UNPACKED = 8 * 1024         # bytes unpacked at once, so a bomb costs its budget and no memory
 PACKED = 16 * 1024          # bytes read at once to be unpacked
 BEGIN = 12                  # steps that the beginning of a packed stream costs
-EMPTY_LZMA = bytes(18)      # a whole .lzma file of no bytes
+PADDING = {"gzip": 1, "xz": 18}     # zeros behind a stream: the gzip module takes any, and 18 are an empty .lzma file
+GZIP_HEADER = 10            # bytes, before the optional fields
 # What liblzma takes for the older format of .lzma files, which has no signature: properties, size of the dictionary
 # (2^n, 2^n + 2^(n-1)), size of what is packed.
 LZMA = re.compile(rb"([\0-\xe0])(%b)(.{4}[\0-\x3f]\0{3}|\xff{8})" % b"|".join(
@@ -134,13 +135,20 @@ class Stream:
             raise Malformed("it ends in the middle")
         return data
 
+    def until(self, end: bytes) -> Iterator[bytes]:
+        """What comes up to a byte like `end` and with it, or to the end of all, in pieces."""
+        found = 0
+        while not found and self.ahead(1):
+            found = self.data.find(end, self.at) + 1
+            piece = self.data[self.at:found or None]
+            self.at += len(piece)
+            yield piece
+
     def line(self, kept: int) -> bytes:
         """The next line up to its end, or what is kept of it, but its last byte."""
-        line, end = b"", 0
-        while not end and self.ahead(1):
-            end = self.data.find(b"\n", self.at) + 1
-            line = (line + self.data[self.at:end or None])[:kept + 1]
-            self.at = end or len(self.data)
+        line = b""
+        for piece in self.until(b"\n"):
+            line = (line + piece)[:kept + 1]
         return line[:-1]
 
     def skip(self, count: int) -> None:
@@ -161,13 +169,15 @@ class Stream:
 UNPACKERS: dict[str, tuple[Callable[[], Any], float]] = {
     "gzip": (lambda: zlib.decompressobj(31), 1.5), "zlib": (lambda: zlib.decompressobj(15), 1.5),
     "deflate": (lambda: zlib.decompressobj(-15), 1.5), "bzip2": (bz2.BZ2Decompressor, 22),
+    "bzip2 in a zip": (bz2.BZ2Decompressor, 22),    # which is one stream
     "xz": (lambda: lzma.LZMADecompressor(memlimit=MAX_DICTIONARY), 12)}
 
 
 class Packed:
     """What a part of a file unpacks to; each stream of it begins at the beginning and goes forward only.
 
-    It ends, `damaged`, with bytes that do not unpack, and gives all that any reader gets up to there.
+    It ends, `damaged`, with bytes that do not unpack, and gives all that any reader gets up to there. A header that
+    only some readers take is damage, too.
     """
 
     def __init__(self, part: "Part", kind: str) -> None:
@@ -194,7 +204,10 @@ class Packed:
         while more:
             self.budget.step(BEGIN)
             machine, data = begin(), b""
-            if self.kind == "xz" and (header := LZMA.match(source.ahead(13))):
+            if self.kind == "gzip":
+                data, whole = gzip_header(source)
+                self.damaged |= not whole
+            elif self.kind == "xz" and (header := LZMA.match(source.ahead(13))):
                 self.budget.step(2 * BEGIN)     # for its dictionary: of a larger one than all bytes no more is filled
                 source.skip(len(header[0]))
                 data = header[1] + min(int.from_bytes(header[2], "little"), MAX_BYTES).to_bytes(4, "little") + header[3]
@@ -214,14 +227,32 @@ class Packed:
                     return
                 yield out
                 data = b""
-            while self.kind == "xz" and source.ahead(len(EMPTY_LZMA)) == EMPTY_LZMA:
-                self.budget.step()
-                source.skip(len(EMPTY_LZMA))
+            piece = PADDING.get(self.kind)
+            while piece and (zeros := (len(ahead := source.ahead(PACKED)) - len(ahead.lstrip(b"\0"))) // piece * piece):
+                source.skip(zeros)
+                self.budget.take(zeros)
             self.damaged |= self.kind == "zlib" and bool(source.ahead(1))
-            more = self.kind not in ("deflate", "zlib") and bool(source.ahead(1))   # the others may follow one another
+            more = self.kind in ("gzip", "bzip2", "xz") and bool(source.ahead(1))   # which may follow one another
 
 
 Part = Window | Packed
+
+
+def gzip_header(source: Stream) -> tuple[bytes, bool]:
+    """Passes over a header as leniently as the gzip module (RFC 1952 2.3): gives one without optional fields.
+
+    The other value is False where it has flags without a meaning, or a wrong check of its own.
+    """
+    head = source.read(GZIP_HEADER)
+    flags, check = (head[3] if len(head) == GZIP_HEADER else 0), zlib.crc32(head)
+    if flags & 4:
+        length = source.read(2)
+        check = zlib.crc32(length + source.read(int.from_bytes(length, "little")), check)
+    for flag in 8, 16:      # a name and a comment, each with a zero at its end
+        for piece in source.until(b"\0") if flags & flag else ():
+            check = zlib.crc32(piece, check)
+    right = (check & 0xFFFF).to_bytes(2, "little")
+    return head[:3] + bytes(7), flags < 32 and (not flags & 2 or source.read(2) == right)
 
 
 def clip(text: str, length: int) -> str:

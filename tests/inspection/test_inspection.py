@@ -453,10 +453,10 @@ def test_the_imports_of_a_pickle_are_found(name):
 @pytest.mark.parametrize("name", [name for name, case in PICKLES.items() if case[1] and case[2]])
 @pytest.mark.parametrize("wrap", [
     zlib.compress, lambda data: zipped({"archive/data.pkl": data}), lambda data: npy("'|O'", data),
-    lambda data: zipped({"x": data}, zipfile.ZIP_DEFLATED),
+    lambda data: zipped({"x": data}, zipfile.ZIP_DEFLATED), lambda data: zipped({"x": data}, zipfile.ZIP_BZIP2),
     lambda data: npy("'<f8', 'descr': '|O'", data), lambda data: zipped({"a.npy": npy("[('a', 'O')]", data)}),
     lambda data: zipped({"a.zip": zipped({"b.npz": zipped({"c": data})})}),
-], ids=["zlib", "torch", "npy", "deflated", "npy with two types", "npz", "zip in zip in zip"])
+], ids=["zlib", "torch", "npy", "deflated", "bzip2", "npy with two types", "npz", "zip in zip in zip"])
 def test_the_imports_are_found_wherever_the_pickle_is(name, wrap):
     data, found, complete = PICKLES[name]
     assert imports(wrap(data)) == (found, complete)
