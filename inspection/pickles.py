@@ -60,10 +60,16 @@ def may_wrap(value: Any) -> bool:
 
 def array_of(wrapper: Any) -> tuple[int | None, bool] | None:
     """Bytes of a wrapper's array, None for a pickle, and whether padding comes first; None if that is not certain."""
-    match wrapper:      # numpy goes by the length of a dtype's state, its version, its array if any, its size and flags
-        case Made(_, (), {b"shape": tuple(shape), b"dtype": Made("numpy.dtype", (bytes(name), *_), (
-                3 | 4, _, part, _, _, int(size), _, int(flags), *rest))} as fields) if part is NULL and len(rest) < 2:
+    match wrapper:
+        case Made(_, (), {b"shape": tuple(shape), b"dtype": Made("numpy.dtype", (bytes(name), *_), state)} as fields):
             code, alignment = DTYPE.fullmatch(name), fields.get(b"numpy_array_alignment_bytes", NULL)
+        case _:
+            return None
+    match state:        # by its length numpy reads its version, its array if any, its size and flags
+        case None:
+            size, flags = -1, 0
+        case (3 | 4, _, part, _, _, int(size), _, int(flags), *rest) if part is NULL and len(rest) < 2:
+            pass
         case _:
             return None
     if not code or UNSURE in fields or (alignment is not NULL and type(alignment) is not int):

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from support.inspected import imports, inspect
 from support.samples import (
     CHANGES,
-    DTYPE_STATE,
     EVAL,
     OS_SYSTEM,
     P4,
@@ -178,10 +177,10 @@ def test_whenever_a_reader_comes_to_a_pickle_it_is_refused(name, payload, change
 # ---- joblib's arrays
 
 
-BARE = stack_global("numpy", "dtype") + text("u1") + b"\x89\x88\x87R"
-U1 = {"shape": b"K\x01\x85", "dtype": BARE + DTYPE_STATE}
+U1 = {"shape": b"K\x01\x85", "dtype": stack_global("numpy", "dtype") + text("u1") + b"\x89\x88\x87R"}
 HIDDEN = b"\x0d0" + EVAL[2:-1] + b"0N."     # an array of a byte, and an import that 13 bytes of padding would hide
 OLD = ["joblib.numpy_pickle.NumpyArrayWrapper", "numpy.dtype", "builtins.eval"]
+STATE = b"(K\x03\x8c\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
 
 
 WRAPPER = ("joblib.numpy_pickle", "NumpyArrayWrapper")
@@ -194,13 +193,12 @@ def wrapped(fields, rest, wrapper=stack_global(*WRAPPER), make=b")\x81"):     # 
 
 UNSIZED = {
     "an itemsize from the state of the dtype": wrapped([*U1.items(), ("dtype", stack_global("numpy", "dtype") + text(
-        "V1") + b"\x89\x88\x87R" + DTYPE_STATE.replace(b"J\xff\xff\xff\xff", b"N", 1))], HIDDEN),
-    "a dtype without a state": wrapped([("shape", U1["shape"]), ("dtype", BARE)], HIDDEN),
-    "a dtype within the dtype": wrapped([("shape", U1["shape"]), ("dtype", BARE + DTYPE_STATE.replace(
+        "V1") + b"\x89\x88\x87R" + STATE.replace(b"J\xff\xff\xff\xff", b"N", 1))], HIDDEN),
+    "a dtype within the dtype": wrapped([("shape", U1["shape"]), ("dtype", U1["dtype"] + STATE.replace(
         b"NNN", b"K\x01NN"))], HIDDEN),
     "a dtype that says it has objects":
-        wrapped([("shape", U1["shape"]), ("dtype", BARE + DTYPE_STATE.replace(b"K\x00t", b"K\x01t"))], HIDDEN[2:]),
-    "a dtype with two states": wrapped([("shape", U1["shape"]), ("dtype", BARE + DTYPE_STATE * 2)], HIDDEN),
+        wrapped([("shape", U1["shape"]), ("dtype", U1["dtype"] + STATE.replace(b"K\x00t", b"K\x01t"))], HIDDEN[2:]),
+    "a dtype with two states": wrapped([("shape", U1["shape"]), ("dtype", U1["dtype"] + STATE * 2)], HIDDEN),
     "a key beyond those that are kept": wrapped(
         [*U1.items(), *((f"k{n}", b"N") for n in range(70)), ("numpy_array_alignment_bytes", b"K\x10")], HIDDEN),
     "a key that is not known": wrapped([*U1.items(), (b"S'\\x73hape'\n", b"K\x02\x85")], HIDDEN),

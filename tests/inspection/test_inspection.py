@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 from support.common import ROOT, drafting, sha256, staged
 from support.inspected import imports, inspect
 from support.samples import (
-    DTYPE_STATE,
     LAMBDA,
     OS_SYSTEM,
     P4,
@@ -616,7 +615,7 @@ def configs(text, count):
 
 WIDE = b"(" + (b"\x8a\x80" + b"\x7f" * 128) * 64 + b"t"     # 64 numbers of 1,024 bits
 WRAPPER = (P4 + stack_global("joblib.numpy_pickle", "NumpyArrayWrapper") + b"\x94" + stack_global("numpy", "dtype")
-           + text("f8") + b"\x89\x88\x87R" + DTYPE_STATE + b"\x94")
+           + text("f8") + b"\x89\x88\x87R\x94")
 ARRAY = b"h\0)\x81}(" + text("shape") + b"K\1\x85" + text("dtype") + b"h\1ub" + bytes(8)
 SHAPE = f"({'9' * 18}{f', {10 ** 17}' * 3_000})"
 

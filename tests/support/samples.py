@@ -165,13 +165,10 @@ def stack_global(module, name):
     return text(module) + text(name) + b"\x93"
 
 
-DTYPE_STATE = b"(K\x03\x8c\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"     # of a type whose name says all
-
-
 def joblib(rest=b"", padding=bytes([3]) + b"\xff" * 3, dtype="f8", shape=b"K\x02\x85"):
     """What joblib writes for a tuple of an array and something more: the raw array is in the middle of the pickle."""
     made = stack_global("joblib.numpy_pickle", "NumpyArrayWrapper") + b")\x81"
-    dtype = stack_global("numpy", "dtype") + text(dtype) + b"\x89\x88\x87R" + DTYPE_STATE
+    dtype = stack_global("numpy", "dtype") + text(dtype) + b"\x89\x88\x87R"
     state = b"}(" + text("shape") + shape + text("dtype") + dtype + text("numpy_array_alignment_bytes") + b"K\x10u"
     return b"\x80\x04" + made + state + b"b" + padding + bytes(16) + (rest or b"N") + b"\x86."
 
