@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property, partial
+from math import inf
 from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 
 from repository import filesystem, metadata
@@ -21,6 +22,7 @@ log = logging.getLogger("model_server.storage")
 T = TypeVar("T")
 
 MAX_TOLD = 100          # links that are logged; more would only fill the log
+TOLD_AGAIN = 3600.0     # seconds until the log says once more what cannot be read: each list tries again
 TRIES = 50              # attempts to read a model whose directory is being replaced
 
 
@@ -41,6 +43,7 @@ class ModelReader:
         self._unreadable: set[Names] = set()    # models
         self._closed: set[Names] = set()        # other directories
         tree.unreadable = partial(self._cannot_read, self._closed)
+        self._told: dict[Names, float] = {}     # when the log last said of each that it cannot be read
         self._links: set[tuple[str, ...]] = set()
         tree.linked = self.passes_over
 
@@ -216,9 +219,10 @@ class ModelReader:
         return None
 
     def _cannot_read(self, places: set[Names], names: Names, error: OSError) -> None:
-        """Remembers that this model or directory has to be read again, and logs the error once."""
-        if names not in places:
-            places.add(names)
+        """Remembers that this model or directory has to be read again, and logs the error, though not each time."""
+        places.add(names)
+        if (moment := time.monotonic()) - self._told.get(names, -inf) > TOLD_AGAIN:
+            self._told[names] = moment
             log.warning("%s cannot be read: %s", "/".join(names), error)
 
     def passes_over(self, link: Names) -> None:

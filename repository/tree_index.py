@@ -122,7 +122,7 @@ class Index:
             self._directories.outdate(names)
             if changed:
                 self._directories.exchange(place, changed)
-        if not below:
+        if not below and len(names) > VERSION_DEPTH:
             self.seen(place, [name])
 
     def expire(self, names: Names) -> None:

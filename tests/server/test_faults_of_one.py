@@ -1,5 +1,6 @@
 """Whose fault an error is: that of one model, or of one request, takes neither a server nor a list from the others."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -8,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.common import ROOT, TestApp
+from support.common import ROOT, TestApp, eventually
 
 from model_server import create_app
 from repository.errors import ModelCorrupt, ModelUnreadable, StorageFailed, StorageFull, StorageLost
@@ -122,6 +123,24 @@ def test_the_lost_and_found_of_a_disk_hides_no_list(nobody_s):
     app.get("/metrics", status=200)
     app.get("/models/lost+found", status=200)
     (root / "lost+found").rmdir()
+
+
+def test_the_lost_and_found_of_a_disk_is_logged_once_and_fails_no_thread(start, http):
+    # root itself could read everything
+    prefix = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+    server = start(*prefix)
+    (server.storage / "lost+found").mkdir(mode=0)
+    for number in range(4):
+        http.put(f"{server.url}/models/p{number}/a/1/m", data=b"x").raise_for_status()
+        assert http.get(f"{server.url}/models/list").json()["total_models"] == number + 1
+    # what the thread learns when it has passed over the directory
+    found = f"{server.url}/models/p/a/2/m/upload?sha256={hashlib.sha256(b'x').hexdigest()}"
+    eventually(lambda: http.get(found).text == "1\n")
+    health = http.get(f"{server.url}/health").json()
+    (server.storage / "lost+found").rmdir()
+    assert (health["status"], "faults" in health) == ("healthy", False)
+    assert server.stop() == 0
+    assert server.log().count("lost+found cannot be read") == 1
 
 
 def test_a_storage_that_is_lost_is_503_until_it_is_back(nobody_s):
