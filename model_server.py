@@ -384,13 +384,15 @@ def main() -> None:
                             proxies=settings.trusted_proxy, prefix=settings.url_prefix)
         except (OSError, ValueError) as error:
             place = f"{settings.host or '*'}:{settings.port}"
-            raise SystemExit(f"model_server: cannot listen on {place}: {error}") from error
+            raise SystemExit(f"model_server: cannot listen on {place} ({error}): set SERVER_HOST to an address of this "
+                             "machine, and SERVER_PORT to a port that is free and allowed to this user") from error
         # no request runs while all is looked through for garbage, which takes 0.2 s with a million models
         store.index.settled = gc.freeze
         store.index.remember()
         threads.start("index", store.index.watch, measured)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: server.stop())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:   # as nohup has it
+                signal.signal(number, lambda *_: server.stop())
         log.info("serving %s at %s, overwrite %s, limit %s, %s", store.root, " ".join(server.addresses),
                  "allow" if settings.overwrite else "deny", settings.max_size or "none",
                  application.guard or "anonymous all")

@@ -81,7 +81,7 @@ class Storage:
         self.index = Index(self._reader, partial(self.find, keep=False))
         self.index.recall, self.index.keep = self.staging.recall_index, self._keep_index
         # ask the mount instead of trying to write: missing permissions would be reported first
-        if root.is_dir() and self.read_only:
+        if self.read_only and root.is_dir():    # in this order: is_dir() raises where it may not look
             log.warning("%s is mounted read-only: models are served, but no changes are accepted", root)
             return
         with filesystem.as_store_errors():

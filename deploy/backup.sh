@@ -25,13 +25,22 @@ fits() {    # whether the two files of this model belong together; true if there
     [ "$(sha256sum <"$1/model")" = "$digest  -" ]
 }
 
+holds() { [ -n "$(find "$1/" -mindepth 1 -maxdepth 1 ! -name .staging ! -name lost+found -print -quit)" ]; }
+
 mkdir -p "$to"
+if ! holds "$from" && holds "$to"; then     # rsync would delete all of the copy
+    echo "there is nothing in $1, and something in $2: is the disk of $1 mounted? Nothing was copied or deleted" >&2
+    exit 1
+fi
+# that of a disk, which is empty or for root alone; a project of this name is copied
+lost=--exclude=/lost+found
+[ -z "$(ls -A "$from/lost+found" 2>/dev/null)" ] || lost=
 while [ "$passes" -gt 0 ]; do
     passes=$((passes - 1))
     # --modify-window=-1: two versions of the same size within one second differ. --safe-links, --no-D: links that lead
     # out of the tree, devices and fifos do not belong to the server. 24: a model was deleted in the meantime.
-    rsync -a --safe-links --no-D --delete --modify-window=-1 --exclude=/.staging --out-format=%n "$from/" "$to/" \
-        >"$copied" || [ $? = 24 ]
+    rsync -a --safe-links --no-D --delete --modify-window=-1 --exclude=/.staging ${lost:+"$lost"} --out-format=%n \
+        "$from/" "$to/" >"$copied" || [ $? = 24 ]
     torn=0
     for model in $(sed -nE "s#^($name(/$name)+)/(model|metadata\.json)\$#\1#p" "$copied" | sort -u); do
         fits "$to/$model" || { torn=$((torn + 1)); echo "$model was replaced while it was copied: copying it again" >&2; }

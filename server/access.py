@@ -267,8 +267,10 @@ class Guard:
         try:
             return parse_tokens(text_of(read_tokens(self._path)) if self._path else "")
         except OSError as error:
+            advice = ("it contains no secrets, so let that user read it" if isinstance(error, PermissionError) else
+                      "set it to a file with lines of 'python model_server.py token'")
             raise ValueError(f"MODEL_TOKENS_FILE {self._path} cannot be read as uid {os.geteuid()} "
-                             f"({error.strerror}): it contains no secrets, so let that user read it") from error
+                             f"({error.strerror}): {advice}") from error
         except ValueError as error:
             raise ValueError(f"MODEL_TOKENS_FILE {self._path}, {error}") from None
 

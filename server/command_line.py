@@ -1,5 +1,6 @@
 """The commands of model_server.py other than serving: --version and token."""
 
+import os
 import sys
 
 from server.access import new_token
@@ -13,14 +14,23 @@ USAGE = """usage: python model_server.py                          starts the ser
 
 def command(arguments: list[str]) -> int:
     """Runs the command in these arguments; returns the exit status."""
-    if arguments == ["--version"]:
-        sys.stdout.write(f"ai-model-repository {VERSION}\n")
+    try:
+        if arguments != ["--version"]:
+            return token_command(arguments)
+        tell(f"ai-model-repository {VERSION}")
         return 0
-    return token_command(arguments)
+    except OSError as error:
+        sys.stderr.write(f"model_server: cannot write to stdout: {error.strerror}\n")
+        return 1
+
+
+def tell(line: str) -> None:
+    """Writes a line to stdout; raises OSError if that is full or closed."""
+    os.write(1, f"{line}\n".encode())
 
 
 def token_command(arguments: list[str]) -> int:
-    """Runs `token NAME VERBS PREFIX`: prints the token to stderr, and its line for the file of tokens to stdout."""
+    """Runs `token NAME VERBS PREFIX`: its line for the file of tokens goes to stdout, then the token to stderr."""
     if len(arguments) != 4 or arguments[0] != "token":
         sys.stderr.write(f"{USAGE}\n")
         return 2
@@ -29,6 +39,6 @@ def token_command(arguments: list[str]) -> int:
     except ValueError as error:
         sys.stderr.write(f"{USAGE}\n{error}\n")
         return 2
+    tell(line)      # first: a token without its line is worth nothing
     sys.stderr.write(f"the token of {arguments[1]}, shown this once: {token}\n")
-    sys.stdout.write(f"{line}\n")
     return 0

@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import resource
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,11 @@ def open_storage(path: Path | None) -> Storage:
     except (Obstructed, StorageFull) as error:
         raise SystemExit(f"model_server: {error}") from error
     except StoreError as error:
-        uid, gid = os.getuid(), os.getgid()
-        raise SystemExit(f"model_server: cannot write to {path} as uid {uid}, gid {gid} ({error.__cause__}). "
-                         f"To correct this: chown -R {uid}:{gid} {path}") from error
+        uid, gid, quoted = os.getuid(), os.getgid(), shlex.quote(str(path))
+        raise SystemExit(f"model_server: cannot write to {path} as uid {uid}, gid {gid} ({error.__cause__}). " + (
+            f"To correct this: mkdir -p {quoted} && chown -R {uid}:{gid} {quoted}; that user must be able to enter the "
+            "directories above it, too" if isinstance(error.__cause__, PermissionError) else
+            "MODEL_STORAGE_PATH has to be a directory that can be written, or the path of a new one")) from error
 
 
 def raise_descriptor_limit() -> int:

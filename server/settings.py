@@ -66,7 +66,8 @@ class Settings:
             allowed_formats=words_of(env.get("MODEL_ALLOWED_FORMATS", "")),
             allowed_origins=frozenset(map(plain_origin, matching(
                 env, "MODEL_ALLOWED_ORIGINS", ORIGIN, "origins like https://example.org"))),
-            allowed_hosts=matching(env, "MODEL_ALLOWED_HOSTS", NAME_OF_HOST, "host names like models.example.org"),
+            allowed_hosts=matching(env, "MODEL_ALLOWED_HOSTS", NAME_OF_HOST,
+                                   "host names like models.example.org or [::1]"),
             pickle=one_of(env, "MODEL_PICKLE", "allow", "known", "deny"),
         )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.common import ROOT, TestApp, eventually
+from support.process import NOT_ALMIGHTY
 
 from model_server import create_app
 from repository.errors import ModelCorrupt, ModelUnreadable, StorageFailed, StorageFull, StorageLost
@@ -126,9 +127,7 @@ def test_the_lost_and_found_of_a_disk_hides_no_list(nobody_s):
 
 
 def test_the_lost_and_found_of_a_disk_is_logged_once_and_fails_no_thread(start, http):
-    # root itself could read everything
-    prefix = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
-    server = start(*prefix)
+    server = start(*NOT_ALMIGHTY)
     (server.storage / "lost+found").mkdir(mode=0)
     for number in range(4):
         http.put(f"{server.url}/models/p{number}/a/1/m", data=b"x").raise_for_status()

@@ -12,7 +12,7 @@ import pytest
 import requests
 from support.live import LiveServer
 from support.needs import SANDBOX, need, read_only_but
-from support.process import run_to_its_end
+from support.process import NOT_ALMIGHTY, run_to_its_end
 
 from server.settings import Settings
 
@@ -83,7 +83,7 @@ def test_a_bad_value_stops_the_server_with_one_clear_line(tmp_path, name, value)
     ended = run_to_its_end(tmp_path, **{name: value})
     assert ended.returncode > 0
     assert ended.stdout.count("\n") == 1, ended.stdout
-    assert value in ended.stdout
+    assert name in ended.stdout and value in ended.stdout
 
 
 def test_the_port_that_kubernetes_injects_for_a_service_is_explained(tmp_path):
@@ -130,18 +130,29 @@ def test_a_request_has_the_seconds_of_grace_that_are_set(start):
 def test_a_port_that_is_taken_stops_it_with_one_clear_line_and_leaves_nothing(live_server, tmp_path):
     ended = run_to_its_end(tmp_path, SERVER_PORT=str(live_server.port))
     assert (ended.returncode > 0, ended.stdout.count("\n")) == (True, 1), ended.stdout
-    assert str(live_server.port) in ended.stdout
+    assert str(live_server.port) in ended.stdout and "SERVER_PORT" in ended.stdout
     left = {path.name for path in (tmp_path / "models" / ".staging").iterdir()}
     assert left <= {"locks", "start.lock", "replaced"}
 
 
-def test_a_storage_that_cannot_be_written_names_who_it_is_and_what_mends_it(tmp_path):
+@pytest.mark.parametrize(("path", "advice"), [
+    ("file", "MODEL_STORAGE_PATH has to be a directory"),
+    ("file/models", "MODEL_STORAGE_PATH has to be a directory"),
+    ("x" * 300, "MODEL_STORAGE_PATH has to be a directory"),
+    ("closed", "chown -R {uid}:{gid} {path}"),
+    ("closed/models", "chown -R {uid}:{gid} {path}"),
+    ("closed/my models", "chown -R {uid}:{gid} '{path}'"),
+])
+def test_a_storage_that_cannot_be_written_names_who_it_is_and_what_mends_it(tmp_path, path, advice):
     (tmp_path / "file").write_text("")
-    path = tmp_path / "file" / "models"
-    ended = run_to_its_end(tmp_path, MODEL_STORAGE_PATH=str(path))
+    (tmp_path / "closed").mkdir(mode=0)
+    path = tmp_path / path
+    ended = run_to_its_end(tmp_path, *NOT_ALMIGHTY, MODEL_STORAGE_PATH=str(path))
     assert (ended.returncode > 0, ended.stdout.count("\n")) == (True, 1), ended.stdout
-    for part in (str(path), f"uid {os.getuid()}", f"gid {os.getgid()}", f"chown -R {os.getuid()}:{os.getgid()} {path}"):
+    uid, gid = os.getuid(), os.getgid()
+    for part in (str(path), f"uid {uid}, gid {gid}", advice.format(uid=uid, gid=gid, path=path)):
         assert part in ended.stdout
+    assert ("chown" in ended.stdout) == ("chown" in advice)
 
 
 def test_the_start_line_says_where_and_how(start, tmp_path):
@@ -220,10 +231,17 @@ def test_a_signal_lets_a_running_upload_finish_and_nobody_new_in(start, sign):
         assert again.stop() == 0
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_an_idle_server_ends_at_once_with_0(start, sign):
     server = start()
     assert requests.get(f"{server.url}/health", timeout=10).status_code == 200
     assert server.stop(sign) == 0
     assert "Traceback" not in server.log()
     assert {path.name for path in (server.storage / ".staging").iterdir()} <= {"locks", "start.lock", "replaced"}
+
+
+def test_a_server_under_nohup_outlives_its_terminal(start):
+    server = start("nohup")
+    server.process.send_signal(signal.SIGHUP)
+    assert requests.get(f"{server.url}/health", timeout=10).status_code == 200
+    assert server.stop() == 0

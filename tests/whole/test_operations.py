@@ -13,6 +13,7 @@ import requests
 import yaml
 from support.common import ROOT, sha256
 from support.live import running
+from support.process import NOT_ALMIGHTY
 
 SIZE = 300_000      # the same for all: a copy that mixes two versions has no other mark than its digest
 
@@ -115,6 +116,29 @@ def test_a_backup_is_brought_back_and_only_what_changed_is_copied_again(start, t
                                        "p/app/1/onnx/m/model": sha256(b"in a folder")}
     server = start()
     assert requests.get(f"{server.url}/models/p/app/@production/onnx/m").content == b"in a folder"
+
+
+@pytest.mark.needs("rsync")
+def test_a_backup_of_a_disk_that_is_not_mounted_deletes_no_copy(tmp_path):
+    for name in ("p/a/1/m", "lost+found", ".staging"):
+        (tmp_path / "source" / name).mkdir(parents=True)
+    assert backup(tmp_path / "source", tmp_path / "copy").returncode == 0
+    shutil.rmtree(tmp_path / "source/p")
+    done = backup(tmp_path / "source", tmp_path / "copy")
+    assert done.returncode == 1 and "is the disk of" in done.stderr
+    assert (tmp_path / "copy/p/a/1/m").is_dir()
+    for source, status in (("nowhere", 1), ("source", 0)):
+        assert backup(tmp_path / source, tmp_path / "another").returncode == status
+
+
+@pytest.mark.needs("rsync")
+def test_the_owner_of_the_models_copies_a_disk_whose_lost_and_found_belongs_to_root(tmp_path):
+    (tmp_path / "source/p").mkdir(parents=True)
+    (tmp_path / "source/lost+found").mkdir(mode=0)
+    done = subprocess.run([*NOT_ALMIGHTY, "sh", ROOT / "deploy/backup.sh", tmp_path / "source", tmp_path / "copy"],
+                          capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in (tmp_path / "copy").iterdir()] == ["p"]
 
 
 @pytest.mark.needs("rsync")

@@ -22,10 +22,10 @@ from server.access import MAX_TOKENS_FILE
 
 @pytest.mark.parametrize(("text", "env", "says"), [
     (f"n:{HASH}:read:p\nhush:x:read:p\n", {}, "line 2"), ("", {}, "nobody"), ("# n\n", {}, "nobody"),
-    (None, {}, f"uid {os.geteuid()} (No such file"),
+    (None, {}, f"uid {os.geteuid()} (No such file or directory): set it to a file with lines of"),
     ("", {"MODEL_ANONYMOUS": "some"}, "MODEL_ANONYMOUS"),
     ("", {"MODEL_TOKENS_FILE": "", "MODEL_ANONYMOUS": "none"}, "nobody"),
-    ("", {"MODEL_TOKENS_FILE": "/"}, "Is a directory"),
+    ("", {"MODEL_TOKENS_FILE": "/"}, "(Is a directory): set it to a file with lines of"),
     ("", {"MODEL_TOKENS_FILE": "/dev/zero"}, "not a regular file"),
     (f"n:{HASH}:read:p\n" + "#" * MAX_TOKENS_FILE, {}, "longer than"),
 ])
@@ -41,10 +41,10 @@ def test_what_would_half_enable_it_stops_the_server_with_one_clear_line(tmp_path
 # ---- the command that makes a token
 
 
-def command(tmp_path, *arguments):
+def command(tmp_path, *arguments, stdout=subprocess.PIPE):
     return subprocess.run([sys.executable, str(ROOT / "model_server.py"), *arguments], cwd=tmp_path, text=True,
                           env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "SERVER_PORT": "nonsense"},
-                          capture_output=True, timeout=30)
+                          stdout=stdout, stderr=subprocess.PIPE, timeout=30)
 
 
 def test_the_command_makes_another_token_each_time_and_the_line_for_the_file(tmp_path, make_app):
@@ -75,6 +75,13 @@ def test_bad_arguments_give_the_usage_and_2(tmp_path, arguments):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("usage: python model_server.py") and "amr_" not in done.stderr
     assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["token", "n", "read", "p"], ["--version"]])
+def test_on_a_full_disk_no_token_is_shown_whose_line_is_not_there(tmp_path, arguments):
+    with open("/dev/full", "wb") as full:
+        done = command(tmp_path, *arguments, stdout=full)
+    assert (done.returncode, done.stderr) == (1, "model_server: cannot write to stdout: No space left on device\n")
 
 
 # ---- over a real connection
