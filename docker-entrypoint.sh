@@ -22,6 +22,8 @@ give() {
     find "$models/." -depth -maxdepth 4 -xdev ! -uid "$user" -type d -execdir chown -h "$user:$group" {} +
 }
 
+case ${1-} in -* | token) set -- python model_server.py "$@" ;; esac      # `docker run IMAGE --version`
+
 if [ "$(id -u)" = 0 ]; then
     mkdir -p "$models" || true      # if this fails, the server says so
     owner=$(stat -L -c %u "$models" 2>/dev/null || echo 0)

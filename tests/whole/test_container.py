@@ -170,6 +170,10 @@ def test_the_image_says_what_it_is(image):
     assert config["StopSignal"] == "SIGTERM"
     assert config["Healthcheck"]["Test"][0] == "CMD"
     assert config["Volumes"] == {"/app/models": {}}
+    for user in "0", "1234":
+        said = docker("run", "--rm", "--user", user, image, "--version")
+        assert said == f"ai-model-repository {VERSION}"
+        assert docker("run", "--rm", "--user", user, image, "token", "ann", "read", "p").endswith(":read:p")
 
 
 def test_what_was_checked_out_with_a_narrow_umask_runs_too(image, tmp_path):

@@ -220,3 +220,10 @@ def test_compose_passes_every_setting_on():
     assert passed.keys() == settings - {"MODEL_STORAGE_PATH", "SERVER_HOST", "SERVER_PORT"}
     assert passed.pop("MODEL_TOKENS_FILE").startswith("${TOKENS_FILE:+")    # a secret, which has its own place
     assert all(value.startswith(f"${{{name}:-") for name, value in passed.items())
+
+
+def test_every_variable_of_compose_is_explained():
+    compose = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text())) - {"NAME"}
+    pages = "".join((ROOT / page).read_text() for page in ("README.md", "docs/deploying.md"))
+    rows = "".join(line.split("|")[1] for line in pages.splitlines() if line.startswith("| `"))
+    assert compose <= set(re.findall(r"`(\w+)`", rows))
