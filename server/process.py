@@ -56,4 +56,7 @@ def raise_descriptor_limit() -> int:
     wanted = 4 * CONNECTIONS if hard == resource.RLIM_INFINITY else min(hard, 4 * CONNECTIONS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < 4 * CONNECTIONS:
+        log.warning("only %d connections at once, as this process may open no more than %d files: raise that limit to "
+                    "%d (ulimit -Hn, LimitNOFILE=, --ulimit nofile=)", wanted // 4, wanted, 4 * CONNECTIONS)
     return min(CONNECTIONS, wanted // 4)

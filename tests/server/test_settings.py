@@ -245,3 +245,10 @@ def test_a_server_under_nohup_outlives_its_terminal(start):
     server.process.send_signal(signal.SIGHUP)
     assert requests.get(f"{server.url}/health", timeout=10).status_code == 200
     assert server.stop() == 0
+
+
+@pytest.mark.parametrize(("files", "said"), [("256", "only 64 connections at once"), ("16384", "")])
+def test_a_low_limit_of_open_files_is_said(start, files, said):
+    server = start("bash", "-c", f'ulimit -n {files}; exec "$@"', "-")
+    assert server.stop() == 0
+    assert ("connections at once" in server.log()) == bool(said) and said in server.log()
