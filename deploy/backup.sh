@@ -27,10 +27,15 @@ fits() {    # whether the two files of this model belong together; true if there
 
 holds() { [ -n "$(find "$1/" -mindepth 1 -maxdepth 1 ! -name .staging ! -name lost+found -print -quit)" ]; }
 
+refuse() { echo "$1. Nothing was copied or deleted" >&2; exit 1; }
+
 mkdir -p "$to"
-if ! holds "$from" && holds "$to"; then     # rsync would delete all of the copy
-    echo "there is nothing in $1, and something in $2: is the disk of $1 mounted? Nothing was copied or deleted" >&2
-    exit 1
+source=$(cd "$from" && pwd -P)/ copy=$(cd "$to" && pwd -P)/
+# rsync would copy the copy as well, or delete what it copies, or all of the copy
+case $source in "$copy"*) refuse "$1 is in $2" ;; esac
+case $copy in "$source"*) refuse "$2 is in $1" ;; esac
+if ! holds "$from" && holds "$to"; then
+    refuse "there is nothing in $1, and something in $2: is the disk of $1 mounted?"
 fi
 # that of a disk, which is empty or for root alone; a project of this name is copied
 lost=--exclude=/lost+found

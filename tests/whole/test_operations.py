@@ -127,6 +127,9 @@ def test_a_backup_of_a_disk_that_is_not_mounted_deletes_no_copy(tmp_path):
     done = backup(tmp_path / "source", tmp_path / "copy")
     assert done.returncode == 1 and "is the disk of" in done.stderr
     assert (tmp_path / "copy/p/a/1/m").is_dir()
+    for source, target in (("copy", "."), ("copy", "copy/p"), ("copy", "copy")):
+        assert backup(tmp_path / source, tmp_path / target).returncode == 1
+        assert (tmp_path / "copy/p/a/1/m").is_dir() and not (tmp_path / "copy/p/p").exists()
     for source, status in (("nowhere", 1), ("source", 0)):
         assert backup(tmp_path / source, tmp_path / "another").returncode == status
 
