@@ -60,8 +60,9 @@ class Proxy:
                 text = text[:begin] + re.sub(r"(?m)^( *)# ", r"\1", text[begin:stop]).removeprefix("# ") + text[stop:]
             text = replaced(text, "ai-model-repository-eu:8000", f"127.0.0.1:{prefixed}")
         text = re.sub(r"(?m)^ *listen \[::\]:.*\n", "", text)
-        servers = "\n        server ".join(f"127.0.0.1:{port};" for port in ports)
-        for old, new in (("server ai-model-repository:8000;", f"server {servers}"),
+        line = re.search(r"server ai-model-repository:8000\b.*;", text)[0]
+        servers = "\n        ".join(line.replace("ai-model-repository:8000", f"127.0.0.1:{port}") for port in ports)
+        for old, new in ((line, servers),
                          ("listen 80;", f"listen 127.0.0.1:{self.http};"),
                          ("listen 443 ssl", f"listen 127.0.0.1:{self.https} ssl"),
                          ("/etc/nginx/tls", str(tls)), ("/run/nginx.pid", f"{place}/nginx.pid"),

@@ -383,6 +383,20 @@ def test_of_two_servers_the_dead_one_is_passed_over(tmp_path, tls):
             assert " PUT " in server.log()
 
 
+def test_servers_can_be_restarted_one_after_the_other(tmp_path, tls):
+    with running(tmp_path / "models", **TRUSTED) as first, running(tmp_path / "models", **TRUSTED) as second, \
+            proxy(tmp_path / "nginx", tls, first.port, second.port, clean=False) as front, front.session() as http:
+        assert http.put(f"{front.url}/models/p/app/1/m", data=DATA).status_code == 201
+        first.stop()
+        for _ in range(4):      # one of them finds that the first is gone
+            assert http.get(f"{front.url}/models/p/app/1/m").content == DATA
+        with running(tmp_path / "models", SERVER_PORT=str(first.port), **TRUSTED):
+            time.sleep(3)       # as SCALING.md says
+            second.stop()
+            for _ in range(4):
+                assert http.get(f"{front.url}/models/p/app/1/m").content == DATA
+
+
 def test_one_corrupt_model_takes_no_server_out_of_service(tmp_path, tls):
     url = "/models/p/app/1/"
     with running(tmp_path / "models", **TRUSTED) as first, running(tmp_path / "models", **TRUSTED) as second, \
