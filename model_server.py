@@ -61,7 +61,7 @@ from server.process import open_storage, raise_descriptor_limit, tune
 from server.publishing import check_upload, publish
 from server.request import Request, Tell, merged, say
 from server.responses import Response, file_response, json_response, tagged_response
-from server.settings import VERSION, Settings
+from server.settings import VERSION, Settings, misspelt
 from server.uploads import Body, Upload
 from server.waitress_adapter.server import Server
 from storage import Storage
@@ -373,6 +373,8 @@ def main() -> None:
         settings = Settings.from_env(os.environ)
     except ValueError as error:
         raise SystemExit(f"model_server: {error}") from error
+    for name, alike in misspelt(os.environ):
+        log.warning("%s is not a setting, so it changes nothing: is %s meant?", name, alike)
     with open_storage(settings.storage_path) as store:
         try:
             application = create_app(store, settings, measured, lines.tell)

@@ -29,6 +29,7 @@ holds() { [ -n "$(find "$1/" -mindepth 1 -maxdepth 1 ! -name .staging ! -name lo
 
 refuse() { echo "$1. Nothing was copied or deleted" >&2; exit 1; }
 
+[ -d "$from" ] || refuse "$1 is not a directory"
 mkdir -p "$to"
 source=$(cd "$from" && pwd -P)/ copy=$(cd "$to" && pwd -P)/
 # rsync would copy the copy as well, or delete what it copies, or all of the copy

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -16,6 +17,11 @@ ORIGIN = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})
 NAME_OF_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
+NAMES = ("MODEL_STORAGE_PATH", "SERVER_HOST", "SERVER_PORT", "SERVER_THREADS", "MODEL_MAX_SIZE", "MODEL_OVERWRITE",
+         "MODEL_UPLOAD_AGE", "MODEL_TOKENS_FILE", "MODEL_ANONYMOUS", "MODEL_VERIFY_RATE", "MODEL_ALLOWED_FORMATS",
+         "MODEL_PICKLE", "MODEL_ALLOWED_ORIGINS", "MODEL_ALLOWED_HOSTS", "SERVER_IDLE_SECONDS", "SERVER_GRACE_SECONDS",
+         "TRUSTED_PROXY", "URL_PREFIX")
+ALIKE = 0.85    # of difflib: a letter or two, but not the SERVER_PORT_80_TCP of Kubernetes
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,12 @@ class Settings:
                                    "host names like models.example.org or [::1]"),
             pickle=one_of(env, "MODEL_PICKLE", "allow", "known", "deny"),
         )
+
+
+def misspelt(env: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The variables that are no setting but look like one, such as MODEL_TOKEN_FILE, each with that setting."""
+    return [(name, alike[0]) for name in env if name not in NAMES
+            and (alike := get_close_matches(name, NAMES, 1, ALIKE)) and not env.get(alike[0])]
 
 
 def one_of(env: Mapping[str, str], name: str, *values: str) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import requests
+from support.common import ROOT
 from support.live import LiveServer
 from support.needs import SANDBOX, need, read_only_but
 from support.process import NOT_ALMIGHTY, run_to_its_end
 
-from server.settings import Settings
+from server.settings import NAMES, Settings
 
 DEFAULTS = {"storage_path": None, "host": "", "port": 8000, "threads": 8, "max_size": None, "overwrite": True,
             "allowed_formats": frozenset(), "pickle": "allow"}
@@ -252,3 +253,16 @@ def test_a_low_limit_of_open_files_is_said(start, files, said):
     server = start("bash", "-c", f'ulimit -n {files}; exec "$@"', "-")
     assert server.stop() == 0
     assert ("connections at once" in server.log()) == bool(said) and said in server.log()
+
+
+def test_a_misspelt_setting_is_named(start):
+    server = start(MODEL_TOKEN_FILE="tokens", TRUSTED_PROXIES="127.0.0.1", SERVER_PORT_80_TCP="x", MODEL_PICKLES="deny",
+                   MODEL_PICKLE="deny")
+    assert server.stop() == 0
+    assert dict(re.findall(r"(\w+) is not a setting, so it changes nothing: is (\w+) meant", server.log())) == {
+        "MODEL_TOKEN_FILE": "MODEL_TOKENS_FILE", "TRUSTED_PROXIES": "TRUSTED_PROXY"}
+
+
+def test_the_readme_has_a_row_for_each_setting():
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Settings")[2]
+    assert re.findall(r"^\| `([A-Z_]+)` \|", table, re.MULTILINE) == list(NAMES)
