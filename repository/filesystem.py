@@ -52,7 +52,8 @@ def as_store_errors() -> Iterator[None]:
         if error.errno in IN_THE_WAY:
             what = error.strerror if isinstance(error, InTheWay) else "a file or a link stands"
             raise ModelExists(f"{what} where a directory should be: remove it") from error
-        raise StorageFailed(f"the storage failed: {error.strerror}; see the server's log") from error
+        hint = ": the server's user must own the directories there" if isinstance(error, PermissionError) else ""
+        raise StorageFailed(f"the storage failed: {error.strerror}{hint}; see the server's log") from error
 
 
 class NewFile:

@@ -126,6 +126,14 @@ def test_the_lost_and_found_of_a_disk_hides_no_list(nobody_s):
     (root / "lost+found").rmdir()
 
 
+def test_a_directory_of_another_owner_is_named_as_the_cause_of_the_failure(nobody_s):
+    app, root = nobody_s
+    (root / "p/a/1").chmod(0o500)
+    detail = app.put("/models/p/a/1/new", b"x", status=500).json["detail"]
+    (root / "p/a/1").chmod(0o700)
+    assert "Permission denied: the server's user must own the directories" in detail
+
+
 def test_the_lost_and_found_of_a_disk_is_logged_once_and_fails_no_thread(start, http):
     server = start(*NOT_ALMIGHTY)
     (server.storage / "lost+found").mkdir(mode=0)
