@@ -5,6 +5,7 @@ import fcntl
 import mmap
 import os
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
@@ -25,6 +26,7 @@ IN_THE_WAY = (errno.ENOTDIR, errno.ELOOP)
 # errors that can concern a single file or directory while the rest of the storage works
 OF_ONE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EUCLEAN, errno.EBADMSG)
 OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
+GETVERSION = 0x80087601     # FS_IOC_GETVERSION in linux/fs.h
 ALIGNMENT = 4096        # bytes: direct I/O needs multiples of the disk's block size, which is at most this
 
 
@@ -209,3 +211,17 @@ def stamp(name: str, directory: int) -> Stamp | None:
 def stamp_of(status: os.stat_result) -> Stamp:
     """The part of a file's status that changes when the file does."""
     return Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def generation(directory: int) -> int:
+    """What tells a directory from one that is gone and had the same inode; 0 where the file system does not tell it."""
+    number = bytearray(8)
+    descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)    # it may be O_PATH
+    try:
+        fcntl.ioctl(descriptor, GETVERSION, number)
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM):
+            raise
+    finally:
+        os.close(descriptor)
+    return int.from_bytes(number[:4], sys.byteorder)

@@ -39,6 +39,7 @@ class State(NamedTuple):
 
     changed_ns: int     # -1 if it does not exist
     inode: int = 0
+    generation: int = 0     # of a version: others with its inode have another one; 0 where the file system tells none
 
 
 class ModelsIn(Protocol):
@@ -135,8 +136,8 @@ def is_in(names: Sequence[str], name: str) -> bool:
     return index < len(names) and names[index] == name
 
 
-def inode_of(state: State | None) -> int:
-    return state.inode if state else 0
+def identity_of(state: State | None) -> tuple[int, int]:
+    return (state.inode, state.generation) if state else (0, 0)
 
 
 def size_of(lines: dict[str, bytes]) -> int:
@@ -159,7 +160,7 @@ class Known(dict[Names, Directory]):
 
     def learn(self, names: Names, before: Directory, found: Directory) -> None:
         """Replaces a directory in it by what a look has found, if it exists, with what does not hold any more below."""
-        is_other = len(names) == VERSION_DEPTH and inode_of(before.state) != inode_of(found.state)
+        is_other = len(names) == VERSION_DEPTH and identity_of(before.state) != identity_of(found.state)
         folders = set(() if is_other else found.folders)
         for name in before.folders:
             if name not in folders:
@@ -216,7 +217,7 @@ class Known(dict[Names, Directory]):
         It will be looked at again nevertheless, because others may have changed it as well.
         """
         at, is_known = bisect_left(before.models, name), is_in(before.models, name)
-        if before.models is not before.children or inode_of(before.state) != state.inode or (
+        if before.models is not before.children or identity_of(before.state) != identity_of(state) or (
                 is_known and name not in before.lines):
             return None
         models = (*before.models[:at], *([name] if signature else []), *before.models[at + is_known:])

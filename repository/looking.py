@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sys import intern
 
 from repository import indexed
-from repository.indexed import BATCH_BYTES, Directory, Disk, Signature, State, inode_of
+from repository.indexed import BATCH_BYTES, Directory, Disk, Signature, State, identity_of
 from repository.model import MAX_DEPTH, VERSION_DEPTH, Names
 
 RACY = 2.0      # seconds in which a directory can change again without a new mtime, on the coarsest file system
@@ -27,7 +27,7 @@ def look(disk: Disk, names: Names, before: Directory, state: State, reading: boo
         # now do no harm: they have no signature
         children = sorted({*children, *disk.subdirectories(*names)})
     found = Directory(tuple(map(intern, children)), state=state, stamp=stamp,
-                      since=before.since if inode_of(before.state) == state.inode else moment)
+                      since=before.since if identity_of(before.state) == identity_of(state) else moment)
     if len(names) >= VERSION_DEPTH:
         reading = reading and not found.is_large
         signatures, lines = look_at_models(disk, names, found.children, before, reading)

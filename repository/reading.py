@@ -243,7 +243,10 @@ class ModelReader:
         """The state of a directory."""
         try:
             with self._reach(names) as directory:
-                return state_of(os.fstat(directory.descriptor))
+                state = state_of(os.fstat(directory.descriptor))
+                # ext4 gives a new directory the inode of the one that was removed last
+                generation = filesystem.generation(directory.descriptor) if len(names) == VERSION_DEPTH else 0
+                return state._replace(generation=generation)
         except OSError as error:
             if error.errno in filesystem.ABSENT:
                 return State(-1)
@@ -255,7 +258,8 @@ class ModelReader:
         A link on the way, which this follows, leads to another one, or shows when the directory around it is looked at.
         """
         with suppress(OSError):
-            return state_of(os.lstat("/".join(names) or ".", dir_fd=self._tree.kept_top().descriptor)) == state
+            now = state_of(os.lstat("/".join(names) or ".", dir_fd=self._tree.kept_top().descriptor))
+            return now[:2] == state[:2]
         return False
 
     def unchanged(self, place: Names, states: Mapping[str, int]) -> list[str]:

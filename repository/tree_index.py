@@ -243,7 +243,7 @@ class Index:
             return True
         # Single models may change all the time, and need not be of one moment: a large one is not read again for that.
         now = self._directories.get(version)
-        return indexed.inode_of(self._disk.changed(version)) == indexed.inode_of(before.state) and (
+        return indexed.identity_of(self._disk.changed(version)) == indexed.identity_of(before.state) and (
             attempt >= PATIENCE or (before.is_large and now is not None and now.since == before.since))
 
     def _lines_below(self, names: Names, directory: Directory, after: Names, enough: float) -> Iterator[Batch]:

@@ -213,8 +213,11 @@ def test_what_others_change_in_a_large_version_is_seen(large, change, monkeypatc
     eventually(is_seen)
 
 
-def test_a_large_version_that_has_the_inode_of_the_one_before_is_listed_as_it_is(large, monkeypatch):
+@pytest.mark.parametrize("told", [True, False], ids=["on ext4", "where no more than the inode is told"])
+def test_a_large_version_that_has_the_inode_of_the_one_before_is_listed_as_it_is(large, monkeypatch, told):
     monkeypatch.setattr("repository.reading.state_of", lambda status: State(status.st_mtime_ns, 1))
+    if not told:
+        monkeypatch.setattr("repository.filesystem.generation", lambda directory: 0)
     monkeypatch.setattr(tree_index, "FRESH", 1e9)               # as if it had been looked at just now,
     monkeypatch.setattr(tree_index, "FRESH_LINES", -1.0)        # and its files long ago
     store, app = large
