@@ -14,13 +14,14 @@ from server.errors import BadRequest, DigestMismatch
 SIZES = {"sha256": 32, "sha512": 64, "sha1": 20, "md5": 16, "crc32": 4}    # in bytes
 IN_HEX = {"X-Checksum-Sha256": "sha256", "X-Checksum-Sha512": "sha512", "X-Checksum-Sha1": "sha1",
           "X-Checksum-Md5": "md5"}
+NO_CLAIM = re.compile("UNSIGNED-PAYLOAD|STREAMING-.*", re.IGNORECASE)  # in X-Amz-Content-Sha256; see envelopes
 IN_BASE64 = {
     "Content-MD5": "md5",       # RFC 1864
     "X-Amz-Checksum-Sha256": "sha256", "X-Amz-Checksum-Sha1": "sha1", "X-Amz-Checksum-Crc32": "crc32",
 }
 UNKNOWN = ("X-Amz-Checksum-Crc32c", "X-Amz-Checksum-Crc64nvme")     # the standard library computes neither
 LISTED = {"sha-256": "sha256", "sha-512": "sha512", "sha": "sha1", "md5": "md5"}    # RFC 9530 5, RFC 3230 4.1.1
-IN_LIST = re.compile(r"(?:^|,)[ \t]*([A-Za-z0-9-]+)=([^,;\s]*)")
+IN_LIST = re.compile(r"([A-Za-z0-9-]+)=([^;\s]+)(?:[ \t]*;.*)?")
 SHA256_HEX = re.compile("[0-9A-Fa-f]{64}")
 Header = Callable[[str], str | None]
 Decode = Callable[[str], str | None]    # a digest as it is written, into lower-case hex; None for what is none
@@ -82,7 +83,7 @@ def claims_of(header: Header, fields: Mapping[str, str]) -> dict[str, str]:
         digest = decode(value)
         if digest is None or len(digest) != 2 * SIZES[algorithm]:
             raise BadRequest(f"{source} has {value[:100]!r}, which is no {algorithm}: that takes {SIZES[algorithm]} "
-                             "bytes, in hex in X-Checksum-* and the field sha256, in base64 in all other headers")
+                             "bytes, in hex in X-Checksum-*, X-Amz-Content-Sha256 and the field sha256, else in base64")
         if claims.setdefault(algorithm, digest) != digest:
             raise BadRequest(f"the request claims two {algorithm} digests: {claims[algorithm]} and {digest}")
     return claims
@@ -96,17 +97,19 @@ def claimed(header: Header, fields: Mapping[str, str]) -> Iterator[tuple[str, st
     for name, algorithm in IN_HEX.items():
         if (value := header(name)) is not None:
             yield name, algorithm, value, of_hex
+    if (value := header("X-Amz-Content-Sha256")) is not None and not NO_CLAIM.fullmatch(value.strip()):
+        yield "X-Amz-Content-Sha256", "sha256", value, of_hex
     if (value := fields.get("sha256")) is not None:
         yield "sha256", "sha256", value, of_hex
     for name, algorithm in IN_BASE64.items():
         if (value := header(name)) is not None:
             yield name, algorithm, value, of_base64
-    if SHA256_HEX.fullmatch(value := header("X-Amz-Content-Sha256") or ""):     # else UNSIGNED-PAYLOAD
-        yield "X-Amz-Content-Sha256", "sha256", value, of_hex
     for name, decode in LISTS.items():
-        for algorithm, value in IN_LIST.findall(header(name) or ""):
-            if known := LISTED.get(algorithm.lower()):
-                yield name, known, value, decode
+        for member in filter(None, map(str.strip, (header(name) or "").split(","))):
+            if not (found := IN_LIST.fullmatch(member)):
+                raise BadRequest(f"{name} has {member[:100]!r}, which is no algorithm, = and a digest")
+            if known := LISTED.get(found[1].lower()):
+                yield name, known, found[2], decode
 
 
 def digest_in(query: Mapping[str, str]) -> str | None:

@@ -81,6 +81,10 @@ def test_every_claim_is_verified(site, target, header, have):
     {"x_amz_checksum_sha256": sha256(DATA)}, {"x_amz_checksum_crc32": CRC.hex()},
     {"X_Checksum_Sha256": sha256(DATA), "Repr_Digest": f"sha-256=:{b64('sha256', b'')}:"},
     {"x_amz_checksum_crc32c": "AAAAAA=="}, {"x_amz_checksum_crc64nvme": "AAAAAAAAAAA="},    # nobody here computes them
+    *({"x_amz_content_sha256": value} for value in ("", sha256(DATA)[:-1], sha256(DATA) + "0", b64("sha256"), "x")),
+    *({name: value} for name in ("Repr_Digest", "Content_Digest", "Digest")     # not ignored like other algorithms
+      for value in (sha256(DATA), b64("sha256"), "sha-256", f"sha-256: {b64('sha256')}", f"sha-256 =:{b64('sha256')}:",
+                    f"crc32c=:AAAA:, {sha256(DATA)}")),
 ])
 def test_a_digest_that_is_none_or_two_that_differ_are_refused(site, target, header):
     stores_nothing(site, lambda: site.put(target, **header), 400)
