@@ -148,11 +148,11 @@ class FormCutter:
         return end
 
     def _part(self, block: bytes) -> Part:
-        parameters, lines = block.count(b";"), block.count(b"\r\n")
+        parameters, lines = block.count(b";"), block.count(b"\r\n") + 1
         self._parameters += parameters
         self._escapes += block.count(b"%")
         if parameters > MAX_PARAMETERS or lines > MAX_HEADER_LINES or self._parameters > MAX_ALL_PARAMETERS:
-            raise BadRequest(f"the headers of a part have {parameters} parameters in {lines + 1} lines, after "
+            raise BadRequest(f"the headers of a part have {parameters} parameters in {lines} lines, after "
                             f"{self._parameters - parameters} of other parts, which is too much: send "
                             'Content-Disposition: form-data; name="…"; filename="…" alone')
         if self._escapes > MAX_ALL_ESCAPES:

@@ -15,7 +15,7 @@ from server.access import EVERYBODY
 from server.errors import BadRequest
 from server.metrics import Metrics
 from server.responses import Response
-from server.settings import Settings
+from server.settings import NAME_OF_HOST, Settings
 from server.uploads import Body, Intake, Upload
 from server.verifier import Verifier
 from storage import Storage
@@ -25,7 +25,6 @@ audit = logging.getLogger("audit")
 MAX_QUERY = 200             # parameters; ours and the custom ones are under 80
 METHODS = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
 PLAIN = re.compile(r"[A-Za-z0-9_.~/+,:-]+")     # what as_field() does not quote
 MAX_LOGGED_METHOD = 32      # characters; the longest one registered has 18
 MAX_LOGGED_PATH = 1024      # the longest path of ours has half as many, what somebody sends up to 64 KiB
@@ -141,7 +140,7 @@ class Request:
 
     def check_host(self) -> None:
         """Raises HttpError where host or scheme, the client's or those of a trusted proxy, cannot be in a URL."""
-        if not HOST.fullmatch(self.host):   # RFC 9112 3.2: an invalid one must be 400
+        if not NAME_OF_HOST.fullmatch(self.host):   # RFC 9112 3.2: an invalid one must be 400
             raise BadRequest(f"the Host {self.host[:100]!r} is none: send the host's name or address, and its port")
         if (scheme := self.environ["wsgi.url_scheme"]) not in ("http", "https"):
             raise BadRequest(f"the proxy's X-Forwarded-Proto ends with {scheme[:100]!r}: have it send http or https")

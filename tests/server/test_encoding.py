@@ -9,7 +9,8 @@ from support.common import eventually
 
 from repository.model import with_url
 
-HOSTS = ['a"b', "a\\b", "a b", "a/b", "a@b", "<b>", "h\u00f6st", "a,b", "x" * 256, "a%22b", "a\tb"]
+HOSTS = ['a"b', "a\\b", "a b", "a/b", "a@b", "<b>", "h\u00f6st", "a,b", "x" * 256, "a%22b", "a\tb", "a:b", "a:1:2", "::1",
+         "[::1", "[g]", "a:123456"]
 PATHS = ["/health", "/models/list", "/models/p/a/1/m/info", "/models/p/a/1/m", "/nowhere"]
 
 
@@ -24,7 +25,7 @@ def test_a_host_that_is_none_is_400_and_nothing_is_stored(app, store, host):
 
 
 @pytest.mark.parametrize("host", [
-    "localhost", "localhost:80", "a.b-c.example", "[::1]:8000", "10.0.0.1", "my_host", "x" * 255])
+    "localhost", "localhost:80", "a.b-c.example", "[::1]:8000", "10.0.0.1", "my_host", "x" * 255, "a:"])
 def test_a_host_is_in_every_url_as_it_was_sent(app, host):
     got = app.put("/models/p/a/1/m", b"x", headers={"Host": host}, status=201)
     url = f"http://{host}/models/p/a/1/m"

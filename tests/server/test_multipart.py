@@ -343,6 +343,13 @@ def test_field_names_as_clients_write_them(headers, name):
     assert part_with(headers) == Part(name, None)
 
 
+def test_a_part_has_as_many_lines_and_parameters_as_the_documentation_says():
+    for more, parameters in ((b"\r\nX: y" * 63, b""), (b"", b"; x=y" * 62)):     # FILE has one line and two parameters
+        assert part_with(FILE + parameters + more).name == "file"
+        with pytest.raises(BadRequest, match="too much"):
+            part_with(FILE + parameters + more + (parameters[:5] or more[:6]))
+
+
 @pytest.mark.parametrize("headers", [
     b"X: y", b"Content-Disposition: attachment; name=file", b"Content-Disposition: form-data", b"Content-Disposition:",
     b'Content-Disposition: form-data; name=""', FILE + b"\r\nContent-Transfer-Encoding: base64",
