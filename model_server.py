@@ -40,7 +40,7 @@ from resumption.room import RESUMPTION
 from server import threads
 from server.application import Application, Room, Route
 from server.command_line import command
-from server.conditional import but_if_match, check_write, etag_of, etag_of_info, has_condition
+from server.conditional import but_if_match, check_change, etag_of_info, has_condition
 from server.descriptions import described
 from server.digests import check_claims, claims_of, digest_in
 from server.envelopes import check_chunks, check_envelope, check_whole
@@ -216,7 +216,7 @@ def amend(request: Request, store: Storage, **names: str) -> Response:
         raise BadRequest(f"the body is not a JSON document: {error}") from error
 
     def change(model: Model) -> Model:
-        check_write(request.header, etag_of(model), etag_of_info(model))
+        check_change(request.header, model, etag_of_info(model))
         details = metadata.patched(model.details, patch)
         return model if details == model.details else replace(model, details=details, updated_at=now())
 
@@ -233,7 +233,7 @@ def delete_model(request: Request, store: Storage, **names: str) -> Response:
         return delete_tree(request, store, **names)
 
     def check(model: Model | None) -> None:
-        check_write(request.header, *([etag_of(model)] if model else []))
+        check_change(request.header, model)
         leave_no_alias(request, store, [key])
 
     model = store.delete(key, check)

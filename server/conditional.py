@@ -14,6 +14,7 @@ BYTE_RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.IGNORECASE)  
 TOKEN = r"[\w!#$%&'*+.^`|~-]+"
 MEDIA_RANGE = re.compile(rf"({TOKEN}/{TOKEN})((?:[ \t]*;[ \t]*{TOKEN}=(?:{TOKEN}|\"[^\"]*\"))*)", re.ASCII)
 QUALITY = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")   # RFC 9110 12.4.2
+PRECONDITIONS = ("If-Match", "If-None-Match", "If-Unmodified-Since")    # on which a change may depend
 SECOND = 10**9      # ns, the resolution of an HTTP date
 MAX_DIGITS = 18     # of a position: 10**18 bytes is beyond every file, int() of 5,000 digits raises
 
@@ -67,7 +68,7 @@ def date_of(header: str | None) -> datetime | None:
 
 def has_condition(header: Header) -> bool:
     """Whether a change depends on what is there; an empty If-Match does, too, and nothing fulfils it."""
-    return header("If-Match") is not None or header("If-None-Match") is not None
+    return any(header(name) is not None for name in PRECONDITIONS)
 
 
 def check_write(header: Header, *etags: str) -> None:
@@ -79,6 +80,14 @@ def check_write(header: Header, *etags: str) -> None:
         raise PreconditionFailed(f"If-Match asks for {wanted[:200]} and there is {have}: look again, then decide")
     if unwanted is not None and any(matches(unwanted, etag, weak=True) for etag in current):
         raise PreconditionFailed("it exists already, and If-None-Match forbids to replace it")
+
+
+def check_change(header: Header, model: Model | None, *more: str) -> None:
+    """Like check_write for a model (None: it is missing), which has these entity tags, too; it also has a date."""
+    check_write(header, *((etag_of(model), *more) if model else ()))
+    limit = None if header("If-Match") is not None else date_of(header("If-Unmodified-Since"))   # RFC 9110 13.2.2
+    if model and limit and model.mtime_ns > limit.timestamp() * SECOND:
+        raise PreconditionFailed("it was modified after the date of If-Unmodified-Since: look again, then decide")
 
 
 def read_status(header: Header, etag: str, modified: datetime | None) -> int:
@@ -147,7 +156,7 @@ def range_holds(header: Header, etag: str, modified: datetime | None) -> bool:
     if condition is None:
         return True
     if condition.lstrip().startswith(('"', "W/")):
-        return matches(condition, etag, weak=False)
+        return condition.strip() == etag and not etag.startswith("W/")
     return modified is not None and date_of(condition) == modified
 
 

@@ -197,10 +197,12 @@ LIST_QUERY = (
 )
 
 CONDITIONS = (IF_MATCH, IF_NONE_MATCH)
+IF_UNMODIFIED_SINCE = Field("If-Unmodified-Since", "Only if it was not modified after that.", STRING)
+CHANGE_CONDITIONS = (*CONDITIONS, IF_UNMODIFIED_SINCE)
 PART_CONDITIONS = (
     *CONDITIONS,
     Field("If-Modified-Since", "Only if it is not this very `Last-Modified`.", STRING),
-    Field("If-Unmodified-Since", "Only if it was not modified after that.", STRING),
+    IF_UNMODIFIED_SINCE,
     Field("Range", "`bytes=N-` continues a download.", STRING),
     Field("If-Range", "The ETag for which the range is meant; the whole model if it is another one.", STRING),
 )
@@ -256,7 +258,7 @@ ABOUT = {
         "upload_form", "uploads a model with a form", UPLOADED, OF_UPLOADS,
         query=tuple(Field(name, f"{NAMES[name].text} It may be a field of the form instead.", schema, required=True)
                     for name, schema in PLACE.items()),
-        headers=(*CONDITIONS, *CLAIMS), bodies={"multipart/form-data": FORM},
+        headers=(*CHANGE_CONDITIONS, *CLAIMS), bodies={"multipart/form-data": FORM},
         text="Every other field becomes custom metadata. Fields may be parameters of the query, too."),
     "GET /models/list": listing("list_models", "lists all models"),
     "GET /models/{project_id}": listing("list_project", "lists the models of a project"),
@@ -269,7 +271,7 @@ ABOUT = {
     f"PATCH {MODEL_PATH}/info": About(
         "change_info", "changes its description, framework and metadata",
         {200: Answer("It is changed.", {JSON: MODEL}, (CACHE, ETAG))}, (403, 404, 409, 412, 413, 507),
-        headers=CONDITIONS, bodies={"application/merge-patch+json": CHANGE, JSON: CHANGE},
+        headers=CHANGE_CONDITIONS, bodies={"application/merge-patch+json": CHANGE, JSON: CHANGE},
         text="A JSON merge patch (RFC 7396): what it does not name stays, null removes a field."),
     f"GET {MODEL_PATH}.sha256": About(
         "get_digest", "returns its digest in the format of `sha256sum -c`",
@@ -283,11 +285,11 @@ ABOUT = {
         text="Where the name is that of a folder, its models are listed, with the parameters that lists have."),
     f"PUT {MODEL_PATH}": About(
         "upload", "uploads a model: the request body is the model", UPLOADED, OF_UPLOADS,
-        UPLOAD_QUERY, headers=(*CONDITIONS, *CLAIMS), bodies={BINARY: BYTES}),
+        UPLOAD_QUERY, headers=(*CHANGE_CONDITIONS, *CLAIMS), bodies={BINARY: BYTES}),
     f"DELETE {MODEL_PATH}": About(
         "delete_model", "deletes a model",
         {200: Answer("What was deleted.", {JSON: {"anyOf": [CHANGED_MODEL, DELETED]}}, (CACHE,))},
-        (403, 404, 409, 412), RECURSIVE, CONDITIONS, text="A folder needs `?recursive=true`."),
+        (403, 404, 409, 412), RECURSIVE, CHANGE_CONDITIONS, text="A folder needs `?recursive=true`."),
     "DELETE /models/{project_id}": deletion("delete_project", "deletes a project"),
     "DELETE /models/{project_id}/{app_name}": deletion("delete_app", "deletes an application"),
     "DELETE /models/{project_id}/{app_name}/{version}": deletion("delete_version", "deletes a version"),

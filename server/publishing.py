@@ -7,7 +7,7 @@ from typing import Any
 from repository import metadata
 from repository.errors import ModelExists, StorageFull
 from repository.model import NAME_FIELDS, Model, ModelKey, check_name, describe, url_of
-from server.conditional import check_write, etag_of
+from server.conditional import check_change, etag_of
 from server.digests import claims_of
 from server.errors import TooLarge
 from server.places import check_shadows
@@ -85,7 +85,7 @@ def may_write(request: Request, store: Storage, key: ModelKey) -> Check:
                     raise
                 raise ModelExists(f"{key} cannot be stored beside what is there: choose another name") from error
             check_shadows(request.caller, store, key)
-        check_write(request.header, *([etag_of(current)] if current else []))
+        check_change(request.header, current)
         if current:
             check_overwrite(request, current.key)
 

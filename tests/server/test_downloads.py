@@ -163,6 +163,7 @@ CONDITIONS = [
     ({"If-Range": '"x"', "Range": "bytes=0-0"}, 200), ({"If-Range": f"W/{ETAG}", "Range": "bytes=0-0"}, 200),
     ({"If-Range": LATER, "Range": "bytes=0-0"}, 200), ({"If-Range": EARLIER, "Range": "bytes=0-0"}, 200),
     ({"If-Range": "nonsense", "Range": "bytes=0-0"}, 200), ({"If-Range": '"x"', "Range": "bytes=100-"}, 200),
+    ({"If-Range": f'{ETAG}, "x"', "Range": "bytes=0-0"}, 200),      # of one, not of several
     ({"If-Range": ETAG, "Range": "bytes=100-"}, 416), ({"If-Range": ETAG}, 200),
     *(({name: date}, 200) for name in ("If-Modified-Since", "If-Unmodified-Since") for date in (
         "yesterday", "0", ",,,,", "²", MANY, "Tue, 32 Jan 2024 03:04:05 GMT", "Mon, 01 Jan 99999 00:00:00 GMT",

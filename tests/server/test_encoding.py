@@ -9,8 +9,8 @@ from support.common import eventually
 
 from repository.model import with_url
 
-HOSTS = ['a"b', "a\\b", "a b", "a/b", "a@b", "<b>", "h\u00f6st", "a,b", "x" * 256, "a%22b", "a\tb", "a:b", "a:1:2", "::1",
-         "[::1", "[g]", "a:123456"]
+HOSTS = ['a"b', "a\\b", "a b", "a/b", "a@b", "<b>", "h\u00f6st", "a,b", "x" * 256, "a%22b", "a\tb",
+         "a:b", "a:1:2", "::1", "[::1", "[g]", "a:123456"]
 PATHS = ["/health", "/models/list", "/models/p/a/1/m/info", "/models/p/a/1/m", "/nowhere"]
 
 

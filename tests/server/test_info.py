@@ -194,6 +194,20 @@ def test_a_patch_and_a_delete_keep_to_if_match(model):
         assert missing.status_int in (404, 412)     # RFC 9110 13.2.1 lets 404 come first
 
 
+def test_nothing_is_changed_that_was_modified_after_the_date_of_a_condition(model):
+    long_ago, later = "Sun, 06 Nov 1994 08:49:37 GMT", "Sat, 06 Nov 2094 08:49:37 GMT"
+    change = {"description": "another"}
+    for condition, status in (
+        ({"If-Unmodified-Since": long_ago}, 412), ({"If-Unmodified-Since": later}, 200),
+        ({"If-Unmodified-Since": "no date"}, 200),                      # RFC 9110 13.1.4: ignored
+        ({"If-Unmodified-Since": long_ago, "If-Match": "*"}, 200),      # RFC 9110 13.2.2: If-Match alone counts
+    ):
+        model.put(BASE, b"data", headers=condition, status=status)
+        model.patch_json(INFO, change, headers=condition, status=status)
+        model.delete(BASE, headers=condition, status=status)
+        model.put(BASE, b"data", headers={"If-Unmodified-Since": long_ago}, status=412 if status == 412 else 201)
+
+
 def test_a_patch_of_nothing_is_404(app):
     app.patch(INFO, b"{}", status=404)
 
@@ -237,8 +251,8 @@ def test_many_models_are_deleted_only_on_purpose(app, store, where, count):
 
 @pytest.mark.parametrize("where", ["p/a/1/folder", "p/a/1", "p/a", "p"])
 @pytest.mark.parametrize("condition", [
-    {"If-Match": '"of another state"'}, {"If-Match": ""}, {"If-None-Match": "*"},
-], ids=str)
+    {"If-Match": '"of another state"'}, {"If-None-Match": "*"}, {"If-Match": ""}, {"If-None-Match": ""},
+    {"If-Unmodified-Since": "Sun, 06 Nov 1994 08:49:37 GMT"}], ids=str)
 def test_many_models_are_not_deleted_under_a_condition_for_one(app, where, condition):
     app.put("/models/p/a/1/folder/m", b"x", status=201)
     got = app.delete(f"/models/{where}?recursive=true&aliases=true", headers=condition, status=412)
