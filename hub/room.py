@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 from hub.about import ABOUT, REPO
 from hub.snapshots import MAIN, File, Missing, Snapshot, Snapshots, digits, identity_of, versions
 from repository.errors import InvalidName, ModelCorrupt, ModelNotFound, corrupted
-from repository.model import NAME, ModelKey
+from repository.model import ModelKey
 from server.access import Unauthorized
 from server.application import Room, Route
 from server.descriptions import described
@@ -164,8 +164,7 @@ def explain(request: Request, error: Exception, response: Response) -> None:
     """Tells an error as the Hub does: clients go by X-Error-Code, and show X-Error-Message or the JSON's `error`."""
     code = ""
     if isinstance(error, InvalidName):      # there is nothing of such a name
-        bad = [code for field, code in CODES.items() if not NAME.fullmatch(request.names.get(field, field))]
-        response.status, code = 404, [*bad, "RepoNotFound"][0]
+        response.status, code = 404, CODES.get(error.field, "RepoNotFound")
     elif isinstance(error, ModelCorrupt):   # what has no code is tried again, or taken for a fault of the network
         response.status, code = 403, "GatedRepo"
     elif isinstance(error, ModelNotFound | Unauthorized):   # a token may not learn what there is that it may not read

@@ -8,7 +8,11 @@ class StoreError(Exception):
 
 
 class InvalidName(StoreError):
-    """A name does not follow the grammar of names."""
+    """A name does not follow the grammar of names; `field` says which of the names it is, if that is known."""
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class InvalidMetadata(StoreError):

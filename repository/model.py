@@ -99,14 +99,14 @@ def check_name(field_name: str, value: str) -> None:
     parts = value.split("/") if field_name == "model_name" else [value]
     for part in parts:
         if not NAME.fullmatch(part):
-            raise InvalidName(f"{field_name} {value[:200]!r} is not a name: {NAME_RULE}")
+            raise InvalidName(f"{field_name} {value[:200]!r} is not a name: {NAME_RULE}", field_name)
     if len(parts) > MAX_PARTS or len(value) > MAX_PATH:
         raise InvalidName(f"{field_name} {value[:200]!r} is too long: use up to {MAX_PARTS} names with slashes between "
-                          f"them, {MAX_PATH} characters in all")
+                          f"them, {MAX_PATH} characters in all", field_name)
     if len(parts) > 1 and parts[-1] in RESERVED_ENDINGS:
-        raise InvalidName(f"{field_name} {value[:200]!r} ends like the route /{parts[-1]}: choose another")
+        raise InvalidName(f"{field_name} {value[:200]!r} ends like the route /{parts[-1]}: choose another", field_name)
     if field_name == "project_id" and value in RESERVED_PROJECTS:
-        raise InvalidName(f"project_id {value!r} is reserved for a route of this server: choose another")
+        raise InvalidName(f"project_id {value!r} is reserved for a route of this server: choose another", field_name)
 
 
 @dataclass(frozen=True, eq=False)

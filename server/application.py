@@ -51,6 +51,8 @@ MOST_NAMES = 64     # behind the first one: more than may be, to say so; 64 KiB 
 ONE, NO_ALIAS = "([^/]+)", "([^/@][^/]*)"
 # a name that is the path of another route, /info, ends none; it may be the first one, so that nothing stands before it
 SEVERAL = f"([^/]+(?:/(?!(?:{'|'.join(sorted(RESERVED_ENDINGS))})\\Z)[^/]+){{0,{MOST_NAMES}}})"
+# a path of somebody else's making, of which a name may be empty or end like another route
+ANY = f"([^/]*(?:/[^/]*){{0,{MOST_NAMES}}})"
 # RFC 9112 3.2.2: a target may be a whole URL
 DOUBLE_SLASH = re.compile("([A-Za-z][A-Za-z0-9+.-]*://[^/]*)?/(/|%2f)", re.IGNORECASE)
 
@@ -110,7 +112,7 @@ class Route:
     def pattern(self) -> str:
         """A regular expression for the path, with a group for each of the fields."""
         reads = self.through_aliases or (self.method == "GET" and self.verb != "create")
-        kinds = {"model_name": SEVERAL, "version": ONE if reads else NO_ALIAS}
+        kinds = {"model_name": ANY if self.encoded_slashes else SEVERAL, "version": ONE if reads else NO_ALIAS}
         return re.sub(r"\\\{(\w+)\\\}", lambda field: kinds.get(field[1], ONE), re.escape(self.path))
 
 
@@ -179,7 +181,7 @@ class Router:
         if DOUBLE_SLASH.match(raw):     # waitress takes them for one, other servers and a proxy's rules do not
             raise NotFound("the path begins with more than one slash: take one away")
         method = "GET" if request.method == "HEAD" else request.method
-        path = (request.path.removesuffix("/") if method == "GET" else request.path) or "/"
+        path = request.path
         found = self._match(method, path)
         if "%2f" in raw.lower() and not (found and found[0].encoded_slashes):
             raise InvalidName("a name in the path has an encoded slash, which no name may have")
@@ -189,7 +191,7 @@ class Router:
             raise InvalidName("an alias is for reading: to change something, name the version")
         methods = {method for method in self._methods(path) if self._match(method, path)}
         if not methods:
-            raise nothing_at(request.path)
+            raise nothing_at(path)
         allow = ("Allow", ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))))
         if method == "OPTIONS":
             raise OptionsAnswered("", allow)
@@ -199,6 +201,8 @@ class Router:
         return self._fixed.get(path) or self._patterns
 
     def _match(self, method: str, path: str) -> tuple[Route, dict[str, str]] | None:
+        if method == "GET":
+            path = path.removesuffix("/") or "/"
         if fixed := self._fixed.get(path):      # /models/list is no project
             return (fixed[method], {}) if method in fixed else None
         alternatives = self._patterns.get(method)

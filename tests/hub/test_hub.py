@@ -303,6 +303,11 @@ def test_what_is_kept_of_old_commits_is_bounded(own, monkeypatch):
     ("/api/models/acme/none/tree/main", "RepoNotFound"), ("/.staging/locks/resolve/main/f", "RepoNotFound"),
     ("/api/models/gpt2", "RepoNotFound"), ("/api/models/gpt2/revision/main", "RepoNotFound"),
     ("/api/models/gpt2/revision/@live", "RepoNotFound"), ("/gpt2/resolve/@live/config.json", "RepoNotFound"),
+    ("/acme/tiny/resolve/main/onnx//model.onnx", "EntryNotFound"), (f"{REPO}/tree/main/onnx//x", "EntryNotFound"),
+    ("/acme/tiny/resolve/main/%2Fconfig.json", "EntryNotFound"), ("/acme/tiny/resolve/main//", "EntryNotFound"),
+    ("/acme/tiny/resolve/main/onnx/info", "EntryNotFound"), ("/acme/tiny/resolve/main/upload", "EntryNotFound"),
+    ("/acme/tiny/resolve/@live/.gitattributes", "EntryNotFound"), (f"{REPO}/tree/@live/a%20b", "EntryNotFound"),
+    ("/acme/a%20b/resolve/main/onnx/model.onnx", "RepoNotFound"), ("/list/x/resolve/@live/x/y", "RepoNotFound"),
     ("/gpt2/resolve/main/config.json", "RepoNotFound"), ("/gpt2/resolve/main/onnx%2Fmodel.onnx", "RepoNotFound"),
 ])
 def test_what_is_not_there_is_told_by_the_code_that_clients_go_by(tiny, path, code):

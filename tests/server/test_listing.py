@@ -743,6 +743,8 @@ LIST, FILE, TREE = "GET, HEAD, OPTIONS", "DELETE, GET, HEAD, OPTIONS, PUT", "DEL
     ("/models/p1/a/1.0.0", FILE, ("POST", "PATCH")),
     (MODEL, FILE, ("POST", "PATCH", "BREW")),
     (MODEL + "/info", "GET, HEAD, OPTIONS, PATCH", ("PUT", "DELETE", "POST")),
+    # with a slash at the end, where they are for reading alone
+    ("/models/list/", LIST, ("DELETE", "PUT")), (MODEL + "/", LIST, ("PUT", "DELETE")), ("/verify/", LIST, ("POST",)),
 ])
 def test_options_and_405_say_what_is_allowed(shelf, path, allow, others):
     asked = shelf.options(path, status=204)
