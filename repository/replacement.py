@@ -43,8 +43,8 @@ class Replacement:
                         self._tree.clear(*names)    # directories of an upload into it that was cut off
                         continue
                     if not replacing:
-                        raise ModelExists(f"{'/'.join(names)} is taken by something that is no model or was just "
-                                          "created")
+                        raise ModelExists(f"{'/'.join(names)} is taken by something that is no model, which has to be "
+                                          "removed on disk, or it was just created: send the model again then")
                     if not drafts.exchange(draft, parent, name):
                         self._set_aside(parent, names)
                         aside = True

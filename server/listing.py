@@ -75,13 +75,13 @@ class ListQuery:
     def selects(self, model: Mapping[str, Any]) -> bool:
         """Whether all filters hold for a model, given as its JSON."""
         for name, value in (("framework", model["framework"] or ""), ("model_format", model["format"] or ""),
-                            ("corrupt", as_text(model["corrupt"]))):
+                            ("corrupt", json.dumps(model["corrupt"]))):
             if self.filters.get(name, value) != value:
                 return False
         text = "\n".join((*(model[name] for name in NAME_FIELDS), model["description"] or ""))
         if self.filters.get("q", "").casefold() not in text.casefold():
             return False
-        return all(as_text(model["metadata"].get(name)) == value for name, value in self.metadata.items())
+        return all(is_said(model["metadata"].get(name), text) for name, text in self.metadata.items())
 
 
 class PageEntry(NamedTuple):
@@ -213,9 +213,14 @@ def batches_of(store: Storage, page: deque[PageEntry]) -> Iterator[Batch]:
             yield Batch(place, {name: line})
 
 
-def as_text(value: Any) -> str | None:
-    """A value of JSON as filters compare it: a string as it is, None if there is no value, anything else as JSON."""
-    return value if value is None or isinstance(value, str) else json.dumps(value)
+def is_said(value: Any, text: str) -> bool:
+    """Whether a filter's text means this value of JSON: a string as it is, never None, anything else as JSON."""
+    if value is None or isinstance(value, str):
+        return bool(value == text)
+    try:
+        return json.dumps(value, sort_keys=True) == json.dumps(json.loads(text), sort_keys=True)
+    except (ValueError, RecursionError):
+        return False
 
 
 def json_list(names: Mapping[str, str], batches: Iterator[Batch], more: dict[str, Any], base_url: str,

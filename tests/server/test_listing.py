@@ -635,7 +635,8 @@ def test_filters_choose_and_combine(shelf, query, expected):
 ODD = [     # documents in which filters may find what they look for in a wrong place, or not in the right one
     {"framework": "pytorch", "description": '"framework": "onnx"', "metadata": {"framework": "onnx", "format": "gguf"}},
     {"framework": "onnx", "metadata": {"corrupt": "true", "none": None}, "description": "LONG Straße \u017f\u212a"},
-    {"framework": None, "metadata": {"é": "ü", "n": 1.5, "yes": True, "list": [1, "a"], "of": {"stage": "x"}}},
+    {"framework": None, "metadata": {"é": "ü", "n": 1.5, "yes": True, "list": [1, "ü"],
+                                       "of": {"stage": "x", "at": 1}}},
     {"framework": "", "metadata": {"stage": '"quoted" \\'}, "description": "Long and\nbroken, in ASCII"},
     {"framework": 'é "\\ 😀', "metadata": {'odd" \\ key': "x"}},
 ]
@@ -647,7 +648,11 @@ ODD = [     # documents in which filters may find what they look for in a wrong 
     ({"corrupt": "true"}, []), ({"corrupt": "false"}, range(5)), ({"metadata.framework": "onnx"}, [0]),
     ({"metadata.corrupt": "true"}, [1]), ({"metadata.none": ""}, []), ({"metadata.none": "null"}, []),
     ({"metadata.é": "ü"}, [2]), ({"metadata.n": "1.5"}, [2]), ({"metadata.yes": "true"}, [2]),
-    ({"metadata.list": '[1, "a"]'}, [2]), ({"metadata.stage": "x"}, []), ({"metadata.stage": '"quoted" \\'}, [3]),
+    ({"metadata.list": '[1, "ü"]'}, [2]), ({"metadata.list": r'[1,"\u00fc"]'}, [2]),
+    ({"metadata.list": '["ü", 1]'}, []), ({"metadata.of": '{"at":1,"stage":"x"}'}, [2]), ({"metadata.n": "1.50"}, [2]),
+    ({"metadata.yes": "1"}, []), ({"metadata.n": "1" * 5000}, []), ({"metadata.list": "[" * 99_999}, []),
+    ({"metadata.list": "[1,"}, []),
+    ({"metadata.stage": "x"}, []), ({"metadata.stage": '"quoted" \\'}, [3]),
     ({'metadata.odd" \\ key': "x"}, [4]), ({"metadata.framework": "onnx", "framework": "pytorch"}, [0]),
     ({"q": "long"}, [1, 3]), ({"q": "LONG", "framework": "onnx"}, [1]), ({"q": "STRASSE sk"}, [1]),
     ({"q": "\u017f\u212a"}, [1]),
