@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from repository import filesystem
-from repository.errors import InvalidName
+from repository.errors import InvalidName, StorageFailed
 from repository.folding import Folding, OtherName
 from repository.model import MAX_DEPTH, NAME, RESERVED_PROJECTS, VERSION_DEPTH, ModelKey, Names
 
@@ -230,7 +230,7 @@ class Tree:
     def reach(self, *names: str, flags: int = REACHED) -> Directory:
         """Opens a directory to read it, with as few system calls as possible; raises OSError, ABSENT included."""
         if not names:
-            return Directory(self.top, os.open(self.top, flags & ~os.O_NOFOLLOW))
+            return self._open_top(flags & ~os.O_NOFOLLOW)
         top = self.kept_top()
         try:
             found = Directory(self.top, open_beneath(top.descriptor, names, flags))
@@ -240,6 +240,15 @@ class Tree:
             if error.errno == errno.ESTALE:
                 raise FileNotFoundError(errno.ENOENT, "removed through another mount") from error
             raise
+
+    def _open_top(self, flags: int) -> Directory:
+        try:
+            return Directory(self.top, os.open(self.top, flags))
+        except OSError as error:
+            if error.errno not in (*filesystem.ABSENT, *filesystem.OF_ONE):
+                raise
+            # these would mean that there is nothing, or nothing to tell: all models would seem to have been deleted
+            raise StorageFailed(f"the storage failed: {error.strerror}; see the server's log") from error
 
     def kept_top(self) -> Directory:
         """The top, open and shared for a moment by those who read: it closes with the last reference to it."""
@@ -281,7 +290,7 @@ class Tree:
         tries = TRIES if create else 1
         while True:
             tries -= 1
-            directory = Directory(self.top, os.open(self.top, TOP))
+            directory = self._open_top(TOP)
             try:
                 top = directory.descriptor
                 for name in names:

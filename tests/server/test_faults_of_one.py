@@ -57,7 +57,7 @@ def test_what_is_wrong_with_one_model_is_neither_cached_nor_asked_for_again(kind
 def nobody_s():
     """(application, storage root) of a user who may not do everything, whoever runs the tests."""
     root = Path(tempfile.mkdtemp()) / "models"
-    root.parent.chmod(0o755)
+    root.parent.chmod(0o777)
     root.mkdir()
     with Storage(root) as warm:     # so that all modules are imported
         for path in ("/models/list", "/metrics"):
@@ -150,11 +150,20 @@ def test_the_lost_and_found_of_a_disk_is_logged_once_and_fails_no_thread(start, 
     assert server.log().count("lost+found cannot be read") == 1
 
 
-def test_a_storage_that_is_lost_is_503_until_it_is_back(nobody_s):
+@pytest.mark.parametrize(("lose", "find"), [
+    (lambda root: root.chmod(0), lambda root: root.chmod(0o700)),
+    (lambda root: root.rename(f"{root}.away"), lambda root: Path(f"{root}.away").rename(root)),
+], ids=["closed", "gone"])
+def test_a_storage_that_is_lost_is_503_until_it_is_back(nobody_s, lose, find):
     app, root = nobody_s
-    root.chmod(0)
-    for method, path in (("GET", "/models/p/a/1/b"), ("GET", "/models/p/a/1/b/info"), ("PUT", "/models/p/a/2/b")):
+    lose(root)
+    time.sleep(2)       # after which everything is looked at again
+    for method, path in (("GET", "/models/p/a/1/b"), ("GET", "/models/p/a/1/b/info"), ("PUT", "/models/p/a/2/b"),
+                         ("GET", "/models/list"), ("GET", "/models/list?limit=1"), ("GET", "/models/p?format=txt"),
+                         ("GET", "/models/p/a/latest/b"), ("GET", "/models/p?format=tar"), ("GET", "/api/models/p/a"),
+                         ("GET", "/p/a/resolve/main/b"), ("POST", "/verify/p"), ("DELETE", "/models/p?recursive=true")):
         got = app.request(path, method=method, body=b"b" if method == "PUT" else b"", status=503)
         assert "nothing of the storage can be read" in got.json["detail"] and got.headers["Retry-After"]
-    root.chmod(0o700)
+    find(root)
     assert app.get("/models/p/a/1/b").body == b"b"
+    assert names_in(app) == EVERYTHING
