@@ -374,25 +374,26 @@ class Storage:
 class Draft:
     """A model that is being written, in a directory of its own in `.staging`. Used by one thread at a time.
 
-    `name` is that of its directory, in the session of this process. Call discard() in the end, after publish() too.
+    `name` is that of its directory, in the session of this process, `model` what is in it. Call discard() in the end,
+    after publish(), too.
     """
 
     def __init__(self, store: Storage, name: str, model: StagedModel) -> None:
         self._store, self._staging = store, store.staging
-        self._name, self._model = name, model
+        self.name, self.model = name, model
 
     @property
     def size(self) -> int:
         """Bytes of the model so far."""
-        return self._model.size
+        return self.model.size
 
     def write(self, blocks: Sequence[bytes | memoryview]) -> None:
         """Appends these blocks to the model; raises StorageFull or StorageFailed."""
-        self._model.write(blocks)
+        self.model.write(blocks)
 
     def examine(self, inspect: Callable[[BinaryIO, int], T]) -> T:
         """Calls `inspect` with the bytes, as an open file, and their number; nothing can be written after this."""
-        return self._model.examine(inspect)
+        return self.model.examine(inspect)
 
     def _home(self) -> Directory:
         """The directory in which its own is."""
@@ -407,7 +408,7 @@ class Draft:
         StorageFailed; then the old model is still in place.
         """
         with filesystem.as_store_errors():
-            model = self._model.seal(key, sha256, details, inspection, self._store.group_at(key))
+            model = self.model.seal(key, sha256, details, inspection, self._store.group_at(key))
             with self._store._changing(key.names):
                 current = self._store.find(key)
                 check(current)
@@ -419,7 +420,7 @@ class Draft:
                     return Published(current, created=False, unchanged=True)
                 try:
                     with self._home() as drafts:
-                        self._store._replacement.place(drafts, self._name, key.names, replacing=current is not None)
+                        self._store._replacement.place(drafts, self.name, key.names, replacing=current is not None)
                 except (OSError, StoreError):
                     self._store._replacement.restore(key.names)   # if it was set aside
                     raise
@@ -429,5 +430,5 @@ class Draft:
 
     def discard(self) -> None:
         """Removes what is left: the whole draft, or the old model that it replaced. Logs what cannot be removed."""
-        self._model.close()
-        remove(self._staging, self._name)
+        self.model.close()
+        remove(self._staging, self.name)

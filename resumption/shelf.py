@@ -108,7 +108,7 @@ class KeptDraft(Draft):
             return False
 
     def _close(self) -> None:
-        self._model.close()
+        self.model.close()
         lock, self._lock = self._lock, -1
         if lock >= 0:
             os.close(lock)
@@ -146,7 +146,7 @@ class KeptDraft(Draft):
         try:
             if not self._torn:
                 with suppress(Superseded), self._held():
-                    self._model.finish()
+                    self.model.finish()
                     return True
             return False
         finally:
@@ -232,13 +232,13 @@ class Shelf:
             if found and not found.record.done and found.size >= draft.size:
                 return None
             self.clear(place, ident, lock)
-            with session.open(draft._name) as directory:
+            with session.open(draft.name) as directory:
                 directory.sync()
                 record = replace(record, inode=os.lstat(filesystem.MODEL, dir_fd=directory.descriptor).st_ino)
             write(lock, record)
-            session.rename(draft._name, place, ident)
+            session.rename(draft.name, place, ident)
             place.sync()
-            return KeptDraft(self, ident, record, os.dup(lock), draft._model)
+            return KeptDraft(self, ident, record, os.dup(lock), draft.model)
 
     def begin(self, ident: str, record: Record) -> KeptDraft:
         """Claims the draft of this name, and creates it if there is none; raises StorageFull if there are too many."""
