@@ -216,12 +216,10 @@ def stamp_of(status: os.stat_result) -> Stamp:
 def generation(directory: int) -> int:
     """What tells a directory from one that is gone and had the same inode; 0 where the file system does not tell it."""
     number = bytearray(8)
-    descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)    # it may be O_PATH
-    try:
-        fcntl.ioctl(descriptor, GETVERSION, number)
-    except OSError as error:
-        if error.errno not in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM):
-            raise
-    finally:
-        os.close(descriptor)
+    with suppress(OSError):     # whoever reads it says what is wrong
+        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)    # it may be O_PATH
+        try:
+            fcntl.ioctl(descriptor, GETVERSION, number)
+        finally:
+            os.close(descriptor)
     return int.from_bytes(number[:4], sys.byteorder)

@@ -232,8 +232,16 @@ def test_a_signal_lets_a_running_upload_finish_and_nobody_new_in(start, sign):
         assert again.stop() == 0
 
 
+@pytest.fixture
+def in_a_terminal():
+    """SIGHUP is not ignored, though these tests may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_an_idle_server_ends_at_once_with_0(start, sign):
+def test_an_idle_server_ends_at_once_with_0(start, in_a_terminal, sign):
     server = start()
     assert requests.get(f"{server.url}/health", timeout=10).status_code == 200
     assert server.stop(sign) == 0
