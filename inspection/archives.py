@@ -107,7 +107,7 @@ def search_packed(part: Part, kind: str, head: bytes, found: Found, depth: int) 
     """As search does, for what is packed; without a `kind` it may be something else, of which no sense comes out."""
     zlib, inner = ZLIB.match(head), Found()
     if zlib and not kind:
-        packed = Packed(part.part(len(zlib[1] or b""), part.length) if isinstance(part, Window) else part, "zlib")
+        packed = Packed(part, "zlib", len(zlib[1] or b""))
     # The first numbers of many tensors look like this, so in a container it is to be what joblib takes for it.
     elif kind or (LZMA.match(head) and (not depth or head.startswith(b"\x5d\0"))):
         packed = Packed(part, kind or "xz")

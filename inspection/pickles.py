@@ -25,7 +25,9 @@ CAREFUL = 1400          # what an opcode that is not simple takes, in bytes read
 TORCH = re.compile(rb"\x80.(?:\x95.{8})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
 TORCH_PICKLES = 5
 CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")  # what a text has none of
-IMPORTABLE = re.compile(r"[\w<][\w.<>-]*")   # a line of text may begin with the opcode that imports
+# A module and a name in it, as raw bytes and lines of text may begin with the opcode that imports. Some modules, like
+# torch.ops, have every name that they are asked for; the short ones, which random bytes have, do not.
+IMPORTABLE = re.compile(r"[\w<][\w.<>-]*\n[\w<][\w.<>-]*|[\w<][\w.<>-]{4,}\n.*", re.DOTALL)
 TENSOR = "torch._utils._rebuild_tensor"
 WRAPPER = ".NumpyArrayWrapper"      # joblib's, under whatever name it is reached
 DTYPE = re.compile(rb"([biufcSUVmMO])([0-9]{1,9})")
@@ -194,7 +196,7 @@ class Walk:
         if name in ("GLOBAL", "INST"):  # first of all, as the unpickler does that is written in Python
             names = [argument, source.line(MAX_NAME + 2)]
             texts = (each[:MAX_NAME].decode("utf-8", "ignore" if len(each) > MAX_NAME else "replace") for each in names)
-            if not all(map(IMPORTABLE.fullmatch, texts)):
+            if not IMPORTABLE.fullmatch("\n".join(texts)):
                 raise Malformed("it imports what can have no name")
             result = self._import(*names)
         above = list[Any]()

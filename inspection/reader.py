@@ -180,8 +180,8 @@ class Packed:
     only some readers take is damage, too.
     """
 
-    def __init__(self, part: "Part", kind: str) -> None:
-        self.part, self.kind, self.damaged = part, kind, False
+    def __init__(self, part: "Part", kind: str, start: int = 0) -> None:
+        self.part, self.kind, self.start, self.damaged = part, kind, start, False
         self.budget: Budget = part.budget
 
     def stream(self) -> Stream:
@@ -201,6 +201,7 @@ class Packed:
     def _calls(self, quick: float = math.inf) -> Iterator[bytes]:
         """What each call of a decompressor gives, if anything, after `quick` calls byte by byte; raises Malformed."""
         source, (begin, cost), more = self.part.stream(), UNPACKERS[self.kind], True
+        source.skip(self.start)
         while more:
             self.budget.step(BEGIN)
             machine, data = begin(), b""

@@ -81,6 +81,14 @@ def test_a_right_check_of_a_gzips_header_is_no_damage():
     assert imports(gzipped(EVAL, 0x1E, head[10:] + check)) == (["builtins.eval"], True)
 
 
+@pytest.mark.parametrize("pack", [PACKED["gzip"], PACKED["xz"], PACKED["joblib of before 0.9.3"]],
+                         ids=["gzip", "xz", "joblib"])
+@pytest.mark.parametrize("wrap", [gzip.compress, lambda data: zipped({"m": data}, zipfile.ZIP_DEFLATED)],
+                         ids=["gzip", "a deflated zip"])
+def test_what_is_packed_twice_is_found_and_incomplete(pack, wrap):
+    assert imports(wrap(pack(EVAL))) == (["builtins.eval"], False)
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress], ids=["gzip", "bzip2", "xz"])
 def test_a_fault_of_the_disk_in_what_is_packed_is_no_damage(pack):
     class Failing(io.BytesIO):
@@ -301,6 +309,13 @@ def test_a_pickle_in_letters_before_more_text_is_one_when_it_does_something(data
 def test_a_pickle_is_found_behind_others_that_do_nothing(before, data, behind):
     found, complete = imports(before + data + behind)
     assert found[-1] in ("builtins.eval", "posix.system") and complete == (not behind)
+
+
+@pytest.mark.parametrize("before", [b"", b"\x80\2"], ids=["no protocol", "protocol 2"])
+@pytest.mark.parametrize("name", ["(x", " ", "\1", "a b"])
+def test_a_pickle_is_found_behind_an_import_of_a_name_that_only_some_modules_have(before, name):
+    found, complete = imports(before + b"ctorch.ops\n" + name.encode() + b"\n0" + EVAL[2:])
+    assert found == [f"torch.ops.{name if name.isprintable() else '?'}", "builtins.eval"] and complete
 
 
 # ---- what stands first
