@@ -35,9 +35,13 @@ TFLITE = b"TFL3"        # from byte 4 on; its labels are in a zip behind it
 SEALED = ("7z", "zstd", "lz4", "rar", "tar")
 METHODS = {0: "", 8: "deflate", 12: "bzip2 in a zip"}    # of a zip's members
 TOO_LARGE = 0xFFFFFFFF  # stands for a number of more bytes
+# A type of numbers, texts or times, a shape of no more dimensions than numpy has, and a field of records of such.
+TYPE = rb"'([<>|=]?([biufcSUVmM])([0-9]{1,9})(?:\[[0-9]*[A-Za-z]{1,2}\])?)'"
+SHAPE = rb"\(((?:[0-9]{1,18}, ?){0,64}(?:[0-9]{1,18})?)\)"
+FIELD = rb"\('[^'\\]*', %b(?:, %b)?\)" % (TYPE, SHAPE)
 NUMERIC = re.compile(   # to the letter as numpy writes it: a dict may name a key twice
-    rb"\{'descr': '([<>|=]?([biufcSU])([0-9]{1,9}))', 'fortran_order': (?:True|False), "
-    rb"'shape': \(((?:[0-9]{1,18}, ?){0,64}(?:[0-9]{1,18})?)\), \} *\n?")    # of more dimensions it has no array
+    rb"\{'descr': (?:%b|\[(?P<fields>%b(?:, %b)*)\]), 'fortran_order': (?:True|False), 'shape': (?P<shape>%b), \} *\n?"
+    % (TYPE, FIELD, FIELD, SHAPE))
 
 
 class Member(NamedTuple):
@@ -94,7 +98,9 @@ def search(part: Part, found: Found, depth: int, members: list[Member]) -> str:
         except Malformed:
             return ""
         if size is None:
-            look(stream, found)
+            look(stream, inner := Found())
+            found.merge(inner)
+            found.complete &= inner.pickled     # else it has a size that is not known
         else:   # others may follow, with objects in them: numpy reads them one by one
             stream.skip(size)
             found.complete &= not stream.ahead(1)
@@ -191,7 +197,7 @@ def open_member(window: Window, member: Member) -> Part:
 
 
 def array_header(stream: Stream) -> tuple[dict[str, Any], int | None]:
-    """Details of an .npy file, and the bytes of its array, None for one of objects or of records; raises Malformed."""
+    """Details of an .npy file, and the bytes of its array, None for one of objects; raises Malformed."""
     major = stream.exactly(8)[6]
     length = int.from_bytes(stream.exactly(2 if major == 1 else 4), "little")
     if length > MAX_NPY_HEADER:     # which numpy takes where it may unpickle
@@ -199,6 +205,11 @@ def array_header(stream: Stream) -> tuple[dict[str, Any], int | None]:
         length = 1
     if not (header := NUMERIC.fullmatch(stream.exactly(length))):
         return {}, None
-    shape = [int(size) for size in header[4].split(b",") if size.strip()]
-    size = int(header[3]) * (4 if header[2] == b"U" else 1)
-    return {"dtype": header[1].decode(), "shape": shape}, math.prod(shape) * size
+    shape, fields = dimensions(header["shape"]), header["fields"] or b"('', '%b')" % header[1]
+    size = sum(int(width) * (4 if code == b"U" else 1) * math.prod(dimensions(each))
+               for _, code, width, each in re.findall(FIELD, fields))
+    return {} if header["fields"] else {"dtype": header[1].decode(), "shape": shape}, math.prod(shape) * size
+
+
+def dimensions(shape: bytes) -> list[int]:
+    return [int(size) for size in shape.strip(b"()").split(b",") if size.strip()]

@@ -182,6 +182,20 @@ def test_whenever_a_reader_comes_to_a_pickle_it_is_refused(name, payload, change
             inspection.check(inspect(data), (), "deny")
 
 
+# ---- behind numpy's arrays
+
+
+@pytest.mark.parametrize(("kind", "size"), [
+    ("'<M8[25s]'", 8), ("'|V3'", 3), ("[('a', '<f4'), ('f8', '<U3', (2, 3)), ('', '|V2')]", 78),
+    ("[('a', [('b', '|u1')])]", None), ("('<f8', (2,))", None), ("'f'", None)],
+    ids=["times", "raw bytes", "records", "records in records", "arrays in it", "short"])
+def test_what_is_behind_an_array_of_no_objects_makes_it_incomplete(kind, size):
+    array = npy(kind, bytes(2 * (size or 1)))
+    assert imports(array) == (None, bool(size))
+    for behind in npy("'|O'", EVAL), EVAL, b"\0":
+        assert not imports(array + behind)[1] and not imports(zipped({"a.npy": array + behind}))[1]
+
+
 # ---- joblib's arrays
 
 
