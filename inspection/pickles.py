@@ -25,9 +25,10 @@ CAREFUL = 1400          # what an opcode that is not simple takes, in bytes read
 TORCH = re.compile(rb"\x80.(?:\x95.{8})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
 TORCH_PICKLES = 5
 CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")  # what a text has none of
-# A module and a name in it, as raw bytes and lines of text may begin with the opcode that imports. Some modules, like
-# torch.ops, have every name that they are asked for; the short ones, which random bytes have, do not.
-IMPORTABLE = re.compile(r"[\w<][\w.<>-]*\n[\w<][\w.<>-]*|[\w<][\w.<>-]{4,}\n.*", re.DOTALL)
+# A module and a name in it, as raw bytes and lines of text may begin with the opcode that imports. Some modules in
+# others, like torch.ops, have every name that they are asked for.
+WORD, PATH = r"[\w<][\w<>-]*", r"[\w.<>-]*"
+IMPORTABLE = re.compile(rf"{WORD}{PATH}\n{WORD}(?:{PATH}|\..*)|{WORD}\.{PATH}\n.*", re.DOTALL)
 TENSOR = "torch._utils._rebuild_tensor"
 WRAPPER = ".NumpyArrayWrapper"      # joblib's, under whatever name it is reached
 DTYPE = re.compile(rb"([biufcSUVmMO])([0-9]{1,9})")
