@@ -150,18 +150,27 @@ class Directory:
 
     def open_lock(self, name: str, access: int = os.O_RDONLY) -> int:
         """The descriptor of a lock file, created if missing; raises InTheWay if it is not a regular file."""
+        descriptor = self._open_any(name, access)
+        try:
+            self._check_lock(name, descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _open_any(self, name: str, access: int) -> int:
         try:
             # NONBLOCK: opening a planted fifo must not block
             flags = access | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            descriptor = os.open(name, flags, 0o666, dir_fd=self.descriptor)
+            return os.open(name, flags, 0o666, dir_fd=self.descriptor)
         except OSError as error:
             if error.errno in NO_LOCK:
                 raise filesystem.InTheWay(f"{self.place}/{name}", self.kind(name)) from error
             raise
+
+    def _check_lock(self, name: str, descriptor: int) -> None:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
             raise filesystem.InTheWay(f"{self.place}/{name}", self.kind(name))
-        return descriptor
 
     def lock(self, name: str, how: int = fcntl.LOCK_EX, access: int = os.O_RDONLY) -> int:
         """A descriptor that holds the lock of this name until it is closed; BlockingIOError if `how` has LOCK_NB.
@@ -169,17 +178,19 @@ class Directory:
         `access` is O_RDWR for a lock file with contents. A file open for writing prevents `mount -o remount,ro`.
         """
         while True:
-            descriptor = self.open_lock(name, access)
+            descriptor = self._open_any(name, access)
             try:
+                self._check_lock(name, descriptor)
                 fcntl.flock(descriptor, how)
                 if self.has(name, descriptor):
                     return descriptor   # otherwise it was removed while we waited, and others lock a new one
             except OSError as error:
                 # NFS turns flock into a byte-range lock, which needs a descriptor open for writing
-                if error.errno != errno.EBADF or access == os.O_RDWR:
+                if error.errno == errno.EBADF and access != os.O_RDWR:
+                    access = os.O_RDWR
+                elif error.errno != errno.ESTALE:   # which is that it was removed through another mount
                     os.close(descriptor)
                     raise
-                access = os.O_RDWR
             os.close(descriptor)
 
     def has(self, name: str, descriptor: int) -> bool:

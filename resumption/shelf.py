@@ -91,7 +91,6 @@ class KeptDraft(Draft):
         """Holds the lock; raises Superseded if somebody else has claimed the draft, or it is gone."""
         if self._lock < 0:
             raise Superseded("this upload is over")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
         try:
             if not self._is_newest():
                 raise Superseded("another client continues this upload, or has ended it")
@@ -100,7 +99,9 @@ class KeptDraft(Draft):
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _is_newest(self) -> bool:
+        """Takes the lock, and tells whether nobody else has claimed the draft, and it is not gone."""
         try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
             return os.fstat(self._lock).st_size == self._claimed
         except OSError as error:
             if error.errno not in filesystem.GONE:
@@ -326,6 +327,10 @@ def known(place: Directory, ident: str, lock: int) -> Known | None:
         if not all(isinstance(document[name], kind) for name, kind in TYPES.items()):
             return None
     except (ValueError, TypeError, KeyError):
+        return None
+    except OSError as error:
+        if error.errno not in filesystem.GONE:
+            raise
         return None
     record = Record(**{name: document[name] for name in TYPES})
     if record.done:
