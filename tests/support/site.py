@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 from collections import namedtuple
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,10 @@ class Site:
 
     def files(self):
         """Every path around and below the storage but the server's own, with what tells whether it was touched."""
-        paths = (p for p in self.root.parent.rglob("*") if ".staging" not in p.parts)
+        paths = list[Path]()
+        for place, folders, files in os.walk(self.root.parent):
+            folders[:] = {*folders} - {".staging"}      # in which drafts come and go meanwhile
+            paths += [Path(place, name) for name in (*folders, *files)]
         return {str(p): (p.stat().st_ino, p.stat().st_mtime_ns) for p in paths if p.is_file() or p.parent == self.root}
 
 
