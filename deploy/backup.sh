@@ -38,7 +38,7 @@ case $copy in "$source"*) refuse "$2 is in $1" ;; esac
 if ! holds "$from" && holds "$to"; then
     refuse "there is nothing in $1, and something in $2: is the disk of $1 mounted?"
 fi
-# that of a disk, which is empty or for root alone; a project of this name is copied
+# of the file system, empty or readable by root alone; a project of this name is copied
 lost=--exclude=/lost+found
 [ -z "$(ls -A "$from/lost+found" 2>/dev/null)" ] || lost=
 while [ "$passes" -gt 0 ]; do

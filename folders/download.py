@@ -43,7 +43,7 @@ def tar_response(request: Request, store: Storage, names: Mapping[str, str], pla
     query, above = ListQuery.parse({**request.query, "format": "json"}), names_in(names)
     if query.limit is not None or query.after:
         raise BadRequest("a tar has no pages: leave out limit and after")
-    for place in places:    # a list may be behind what another server has stored, but a tar of that would break off
+    for place in places:    # a list may lag behind other servers, but a tar of files that were replaced would break off
         store.index.expire(place)
     entries = list(entries_of(store, selected(store, places, query, ()), request.flag("allow_corrupt")))
     if not entries:

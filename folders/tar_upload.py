@@ -122,7 +122,7 @@ class TarUpload(Upload):
 
     def congested(self) -> bool:
         synced = len(self.version.models) if self.version else 0
-        # of one that is refused no file goes on, and the rest is read nevertheless
+        # once it is refused, no more files are synced, but its client still sends the rest
         return super().congested() or self._pause(not self.over and self._files - synced > AT_ONCE)
 
     # ---- on the workers

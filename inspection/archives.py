@@ -65,11 +65,12 @@ def kind_of(head: bytes) -> str:
 
 def contents(window: Window) -> tuple[str, list[Member], Found]:
     """The container that a file is, the members of a zip, and what it would unpickle, as far as the budget goes."""
-    kind, members, found = kind_of(window.at(0, HEAD)), list[Member](), Found()
+    kind = begins = kind_of(window.at(0, HEAD))
+    members, found = list[Member](), Found()
     try:
         kind = search(window, found, 0, members)
         behind = Found()    # what stands first decides, but some readers go by what a file ends with
-        if kind != "zip" and search_zip(window, behind, 0, []):
+        if begins != "zip" and search_zip(window, behind, 0, []):
             found.merge(Found(behind.imports, complete=behind.complete and window.at(4, 4) == TFLITE))
     except BudgetExceeded:
         found.complete = False

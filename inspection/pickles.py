@@ -248,7 +248,7 @@ class Walk:
         """Notes that values are given away, and a target changed by it; `plain` if a text may seem to do that."""
         if self._wrapped:
             self._source.budget.step()
-            self._found.complete &= not any(map(may_wrap, values))      # what is given it may read an array with it
+            self._found.complete &= not any(map(may_wrap, values))  # what gets it may read an array with it
         if type(target) is Global and not (plain and target.partition(".")[0] not in sys.stdlib_module_names):
             self.idle = False       # a call, as it were: it may append to sys.path, or replace builtins.open
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from repository import filesystem
-from repository.errors import InvalidName, StorageFailed
+from repository.errors import InvalidName
 from repository.folding import Folding, OtherName
 from repository.model import MAX_DEPTH, NAME, RESERVED_PROJECTS, VERSION_DEPTH, ModelKey, Names
 
@@ -258,8 +258,8 @@ class Tree:
         except OSError as error:
             if error.errno not in (*filesystem.ABSENT, *filesystem.OF_ONE):
                 raise
-            # these would mean that there is nothing, or nothing to tell: all models would seem to have been deleted
-            raise StorageFailed(f"the storage failed: {error.strerror}; see the server's log") from error
+            # callers take these for a directory that is missing or unreadable, as if all models had been deleted
+            raise filesystem.failed(error) from error
 
     def kept_top(self) -> Directory:
         """The top, open and shared for a moment by those who read: it closes with the last reference to it."""

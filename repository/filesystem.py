@@ -54,8 +54,13 @@ def as_store_errors() -> Iterator[None]:
         if error.errno in IN_THE_WAY:
             what = error.strerror if isinstance(error, InTheWay) else "a file or a link stands"
             raise ModelExists(f"{what} where a directory should be: remove it") from error
-        hint = ": the server's user must own the directories there" if isinstance(error, PermissionError) else ""
-        raise StorageFailed(f"the storage failed: {error.strerror}{hint}; see the server's log") from error
+        raise failed(error) from error
+
+
+def failed(error: OSError) -> StorageFailed:
+    """The StorageFailed that says the same as an OSError, with a hint where permissions are missing."""
+    hint = ": the server's user must own the directories there" if isinstance(error, PermissionError) else ""
+    return StorageFailed(f"the storage failed: {error.strerror}{hint}; see the server's log")
 
 
 class NewFile:
@@ -214,9 +219,9 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
 
 def generation(directory: int) -> int:
-    """What tells a directory from one that is gone and had the same inode; 0 where the file system does not tell it."""
+    """That of a directory's inode, which tells it from an earlier one with the same inode; 0 if there is none."""
     number = bytearray(8)
-    with suppress(OSError):     # whoever reads it says what is wrong
+    with suppress(OSError):     # which is reported when the directory is read
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)    # it may be O_PATH
         try:
             fcntl.ioctl(descriptor, GETVERSION, number)

@@ -101,6 +101,10 @@ class Directory:
         models = set(self.models)
         return [name for name in self.children if name not in models]
 
+    def leads_to(self, name: str) -> bool:
+        """Whether it contains a directory of this name that is no model."""
+        return is_in(self.children, name) and not is_in(self.models, name)
+
     @property
     def is_large(self) -> bool:
         """Whether to look at all of it takes longer than one request should."""

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 
 from repository import filesystem, metadata
 from repository.directories import REACHED, Directory, Tree
-from repository.errors import ModelUnreadable, StorageFailed, absent
+from repository.errors import ModelUnreadable, absent
 from repository.indexed import Signature, State
 from repository.model import RESERVED_PROJECTS, VERSION_DEPTH, Model, ModelKey, Names, Stamp, can_be_model
 from repository.staging import REPLACED, REPLACED_VERSIONS, STAGING, Staging
@@ -221,10 +221,10 @@ class ModelReader:
     def _cannot_read(self, places: set[Names], names: Names, error: OSError) -> None:
         """Remembers that this model or directory has to be read again, and logs the error, though not each time.
 
-        Raises StorageFailed where it is not that alone: what cannot be told must not seem to be not there.
+        Raises StorageFailed if the whole storage is lost, or all models would seem to have been deleted.
         """
         if self.is_lost():
-            raise StorageFailed(f"the storage failed: {error.strerror}; see the server's log") from error
+            raise filesystem.failed(error) from error
         places.add(names)
         if (moment := time.monotonic()) - self._told.get(names, -inf) > TOLD_AGAIN:
             self._told[names] = moment

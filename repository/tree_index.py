@@ -46,10 +46,11 @@ class Index:
         self._directories = Known()
         self._asked = self._walked = 0.0    # when there was a list, and a batch of a long one
         self._passing = threading.Lock()    # held during a pass over all directories
-        self._refreshed = self._rested = -inf   # when the last pass began, and when it may be written again
+        self._refreshed = -inf  # when the last pass began
         self._changes = 0       # number of changes; a total computed while it grew is not kept
         self._reads = 0         # number of times that the disk was asked what is in a version
         self._news = self._written = 0  # number of times that something new was learnt, now and when it was written
+        self._rested = -inf     # when it may be written again
         self._remembered: Remembered | None = None  # the number of all models, until they have been counted
         self._recalled = Recalled()     # what was known then and has not been taken over yet
         self._taking_over = threading.Lock()
@@ -167,8 +168,7 @@ class Index:
 
     def reaches(self, names: Names) -> bool:
         """Whether these nested directories exist, and none of them is a link or a model."""
-        return all(indexed.is_in((directory := self._checked(names[:depth])).children, name)
-                   and not indexed.is_in(directory.models, name) for depth, name in enumerate(names))
+        return all(self._checked(names[:depth]).leads_to(name) for depth, name in enumerate(names))
 
     # ---- from one start to the next
 
@@ -272,7 +272,7 @@ class Index:
                     yield from self._read_models(names, directory, some)
 
     def _read_models(self, place: Names, directory: Directory, names: list[str]) -> Iterator[Batch]:
-        """The lines of these models, cached if there is room; of one that is gone, those in a folder in its place."""
+        """The lines of these models, cached if there is room; of one that has become a folder, those in it."""
         todo = deque(names)
         while todo:
             moment, size, gone = time.monotonic(), 0, Names()

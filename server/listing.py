@@ -81,7 +81,7 @@ class ListQuery:
         text = "\n".join((*(model[name] for name in NAME_FIELDS), model["description"] or ""))
         if self.filters.get("q", "").casefold() not in text.casefold():
             return False
-        return all(is_said(model["metadata"].get(name), text) for name, text in self.metadata.items())
+        return all(is_said(model["metadata"].get(name), value) for name, value in self.metadata.items())
 
 
 class PageEntry(NamedTuple):
