@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from repository.model import Model
-from server.errors import PreconditionFailed, RangeNotSatisfiable
+from server.errors import BadRequest, PreconditionFailed, RangeNotSatisfiable
 
 Header = Callable[[str], str | None]    # a request's header by name
 ENTITY_TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')     # RFC 9110 8.8.3
+ENTITY_TAGS = re.compile(rf"[ \t,]*(?:{ENTITY_TAG.pattern}[ \t]*(?:,[ \t,]*|\Z))+")     # 5.6.1: one at least
 BYTE_RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.IGNORECASE)     # RFC 9110 14.1.2, one range of it
 TOKEN = r"[\w!#$%&'*+.^`|~-]+"
 MEDIA_RANGE = re.compile(rf"({TOKEN}/{TOKEN})((?:[ \t]*;[ \t]*{TOKEN}=(?:{TOKEN}|\"[^\"]*\"))*)", re.ASCII)
@@ -46,10 +47,13 @@ def last_modified(model: Model, now_ns: int) -> datetime | None:
 
 
 def matches(header: str, etag: str | None, weak: bool) -> bool:
-    """Whether a list of entity tags, or *, names this one (None: there is none). RFC 9110 8.8.3.2, 13.1."""
+    """Whether a list of entity tags, or *, names this one (None: there is none). RFC 9110 8.8.3.2, 13.1.
+
+    What is malformed names nothing.
+    """
     if header.strip() == "*":
         return etag is not None
-    if etag is None or (not weak and etag.startswith("W/")):
+    if etag is None or (not weak and etag.startswith("W/")) or not ENTITY_TAGS.fullmatch(header):
         return False
     opaque = etag.removeprefix("W/")
     return any(tag == opaque and (weak or not prefix) for prefix, tag in ENTITY_TAG.findall(header))
@@ -72,9 +76,14 @@ def has_condition(header: Header) -> bool:
 
 
 def check_write(header: Header, *etags: str) -> None:
-    """Raises PreconditionFailed when a change of what has these entity tags (none: it is missing) is not wanted."""
+    """Raises PreconditionFailed when a change of what has these entity tags (none: it is missing) is not wanted.
+
+    An If-None-Match that cannot be understood would forbid nothing: it raises BadRequest.
+    """
     wanted, unwanted = header("If-Match"), header("If-None-Match")
     current = etags or (None,)
+    if unwanted is not None and unwanted.strip() != "*" and not ENTITY_TAGS.fullmatch(unwanted):
+        raise BadRequest(f"If-None-Match is {unwanted!r:.200}: it takes * or entity tags, which are in quotes")
     if wanted is not None and not any(matches(wanted, etag, weak=False) for etag in current):
         have = "something else" if etags else "nothing"     # not its digest: a token without `read` may write here
         raise PreconditionFailed(f"If-Match asks for {wanted[:200]} and there is {have}: look again, then decide")

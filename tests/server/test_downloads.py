@@ -137,6 +137,10 @@ CONDITIONS = [
     ({"If-Match": f"W/{ETAG}"}, 412),                                           # RFC 9110 13.1.1: strong comparison
     ({"If-None-Match": ETAG}, 304), ({"If-None-Match": "*"}, 304), ({"If-None-Match": f"W/{ETAG}"}, 304),
     ({"If-None-Match": f'"x", W/"y", {ETAG}'}, 304), ({"If-None-Match": f'"a,b",{ETAG}'}, 304),
+    ({"If-None-Match": f', ,W/"x" ,,\t{ETAG} , '}, 304),
+    # malformed ones name nothing, whatever is in them
+    *(({name: value}, status) for name, status in (("If-Match", 412), ("If-None-Match", 200))
+      for value in ("", ",", f"w/{ETAG}", f"W/ {ETAG}", f"*, {ETAG}", f"{ETAG} {ETAG}", f"{ETAG}x", f'{ETAG}, "')),
     ({"If-None-Match": '"x"'}, 200), ({"If-None-Match": "nonsense"}, 200), ({"If-None-Match": '"' * 2000}, 200),
     ({"If-Modified-Since": SAME}, 304), ({"If-Modified-Since": LATER}, 200), ({"If-Modified-Since": EARLIER}, 200),
     # the exact date alone: an older version may have come back
