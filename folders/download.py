@@ -18,11 +18,11 @@ from server.conditional import etag_of
 from server.errors import BadRequest
 from server.listing import ListQuery, selected
 from server.request import Request
-from server.responses import CutShort, FileSlice, Piece, Response, content_disposition, ranged_response
+from server.responses import AnswerCutShort, FileSlice, Piece, Response, content_disposition, ranged_response
 from storage import Storage
 
 SMALL = 64 << 10    # bytes of a file that is read at once: handing over a descriptor costs more
-BLOCK = 128 << 10   # bytes gathered before they are sent: each block costs the server a lock and a system call
+MIN_BLOCK = 128 << 10   # bytes gathered before they are sent: each block costs the server a lock and a system call
 MAX_NAMED = 20      # corrupt models in a message
 
 
@@ -106,7 +106,7 @@ def etag_of_all(entries: Sequence[Entry], depth: int) -> str:
 
 
 def blocks_of(store: Storage, entries: Sequence[Entry], pieces: Iterator[bytes | Part]) -> Iterator[Piece]:
-    """The bytes of a tar, small pieces joined; raises CutShort when a file is not the one that it was."""
+    """The bytes of a tar, small pieces joined; raises AnswerCutShort when a file is not the one that it was."""
     block, size = list[bytes](), 0
     for piece in pieces:
         if isinstance(piece, Part):
@@ -122,19 +122,19 @@ def blocks_of(store: Storage, entries: Sequence[Entry], pieces: Iterator[bytes |
                 piece = os.pread(file.fileno(), piece.stop - piece.start, piece.start)
         block.append(piece)
         size += len(piece)
-        if size > BLOCK:
+        if size > MIN_BLOCK:
             yield b"".join(block)
             block, size = [], 0
     yield b"".join(block)
 
 
 def open_same(store: Storage, entry: Entry) -> BinaryIO:
-    """The file of a model that is still what the entry says; raises CutShort."""
+    """The file of a model that is still what the entry says; raises AnswerCutShort."""
     try:
         model, file = store.open(ModelKey.at(entry.names))
     except StoreError as error:
-        raise CutShort(str(error)) from error
+        raise AnswerCutShort(str(error)) from error
     if entry_of(model) != entry:
         file.close()
-        raise CutShort(f"{model.key} was changed while a tar with it was sent")
+        raise AnswerCutShort(f"{model.key} was changed while a tar with it was sent")
     return file

@@ -13,12 +13,11 @@ from folders.layout import padding
 from repository.model import MAX_PARTS, MAX_PATH, NAME, NAME_RULE
 from server.errors import BadRequest, UnsupportedMediaType
 
-BLOCK = tarfile.BLOCKSIZE
 MAX_FILES = 10_000              # of one version; each takes several system calls and a sync of the disk
 MAX_HEADERS = 8 * MAX_FILES     # with those of directories, long names and attributes, which bring no file
 MAX_EXTENDED = 256 << 10        # bytes of one extended header: an extended attribute of Linux has at most 64 KiB
 MAX_AFTER_END = 64 << 20        # bytes of zeros after the end: GNU tar pads to its record, of 10 KiB unless told so
-MAX_SHOWN = 255                 # characters of a name in a message; Linux has no longer ones
+MAX_NAME_SHOWN = 255            # characters of a name in a message; Linux has no longer ones
 COMPRESSED = {b"\x1f\x8b": "gzip", b"\x1f\x9d": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"LZIP": "lzip",
               b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}    # \x1f\x9d is that of compress
 PAX, PAX_GLOBAL, LONG_NAME = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE), tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME
@@ -53,7 +52,7 @@ class TarCutter:
     """
 
     def __init__(self) -> None:
-        self._gathered, self._wanted = bytearray(), BLOCK   # of a header
+        self._gathered, self._wanted = bytearray(), tarfile.BLOCKSIZE   # of a header
         self._left = self._padding = 0      # bytes of a file and behind it that are still to come
         self._extending: tarfile.TarInfo | None = None      # the extended header whose text is being gathered
         self._pax = dict[str, bytes]()      # what extended headers say of the next file
@@ -82,7 +81,7 @@ class TarCutter:
                 block = data[: self._wanted - len(self._gathered)]
                 self._gathered += block
                 if len(self._gathered) == self._wanted:
-                    whole, self._gathered, self._wanted = bytes(self._gathered), bytearray(), BLOCK
+                    whole, self._gathered, self._wanted = bytes(self._gathered), bytearray(), tarfile.BLOCKSIZE
                     if self._extending:
                         self._extended(self._extending, whole)
                     else:
@@ -109,7 +108,7 @@ class TarCutter:
     def _header(self, block: bytes) -> Iterator[Event]:
         if not block.strip(b"\0"):      # two of them end a tar; of one that is all that comes, GNU tar says no more
             self._zeros += 1
-            if self._pax or self._zeros * BLOCK > MAX_AFTER_END:
+            if self._pax or self._zeros * tarfile.BLOCKSIZE > MAX_AFTER_END:
                 raise BadRequest("the tar ends with the attributes of a file that is missing" if self._pax else
                                  f"more than {MAX_AFTER_END} zeros follow the end of the tar")
             return
@@ -121,7 +120,8 @@ class TarCutter:
         except tarfile.HeaderError as error:
             if not self._headers:
                 raise not_a_tar(block) from error
-            raise BadRequest(f"the tar is damaged at byte {self._position + len(block) - BLOCK}: {error}") from error
+            begins = self._position + len(block) - tarfile.BLOCKSIZE
+            raise BadRequest(f"the tar is damaged at byte {begins}: {error}") from error
         self._headers += 1
         if self._headers > MAX_HEADERS:
             raise BadRequest(f"the tar has more than {MAX_HEADERS} headers")
@@ -157,7 +157,7 @@ class TarCutter:
         path = pax.get("path") or (prefix + b"/" if prefix else b"") + text_in(block[:100])
         name = path.decode("utf-8", "surrogateescape")
         size = int(pax["size"]) if "size" in pax else info.size
-        shown = repr(name[:MAX_SHOWN])
+        shown = repr(name[:MAX_NAME_SHOWN])
         if info.type not in (*FILES, tarfile.DIRTYPE) or "sparse" in pax:
             kind = SPARSE if "sparse" in pax else KINDS.get(info.type, f"of type {info.type!r}")
             raise BadRequest(f"{shown} in the tar is {kind}. A version holds files and directories")
@@ -180,7 +180,7 @@ class TarCutter:
         above = path if is_folder else path.rpartition("/")[0]
         while above not in self._folders:
             if above in self._files:
-                raise BadRequest(f"{above[:MAX_SHOWN]!r} in the tar is a file, and {shown} would be below it")
+                raise BadRequest(f"{above[:MAX_NAME_SHOWN]!r} in the tar is a file, and {shown} would be below it")
             self._note(self._folders, above)
             above = above.rpartition("/")[0]
         if not is_folder:
@@ -231,7 +231,7 @@ def checked(name: str, is_folder: bool, shown: str) -> str:
     for part in parts:
         if not NAME.fullmatch(part):
             raise BadRequest(f"{shown} in the tar is not a name: {NAME_RULE}. Rename it, or leave it out: "
-                             f"tar c {exclude(part[:MAX_SHOWN])}")
+                             f"tar c {exclude(part[:MAX_NAME_SHOWN])}")
     # of directories, too: a pax header has room for a path of 100,000 of them, each of which would be noted
     if len(parts) > MAX_PARTS or len(path) > MAX_PATH:
         raise BadRequest(f"{shown} in the tar is too long: use up to {MAX_PARTS} names with slashes between them, "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from folders.tar_reader import MAX_SHOWN, Member, TarCutter, exclude
+from folders.tar_reader import MAX_NAME_SHOWN, Member, TarCutter, exclude
 from repository.drafts import StagedModel, VersionDraft
 from repository.errors import InvalidName
 from repository.model import Details, ModelKey, Names
@@ -106,7 +106,7 @@ class TarUpload(Upload):
 
     def _begin(self, member: Member) -> File:
         self._files += 1
-        shown = repr(member.name[:MAX_SHOWN])
+        shown = repr(member.name[:MAX_NAME_SHOWN])
         if self._largest is not None and member.size > self._largest:
             raise TooLarge(f"{shown} in the tar has {member.size} bytes, more than the {self._largest} that this "
                            "server accepts for a model (MODEL_MAX_SIZE)")

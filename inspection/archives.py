@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from inspection.found import Found
-from inspection.pickles import OPCODES, look
+from inspection.pickles import OPCODES, add_imports
 from inspection.reader import LZMA, UNPACKERS, BudgetExceeded, Malformed, Packed, Part, Stream, Window
 
 HEAD = 512              # bytes that tell what begins here; of a tar they are its first header
@@ -20,7 +20,7 @@ TAIL = (1 << 16) + 22 + 20 + 56     # a zip's last records with the longest comm
 MAX_NPY_HEADER = 64 * 1024  # numpy itself reads 10,000 characters
 
 # What begins how. What is in the sealed ones is not looked at, so nobody knows what it holds.
-SIGNATURES = {kind: re.compile(begins, re.DOTALL) for kind, begins in {
+CONTAINERS = {kind: re.compile(begins, re.DOTALL) for kind, begins in {
     "zip": rb"\0{0,3}PK\x03\x04|PK\x05\x06",   # aligned, or empty
     "gzip": rb"\x1f\x8b\x08", "bzip2": rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)",     # and its first block, or its end
     "xz": rb"\xfd7zXZ\0|LZIP[\0\1]", "npy": rb"\x93NUMPY", "7z": rb"7z\xbc\xaf\x27\x1c", "zstd": rb"\x28\xb5\x2f\xfd",
@@ -55,7 +55,7 @@ class Member(NamedTuple):
 
 def kind_of(head: bytes) -> str:
     """The container that says by its first bytes that it is one; a tar by its checksum, as tarfile reads it."""
-    if kind := next((kind for kind, begins in SIGNATURES.items() if begins.match(head)), ""):
+    if kind := next((kind for kind, begins in CONTAINERS.items() if begins.match(head)), ""):
         return kind
     with suppress(tarfile.HeaderError):
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
@@ -99,14 +99,14 @@ def search(part: Part, found: Found, depth: int, members: list[Member]) -> str:
         except Malformed:
             return ""
         if size is None:
-            look(stream, inner := Found())
+            add_imports(stream, inner := Found())
             found.merge(inner)
             found.complete &= inner.pickled     # else it has a size that is not known
         else:   # others may follow, with objects in them: numpy reads them one by one
             stream.skip(size)
             found.complete &= not stream.ahead(1)
     elif begins != "zip" and head[:1] in OPCODES:
-        look(stream, found)
+        add_imports(stream, found)
     return kind
 
 

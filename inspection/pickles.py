@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inspection.found import EXTENSION, Found
-from inspection.reader import BLOCK, BudgetExceeded, Malformed, Stream
+from inspection.reader import READ_BLOCK, BudgetExceeded, Malformed, Stream
 
 MAX_MEMO = 750_000      # values a pickle may refer back to, 40 MB; a vocabulary of 250,000 words needs fewer
 MAX_NAME = 128          # characters of a module or of a name in it; the longest of scikit-learn has 60
@@ -292,7 +292,7 @@ class Walk:
 # ---- pickles in a file
 
 
-def look(source: Stream, found: Found) -> None:
+def add_imports(source: Stream, found: Found) -> None:
     """Adds to `found` what unpickling would import here, where there need not be a pickle; raises BudgetExceeded.
 
     There is one when it has an import, or when it is whole and either says so in its first byte or ends with the file:
@@ -307,11 +307,11 @@ def look(source: Stream, found: Found) -> None:
             walk.run()
             whole = True
         certain = (whole and (protocol or not source.ahead(1))) or (protocol and bool(here.imports))
-        here.complete &= whole and look_on(source, here.torch, walk)
+        here.complete &= whole and walk_on(source, here.torch, walk)
         if not certain and all(name.startswith(EXTENSION) for name in here.imports):
             return
         if not certain and walk.idle:
-            text = source.part.stream().read(BLOCK)
+            text = source.part.stream().read(READ_BLOCK)
             source.budget.take(2 * len(text))   # for the search
             if not CONTROL.search(text):
                 return
@@ -319,7 +319,7 @@ def look(source: Stream, found: Found) -> None:
         if walk.unpadded:   # for pickle.load the array is more opcodes
             rest, plain = source.part.stream(), Found()
             rest.skip(start)
-            look_on(rest, False, Walk(rest, plain, arrays=False))
+            walk_on(rest, False, Walk(rest, plain, arrays=False))
             here.complete &= plain.imports.keys() <= here.imports.keys()
     except BudgetExceeded:
         here.pickled = protocol or bool(here.imports)
@@ -328,7 +328,7 @@ def look(source: Stream, found: Found) -> None:
     found.merge(here)
 
 
-def look_on(source: Stream, torch: bool, walk: Walk) -> bool:
+def walk_on(source: Stream, torch: bool, walk: Walk) -> bool:
     """Goes through the pickles that come next; False when something else comes."""
     with suppress(Malformed):
         for _ in range(TORCH_PICKLES - 1) if torch else iter(lambda: source.ahead(1), b""):

@@ -20,7 +20,7 @@ READ = 512                  # and in that of a read, however short it is
 SLICE = 256 * 1024          # bytes, a millisecond, after which other threads are let in
 PAUSE = 0.0001              # seconds for them
 MAX_DICTIONARY = 128 << 20  # memory that an xz stream may ask for; its highest level asks for 65 MiB
-BLOCK = 64 * 1024
+READ_BLOCK = 64 * 1024      # bytes of one read, at most
 NEAR = 2048                 # bytes read at once where most is skipped
 UNPACKED = 8 * 1024         # bytes unpacked at once, so a bomb costs its budget and no memory
 PACKED = 16 * 1024          # bytes read at once to be unpacked
@@ -97,7 +97,7 @@ class Window:
         size = NEAR
         while data := self.at(at, size):
             yield data
-            at, size = at + len(data), min(2 * size, BLOCK)
+            at, size = at + len(data), min(2 * size, READ_BLOCK)
 
     def stream(self) -> "Stream":
         return Stream(self)
@@ -161,7 +161,7 @@ class Stream:
             self._blocks = self.part.blocks(self._read)
         else:
             self.at = len(self.data)
-            while missing > 0 and (data := self.read(min(missing, BLOCK))):
+            while missing > 0 and (data := self.read(min(missing, READ_BLOCK))):
                 missing -= len(data)
 
 

@@ -21,7 +21,7 @@ from repository.indexed import NO_LINES, PAUSE, Directory, State
 from repository.model import NAME, Names
 
 TEXT_LINES = 16 << 20   # bytes of lines in one directory that are written, some 20,000: to take them over takes 60 ms
-BLOCK = 64 * 1024       # bytes of text that are packed at once, some 20 versions of 5 models: lists wait for one
+PACKED_BLOCK = 64 * 1024    # bytes of text packed at once, some 20 versions of 5 models: lists wait for one
 MAX_BLOCK = 64 << 20    # bytes of text in a block, which has more only if it is damaged
 DAMAGED = (zlib.error, ValueError, TypeError, RecursionError)   # what reading a damaged block raises
 AFTER_NAMES = "~"       # comes after every name in order
@@ -134,7 +134,7 @@ def blocks_of(known: Mapping[Names, Directory], lock: AbstractContextManager[obj
             with lock:
                 texts.append(text_of(names, directory))
             size += len(texts[-1])
-        if size > BLOCK:
+        if size > PACKED_BLOCK:
             yield packed(b"".join(texts))
             texts, size = [], 0
             time.sleep(PAUSE)

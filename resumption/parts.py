@@ -13,7 +13,7 @@ from repository.model import ModelKey
 from resumption.shelf import KeptDraft, Record, Shelf, Superseded
 from server.digests import Hashes
 from server.errors import BadRequest, CutShort
-from server.uploads import BLOCK, Intake, Upload
+from server.uploads import READ_BLOCK, Intake, Upload
 from storage import Draft, Storage
 
 log = logging.getLogger("model_server.resumption")
@@ -254,7 +254,7 @@ class Part(Kept):
     def _catch_up(self, file: BinaryIO) -> None:
         """Reads a slice of what is there again, and the next one when others have had their turn."""
         wanted = 0 if self._closed or self.refusal else min(SLICE, self.start - self._hashed)
-        while wanted and (block := file.read(min(wanted, BLOCK))):
+        while wanted and (block := file.read(min(wanted, READ_BLOCK))):
             self._digests.update(block)
             self._hashed, wanted = self._hashed + len(block), wanted - len(block)
         if self._hashed < self.start and not wanted and not (self._closed or self.refusal):

@@ -248,14 +248,14 @@ def settle(request: Request, body: Part | Rest) -> None:
     """What is to be done when the model has been stored."""
     keeper, metrics = keeper_of(request), request.services.metrics
     if isinstance(body, Rest):
-        metrics.tell("instant")
+        metrics.count_upload("instant")
         keeper.shelf.remove(body.ident)
         for key in (body.source, ModelKey(**request.names)):    # damage before the file was shared is that of both
             with suppress(QueueFull, StoreError):
                 request.services.verifier.ask(request.caller.name, *key.names)
         return
     if body.start:
-        metrics.tell("resumed")
+        metrics.count_upload("resumed")
     if "id" in request.query or request.method == "POST":   # else GET looks for the model itself
         body.draft.discard(done=True)
 

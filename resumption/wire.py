@@ -6,12 +6,11 @@ The names are those of draft-ietf-httpbis-resumable-upload. tus 1.0 (https://tus
 import base64
 import binascii
 import re
-from collections.abc import Callable
 
+from server.conditional import Header
 from server.errors import BadRequest, HttpError, NotFound
 from server.settings import Settings
 
-Header = Callable[[str], str | None]
 NUMBER = re.compile("[0-9]{1,18}")
 TUS = "1.0.0"
 OPTIONS = (("Tus-Resumable", TUS), ("Tus-Version", TUS),

@@ -41,7 +41,7 @@ from server.metrics import Metrics
 from server.request import Examine, Keeper, ListFormat, Request, Services, Tell, VersionTag
 from server.responses import Response, json_response, send
 from server.settings import Settings
-from server.uploads import BLOCK, REQUEST, Body, Intake, Upload
+from server.uploads import READ_BLOCK, REQUEST, Body, Intake, Upload
 from server.verifier import Verifier
 from storage import Storage
 
@@ -236,7 +236,7 @@ def read_body(environ: dict[str, Any], body: Body) -> None:
     while left > 0:
         if isinstance(body, Upload):
             body.wait_for_room()
-        if not (data := environ["wsgi.input"].read(min(left, BLOCK))):
+        if not (data := environ["wsgi.input"].read(min(left, READ_BLOCK))):
             break
         left -= len(data)
         body.append(data)

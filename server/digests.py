@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from typing import Protocol, Self
 
+from server.conditional import Header
 from server.errors import BadRequest, DigestMismatch
 
 SIZES = {"sha256": 32, "sha512": 64, "sha1": 20, "md5": 16, "crc32": 4}    # in bytes
@@ -23,7 +24,6 @@ UNKNOWN = ("X-Amz-Checksum-Crc32c", "X-Amz-Checksum-Crc64nvme")     # the standa
 LISTED = {"sha-256": "sha256", "sha-512": "sha512", "sha": "sha1", "md5": "md5"}    # RFC 9530 5, RFC 3230 4.1.1
 IN_LIST = re.compile(r"([A-Za-z0-9-]+)=([^;\s]+)(?:[ \t]*;.*)?")
 SHA256_HEX = re.compile("[0-9A-Fa-f]{64}")
-Header = Callable[[str], str | None]
 Decode = Callable[[str], str | None]    # a digest as it is written, into lower-case hex; None for what is none
 
 

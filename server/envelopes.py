@@ -1,10 +1,10 @@
 """What is no model but a part of one, or something around one, by the head of an upload. Pure functions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
+from server.conditional import Header
 from server.errors import BadRequest, UnsupportedMediaType
 
-Header = Callable[[str], str | None]
 # Each says that the body is a part (RFC 9110 14.2, 14.4 and 14.5): lftp sends Range where it continues an upload.
 PARTS = ("Content-Range", "X-Content-Range", "Range")
 # (number of the chunk, how many there are) in the forms of Dropzone, Resumable.js, flow.js, Plupload, Fine Uploader

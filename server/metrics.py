@@ -47,7 +47,7 @@ class Metrics:
         with self._lock:
             self._bytes["received"] += received
 
-    def tell(self, kind: str) -> None:
+    def count_upload(self, kind: str) -> None:
         """Counts an upload that was `resumed`, or stored without its bytes being sent (`instant`)."""
         with self._lock:
             self._special[kind] += 1

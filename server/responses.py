@@ -67,7 +67,7 @@ class FileSlice:
 Piece = bytes | FileSlice
 
 
-class CutShort(Exception):
+class AnswerCutShort(Exception):
     """The rest of an answer cannot be sent; the message says why. Its client has to see that something is missing."""
 
 

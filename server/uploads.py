@@ -21,7 +21,7 @@ from storage import Draft, Storage
 
 WORKERS = 8                 # four uploads write, hash and wait for the disk at once; more gain nothing on one disk
 APART = 6 << 20             # bytes of all uploads that have no slab, before they are handed over; up to 3 times as much
-BLOCK = 1 << 20             # bytes of one read of a file
+READ_BLOCK = 1 << 20        # bytes of one read, from a connection or a file
 STEP = 128 << 10            # bytes of a form read at once: each byte may have to be parsed, in some 20 ms at worst
 CHUNKED_STEP = 64 << 10     # bytes of a chunked body read at once, which take twice as long to parse
 REQUEST = "model_server.request"    # in an environment: the Request made to decide which thread answers

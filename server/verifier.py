@@ -37,7 +37,7 @@ MAX_CHECKED = 1000  # marks that are checked for one count, which takes some ms;
 MAX_COUNTED = 10_000    # marks that are counted at all, each some 20 µs to read a directory
 TOTAL_AGE = 60.0    # seconds by which totals may be out of date, so that they need not read the disk
 CATCH_UP = 0.1      # seconds of delay by a slow disk or a long sleep that are made up for by reading faster
-LINGER = 1.0        # seconds to wait at shutdown for a read or a result in progress
+LAST_WAIT = 1.0     # seconds to wait at shutdown for a read or a result in progress
 
 
 class Stopped(Exception):
@@ -142,7 +142,7 @@ class Verifier:
         """Gives up the running verification and those that are waiting."""
         self._stopping.set()
         if thread := self._thread:
-            thread.join(LINGER)
+            thread.join(LAST_WAIT)
 
     # ---- the thread
 

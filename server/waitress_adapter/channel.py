@@ -18,14 +18,14 @@ from server.heads import TLS
 from server.landing import SLAB
 from server.responses import FileSlice, Piece
 from server.turns import Memory, Turns
-from server.uploads import BLOCK
+from server.uploads import READ_BLOCK
 from server.waitress_adapter.parser import HEAD_BLOCK, Overloaded, StreamingParser
 from server.waitress_adapter.task import Paused, StreamingTask
 
 log = logging.getLogger("model_server")
 TURN = 2 << 20                  # bytes of a file sent to one client before the next one's: under a ms
 TURN_SECONDS = 0.005            # for the body of one client, before the next one's
-AHEAD = 512 * 1024              # bytes of a list made and not yet taken by its reader, when making it pauses
+FAR_BEHIND = 512 * 1024         # bytes of a list made and not yet taken by its reader, when making it pauses
 CLOSE_BEHIND = 128 * 1024       # unsent bytes with which it goes on: a thread is woken for each 400 KB
 LINGER = 5.0                    # seconds to read what a refused client still sends, so that it sees the answer
 
@@ -71,7 +71,7 @@ class StreamingChannel(HTTPChannel):
     def pause_if_behind(self) -> None:
         """Raises Paused where the client has to take something first."""
         with self.outbuf_lock:
-            self.paused = self.connected and self.total_outbufs_len > AHEAD
+            self.paused = self.connected and self.total_outbufs_len > FAR_BEHIND
             if self.paused:
                 raise Paused
 
@@ -113,7 +113,7 @@ class StreamingChannel(HTTPChannel):
 
     def handle_read(self) -> None:
         if self.linger_until:
-            if self.recv(BLOCK) and time.monotonic() > self.linger_until:
+            if self.recv(READ_BLOCK) and time.monotonic() > self.linger_until:
                 self.handle_close()
         elif not self.takes():
             return  # it was given up since it asked: what comes now is of that request, and must not be taken for one
@@ -304,7 +304,7 @@ class StreamingChannel(HTTPChannel):
 
     def write_soon(self, data: Piece) -> int:
         with self.outbuf_lock:
-            if self.current_outbuf_count > AHEAD:   # a new buffer: each keeps what was sent of it until all was sent
+            if self.current_outbuf_count > FAR_BEHIND:  # a new buffer: each keeps its bytes until all of them are sent
                 self.current_outbuf_count = self.adj.outbuf_high_watermark
             if isinstance(data, FileSlice):
                 return self.send_file_soon(data)
@@ -363,7 +363,7 @@ class StreamingChannel(HTTPChannel):
     def read_last(self, request: StreamingParser) -> None:
         """Reads what had come before the connection broke, if it is kept: at most what the kernel has of it."""
         with suppress(OSError):
-            while request.kept and not request.completed and (data := self.socket.recv(BLOCK)):
+            while request.kept and not request.completed and (data := self.socket.recv(READ_BLOCK)):
                 request.received(data)
 
     def drop(self, request: StreamingParser) -> None:

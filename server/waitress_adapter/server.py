@@ -24,7 +24,7 @@ from server import threads as helpers
 from server.forwarded import Network
 from server.relay import Relay
 from server.turns import Memory, Turns
-from server.uploads import BLOCK
+from server.uploads import READ_BLOCK
 from server.waitress_adapter.channel import StreamingChannel
 from server.waitress_adapter.parser import MAX_HEADERS
 
@@ -108,7 +108,7 @@ class Server:
             application, map=self._map, _dispatcher=self._dispatcher, ident="ai-model-repository",
             connection_limit=connections, channel_timeout=idle, cleanup_interval=min(30, idle), backlog=BACKLOG,
             clear_untrusted_proxy_headers=False,    # it would answer in its own way: see server.forwarded
-            url_prefix=prefix, recv_bytes=BLOCK, max_request_header_size=MAX_HEADERS,
+            url_prefix=prefix, recv_bytes=READ_BLOCK, max_request_header_size=MAX_HEADERS,
             max_request_body_size=sys.maxsize,  # ours is checked where it can be answered
             outbuf_high_watermark=sys.maxsize,  # what a slow reader has not taken yet holds no thread
             **({"host": host, "port": port} if host else {"sockets": [socket_of_both_families(port)]}),

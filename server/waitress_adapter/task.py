@@ -10,14 +10,14 @@ from waitress.task import WSGITask
 
 from server.errors import ProtocolError
 from server.forwarded import forward
-from server.responses import CutShort, FileSlice, Piece, Sending
+from server.responses import AnswerCutShort, FileSlice, Piece, Sending
 from server.uploads import Body
 
 log = logging.getLogger("model_server")
 
 
 @functools.lru_cache(maxsize=1)
-def date_of(second: int) -> str:
+def http_date(second: int) -> str:
     return formatdate(second, usegmt=True)
 
 
@@ -28,7 +28,7 @@ class Paused(BaseException):
 class StreamingTask(WSGITask):
     """Lets the application answer everything, faults below it included: those travel as the refusal of a body.
 
-    An answer of many pieces pauses while its reader is AHEAD bytes behind, and is executed again when that one is not.
+    An answer of many pieces pauses while its reader is FAR_BEHIND, and is executed again when the reader has caught up.
     """
 
     response_headers: list[tuple[str, str]]
@@ -63,7 +63,7 @@ class StreamingTask(WSGITask):
             for piece in self.sending.pieces:
                 self.write(piece)
                 self.channel.pause_if_behind()
-        except CutShort as error:
+        except AnswerCutShort as error:
             log.warning("an answer ends early, and its connection is closed: %s", error)
         if self.content_length not in (None, self.content_bytes_written):
             self.set_close_on_finish()      # or its reader waits for the rest
@@ -85,7 +85,7 @@ class StreamingTask(WSGITask):
         elif self.version == "1.0":
             self.response_headers.append(("Connection", "Keep-Alive"))
         lines = [f"HTTP/{self.version} {self.status}", f"Server: {self.channel.server.adj.ident}",
-                 f"Date: {date_of(int(self.start_time))}", *map(": ".join, self.response_headers)]
+                 f"Date: {http_date(int(self.start_time))}", *map(": ".join, self.response_headers)]
         head = "\r\n".join(lines)
         if head.count("\r") != len(lines) - 1 or head.count("\n") != len(lines) - 1:
             raise ValueError(f"a header of the answer has a line end in it: {lines}")   # RFC 9110 5.5

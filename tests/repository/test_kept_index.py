@@ -27,7 +27,7 @@ def soon(monkeypatch):
     monkeypatch.setattr(tree_index, "REMEMBERED", 1)
     monkeypatch.setattr(tree_index, "REMEMBERED_EVERY", 0.0)
     monkeypatch.setattr(tree_index, "REMEMBERED_SHARE", 0)
-    monkeypatch.setattr(recalled, "BLOCK", 1000)
+    monkeypatch.setattr(recalled, "PACKED_BLOCK", 1000)
     monkeypatch.setattr(looking, "RACY", 0.0)    # else what has just changed is read again in any case
 
 
@@ -311,7 +311,7 @@ def test_a_change_before_a_list_has_taken_over_its_version_is_shown_at_once(root
 
 
 def test_the_tree_is_passed_over_while_it_is_written_for_which_no_page_waits_then(root, monkeypatch):
-    monkeypatch.setattr(recalled, "BLOCK", 1)
+    monkeypatch.setattr(recalled, "PACKED_BLOCK", 1)
     with started(root) as store:
         listed(store)
         store.index._refreshed = before = time.monotonic() - 60     # as if writing took that long
