@@ -249,8 +249,8 @@ def delete_tree(request: Request, store: Storage, **names: str) -> Response:
     if not keys:
         raise ModelNotFound(f"there is no model below {where}")
     if has_condition(request.header):
-        raise PreconditionFailed(f"a condition is for one model, and there are {counted(len(keys), 'model')} below "
-                                 f"{where}: nothing was deleted, send it without")
+        raise PreconditionFailed(f"a condition is for one model, and {where} is none: nothing was deleted, send the "
+                                 "request without it")
     if not recursive:
         raise NotEmpty(f"this would delete {counted(len(keys), 'model')} below {where}: add ?recursive=true to do it")
     leave_no_alias(request, store, frozenset(keys))

@@ -154,7 +154,7 @@ ERRORS = {
                "system takes the name for that of another model"),
     411: error("an upload without a body and without `Content-Length: 0`"),
     412: error("a condition does not hold (`If-Match`, `If-None-Match`, `If-Unmodified-Since`, `?sha256=`)"),
-    413: error("the model is larger than `MODEL_MAX_SIZE`, or a `PATCH` than 2 MiB"),
+    413: error("the model is larger than `MODEL_MAX_SIZE`, or a `PATCH` than 1.75 MiB"),
     415: error("the upload is wrapped in something or encoded, or has a format that `MODEL_ALLOWED_FORMATS` leaves "
                "out"),
     416: error("the range begins beyond the end of the model: the download is already complete",

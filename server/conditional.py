@@ -88,7 +88,7 @@ def check_write(header: Header, *etags: str) -> None:
         have = "something else" if etags else "nothing"     # not its digest: a token without `read` may write here
         raise PreconditionFailed(f"If-Match asks for {wanted[:200]} and there is {have}: look again, then decide")
     if unwanted is not None and any(matches(unwanted, etag, weak=True) for etag in current):
-        raise PreconditionFailed("it exists already, and If-None-Match forbids to replace it")
+        raise PreconditionFailed("it exists already, and If-None-Match forbids replacing it")
 
 
 def check_change(header: Header, model: Model | None, *more: str) -> None:

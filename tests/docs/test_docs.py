@@ -16,6 +16,7 @@ from support.needs import HOW_TO_GET, LINES, lacking
 
 from folders.room import FOLDERS
 from model_server import ROUTES
+from server.settings import NAMES
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 SERVE = re.compile(r"((?:[A-Z_]+=\S+ )*)\.venv/bin/python model_server\.py")
@@ -217,7 +218,8 @@ def test_every_setting_is_in_the_table():
     settings = (ROOT / "server/settings.py").read_text(encoding="utf-8")
     read = set(re.findall(r'"((?:SERVER|MODEL|TRUSTED|URL)_[A-Z_]+)"', settings))
     table = text_of("README.md").partition("## Settings")[2]
-    assert read == set(re.findall(r"^\| `([A-Z_]+)` \|", table, re.MULTILINE))
+    assert re.findall(r"^\| `([A-Z_]+)` \|", table, re.MULTILINE) == list(NAMES)
+    assert read == {*NAMES}
 
 
 # ---- the pages as a whole

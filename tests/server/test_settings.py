@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 import requests
-from support.common import ROOT
 from support.live import LiveServer
 from support.needs import SANDBOX, need, read_only_but
 from support.process import NOT_ALMIGHTY, run_to_its_end
 
-from server.settings import NAMES, Settings
+from server.settings import Settings
 
 DEFAULTS = {"storage_path": None, "host": "", "port": 8000, "threads": 8, "max_size": None, "overwrite": True,
             "allowed_formats": frozenset(), "pickle": "allow"}
@@ -269,8 +268,3 @@ def test_a_misspelt_setting_is_named(start):
     assert server.stop() == 0
     assert dict(re.findall(r"(\w+) is not a setting, so it changes nothing: is (\w+) meant", server.log())) == {
         "MODEL_TOKEN_FILE": "MODEL_TOKENS_FILE", "TRUSTED_PROXIES": "TRUSTED_PROXY"}
-
-
-def test_the_readme_has_a_row_for_each_setting():
-    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Settings")[2]
-    assert re.findall(r"^\| `([A-Z_]+)` \|", table, re.MULTILINE) == list(NAMES)
