@@ -67,11 +67,11 @@ from server.waitress_adapter.server import Server
 from storage import Storage
 
 log = logging.getLogger("model_server")
-# How much longer than its file a form may be before its length alone refuses it: by its fields, and by their headers.
+# Bytes by which a form may be longer than MODEL_MAX_SIZE before its length alone refuses it: for fields and headers.
 FORM_OVERHEAD = metadata.MAX_CUSTOM_TEXT + (64 << 10)
 MAX_DOCUMENT = 7 << 18      # bytes of a PATCH: a client that escapes all but ASCII sends 64 fields of 8 KiB in 1.6 MiB
-METRICS_AGE = 60.0          # seconds: what others changed on disk may be missing so long, a scrape costs no look at it
-HEALTH_AGE = 1.0            # seconds for which one look tells that writing works, and that other servers found nothing
+METRICS_AGE = 60.0          # seconds for which changes made by others may be missing, so that no scrape reads the disk
+HEALTH_AGE = 1.0            # seconds for which one probe, and one look for corrupt models, are relied on
 
 
 # ---- handlers, in the order of the routes
@@ -142,7 +142,7 @@ def checksum(request: Request, store: Storage, **names: str) -> Response:
                 return download_key(request, store, real)
         raise
     beside = digest_name(model.key)
-    if headers and beside and store.find(beside):   # the version that `latest` means for the model, not for the other
+    if headers and beside and store.find(beside):   # in the version that `latest` means for the model itself
         response = download_key(request, store, beside)
         response.headers += headers
         return response
@@ -228,7 +228,7 @@ def amend(request: Request, store: Storage, **names: str) -> Response:
 def delete_model(request: Request, store: Storage, **names: str) -> Response:
     key = ModelKey(**names)
     for name in ("recursive", "aliases"):
-        request.flag(name)      # what is in doubt deletes nothing
+        request.flag(name)      # if one is malformed, nothing is deleted
     if not store.find(key) and next(store.keys(*key.names), key) != key:
         return delete_tree(request, store, **names)
 
@@ -243,14 +243,14 @@ def delete_model(request: Request, store: Storage, **names: str) -> Response:
 
 def delete_tree(request: Request, store: Storage, **names: str) -> Response:
     recursive = request.flag("recursive")
-    request.flag("aliases")     # later, some would be deleted
+    request.flag("aliases")     # checked now: later, some models would be deleted already
     keys = list(store.keys(*names_in(names)))
     where = "/".join(names.values())
     if not keys:
         raise ModelNotFound(f"there is no model below {where}")
     if has_condition(request.header):
-        raise PreconditionFailed(f"a condition is for one model, and {where} is none: nothing was deleted, send the "
-                                 "request without it")
+        raise PreconditionFailed(f"a condition applies to one model, which {where} is not: nothing was deleted, send "
+                                 "the request without it")
     if not recursive:
         raise NotEmpty(f"this would delete {counted(len(keys), 'model')} below {where}: add ?recursive=true to do it")
     leave_no_alias(request, store, frozenset(keys))
@@ -348,7 +348,7 @@ ROUTES = (
 )
 
 
-# Optional rooms, a line each: without that, its import and its folder all the rest works.
+# The optional rooms. Without its line here, its import and its folder, everything else works.
 ROOMS: tuple[Room, ...] = (
     FOLDERS,
     INSPECTION,
@@ -367,7 +367,7 @@ def create_app(store: Storage, settings: Settings, measured: Metrics | None = No
 def main() -> None:
     tune()
     measured = Metrics()
-    # started with a closed stdout it has none: then nobody wants the log, and no other file may become its
+    # without a stdout nobody wants the log, and the next file that is opened must not take its descriptor
     lines = configure(sys.stdout.fileno() if sys.stdout else os.open(os.devnull, os.O_WRONLY), measured)
     try:
         settings = Settings.from_env(os.environ)
@@ -388,7 +388,7 @@ def main() -> None:
             place = f"{settings.host or '*'}:{settings.port}"
             raise SystemExit(f"model_server: cannot listen on {place} ({error}): set SERVER_HOST to an address of this "
                              "machine, and SERVER_PORT to a port that is free and allowed to this user") from error
-        # no request runs while all is looked through for garbage, which takes 0.2 s with a million models
+        # or each full garbage collection would go through the index: with a million models, it stops requests for 0.2 s
         store.index.settled = gc.freeze
         store.index.remember()
         threads.start("index", store.index.watch, measured)

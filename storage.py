@@ -77,7 +77,7 @@ class Storage:
         self.verdicts: dict[Names, metadata.Verdict] = {}   # those that could not be written to metadata.json
         self._reader = ModelReader(self._tree, self.staging, self.verdicts)
         self._probed = -inf
-        # a list reads each model once, and would push popular ones out of the cache
+        # keep=False: a list reads each model once, and would push popular ones out of the cache
         self.index = Index(self._reader, partial(self.find, keep=False))
         self.index.recall, self.index.keep = self.staging.recall_index, self._keep_index
         # ask the mount instead of trying to write: missing permissions would be reported first
@@ -127,7 +127,7 @@ class Storage:
                         "be moved there from the storage's: they are served but cannot be changed")
 
     def check_replaceable(self, version: Names) -> None:
-        """Raises ReadOnly where something is mounted in a version, which would go with the old one."""
+        """Raises ReadOnly if something is mounted in a version: it would be moved away with the old one."""
         with filesystem.as_store_errors(), suppress(FileNotFoundError), self._tree.walk(*version) as directory:
             if mounted := mounts_below(directory):
                 raise ReadOnly(f"{', '.join(mounted)} is mounted in {'/'.join(version)}, so that cannot be replaced as "
@@ -161,7 +161,7 @@ class Storage:
         return OpenModel(self.info(key), io.BytesIO())
 
     def group_at(self, key: ModelKey) -> int | None:
-        """The group that new files take over at the place of this model; None for that of the process."""
+        """The group that new files of this model inherit from its directory; None for that of the process."""
         return self._tree.of_nearest(key.names[:-1], Directory.group)
 
     def find(self, key: ModelKey, keep: bool = True) -> Model | None:
@@ -180,7 +180,7 @@ class Storage:
     def lines(self, names: Names, after: Names = (), enough: float = inf) -> Iterator[Batch]:
         """The models below `names` that come after `after`, in order: batches of Model.line. Raises StorageFailed.
 
-        Who needs no more than `enough` models gets these sooner where a version has thousands.
+        With `enough`, the first so many models come sooner where a version has thousands.
         """
         for place in self._reader.retry_unreadable():
             self.index.forget(place)
@@ -188,7 +188,7 @@ class Storage:
             yield from self.index.lines(names, after, enough)
 
     def _keep_index(self, blocks: Iterator[bytes]) -> None:
-        for place in self._reader.retry_unreadable():   # of which no stamp will tell that it has become readable
+        for place in self._reader.retry_unreadable():   # no stamp changes when a directory becomes readable
             self.index.forget(place)
         self.staging.keep_index(blocks)
 
@@ -198,7 +198,7 @@ class Storage:
             return self._reader.subdirectories(project_id, app_name)
 
     def disk(self) -> Disk:
-        """What one look at the disk tells of it; raises StorageFailed."""
+        """The state of the file system; raises StorageFailed."""
         with filesystem.as_store_errors():
             status = os.statvfs(self.root)
             return Disk(bool(status.f_flag & os.ST_RDONLY), status.f_bavail * status.f_frsize)
@@ -243,7 +243,7 @@ class Storage:
                 raise ModelExists(f"{'/'.join(above)} is a model, so nothing can be stored below it: delete it, or "
                                   "choose another name")
             inside = next(self.keys(*key.names), key)
-            if inside != key:   # else it was stored just now, about which the caller decides
+            if inside != key:   # otherwise the model was stored just now, and the caller decides
                 raise ModelExists(f"{key} is a folder, with {inside} in it: delete it, or choose another name")
 
     def draft(self) -> "Draft":
@@ -266,8 +266,8 @@ class Storage:
     def publish_version(self, draft: VersionDraft, check: Callable[[list[ModelKey]], None]) -> bool:
         """Makes a draft of which all models are synced the whole version; returns whether there was none.
 
-        `check` may raise to refuse the change, given the models that are stored; those that the draft does not have are
-        gone. Readers see the old or the new version, complete; the new one is on disk when this returns. Raises
+        `check` may raise to refuse the change, given the models that are stored; those that are not in the draft will
+        be gone. Readers see the old or the new version, complete; the new one is on disk when this returns. Raises
         ModelExists, ReadOnly, StorageFull and StorageFailed; then the old version is still in place.
         """
         version = draft.version

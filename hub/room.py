@@ -117,7 +117,7 @@ def paths_info(request: Request, store: Storage, **names: str) -> Response:
         if (request.header("Content-Type") or "").startswith("application/json"):
             wanted = json.loads(request.body.data)["paths"]
             if not (isinstance(wanted, list) and all(isinstance(path, str) for path in wanted)):
-                raise ValueError("its paths are no list of strings")
+                raise ValueError("its paths are not a list of strings")
         else:
             wanted = [path for name, path in parse_qsl(request.body.data.decode(), errors="strict") if name == "paths"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
@@ -153,7 +153,7 @@ def models(request: Request, store: Storage) -> Response:
 
 def alone(request: Request, store: Storage, project_id: str, **names: str) -> Response:
     """404 for the Hub's oldest repositories, like gpt2, whose names have no slash: such a one cannot be here."""
-    raise Missing("RepoNotFound", f"{project_id} is no repository: here they are called project/application")
+    raise Missing("RepoNotFound", f"{project_id} is not a repository: here they are called project/application")
 
 
 def whoami(request: Request, store: Storage) -> Response:

@@ -119,7 +119,7 @@ def recognise(window: Window, kind: str, members: list[Member], found: Found) ->
     if found.pickled:
         return ("pytorch", {"container": "pickles"}) if found.torch else (pickled, {})
     if kind_of(head) == "zip":
-        raise Malformed("it is no whole zip")
+        raise Malformed("the zip is truncated or malformed")
     return pattern(window) or protobuf(window) or hdf5(window)
 
 

@@ -46,19 +46,19 @@ from server.verifier import Verifier
 from storage import Storage
 
 log = logging.getLogger("model_server")
-RETRY_AFTER = 5             # seconds for a storage to come back, as deploy/nginx.conf says for a server
-MOST_NAMES = 64     # behind the first one: more than may be, to say so; 64 KiB of them took 0.2 s of the network thread
+RETRY_AFTER = 5     # seconds until a client should try a lost storage again, as in deploy/nginx.conf for a dead server
+MOST_NAMES = 64     # after the first: more than are allowed, to say so; 64 KiB of them took 0.2 s of the network thread
 ONE, NO_ALIAS = "([^/]+)", "([^/@][^/]*)"
-# a name that is the path of another route, /info, ends none; it may be the first one, so that nothing stands before it
+# a name that ends another route, like info, can be the only name of a model but not the last of several
 SEVERAL = f"([^/]+(?:/(?!(?:{'|'.join(sorted(RESERVED_ENDINGS))})\\Z)[^/]+){{0,{MOST_NAMES}}})"
-# a path of somebody else's making, of which a name may be empty or end like another route
+# a path as clients of other protocols make it: its names may be empty, or end like another route
 ANY = f"([^/]*(?:/[^/]*){{0,{MOST_NAMES}}})"
 # RFC 9112 3.2.2: a target may be a whole URL
 DOUBLE_SLASH = re.compile("([A-Za-z][A-Za-z0-9+.-]*://[^/]*)?/(/|%2f)", re.IGNORECASE)
 
 
 def error_response(error: Exception) -> Response:
-    """The answer to an exception: its own status, or that of the table, or 500 and a traceback in the log."""
+    """The answer to an exception, whose traceback is logged if the storage or the server itself has failed."""
     headers: tuple[tuple[str, str], ...] = getattr(error, "headers", ())
     status = status_of(error)
     detail = str(error)
@@ -85,22 +85,21 @@ Handler = Callable[..., Response]
 
 @dataclass(frozen=True)
 class Route:
-    """`verb` is what a caller must have the right to, for all that the path names; None: anybody may.
+    """`verb` is the permission that a caller needs for everything that the path names; None: anybody may.
 
-    Where it is `partly` enough to have it for some of that, the handler keeps to what request.caller may. `explain`
-    puts into the answer to an error what the clients of this route understand. `about` tells programs what the route
-    takes and answers.
+    If it is `partly` enough to have it for some of that, the handler keeps to what request.caller may. `explain` adds
+    to the answer to an error what the clients of this route understand. `about` describes the route to programs.
     """
 
     method: str
     path: str
     verb: str | None
     handler: Handler
-    admit: Callable[..., Body] | None = None    # what becomes of a body, decided by the request's head
-    at_once: Callable[..., bool] = lambda request, store, **names: False    # whether no disk and no time is needed
+    admit: Callable[..., Body] | None = None    # decides from the request's head what receives the body
+    at_once: Callable[..., bool] = lambda request, store, **names: False    # whether the answer needs no disk, no time
     partly: bool = False
-    through_aliases: bool = False       # whether an alias may stand for the version, as where GET reads
-    encoded_slashes: bool = False       # whether %2F in the path is a slash; elsewhere it would make a name another one
+    through_aliases: bool = False       # whether an alias may stand for the version, as it may in every GET that reads
+    encoded_slashes: bool = False       # whether %2F in the path is a slash; elsewhere it is refused
     explain: Callable[[Request, Exception, Response], None] | None = None
     about: About | None = None
 
@@ -120,17 +119,17 @@ Front = Callable[[Request, Route], Response | None]
 
 
 class Room(NamedTuple):
-    """An optional part of the server: its routes, its formats of lists, what it says of uploads before they are stored.
+    """An optional part of the server: routes, formats of lists, and what else it contributes.
 
-    `read_through` answers where an alias is in place of the version in a path, with the handler for that version.
-    `version_tag` gives the ETag of a model's version, which its downloads tell and take as a condition.
-    `front` gives, when the application is made, a function that may answer a request in place of its route, before
-    anybody is asked for a token. It adds to request.vary the headers by which it decided that.
-    `examiner` gives, for the settings, a function of an open file and its size in bytes. It tells what it saw, or
-    raises what refuses the upload. Raises ValueError for settings that cannot be.
-    `keeper` makes what keeps uploads that break off, for a store and the services of a server. `adds` is what the room
-    adds to what others' routes tell, by method and path. `overview` gives the routes that tell of all routes, for those
-    and the settings.
+    `read_through` answers a path with an alias in place of the version, by calling the handler with that version.
+    `version_tag` returns the ETag of a model's version, which downloads send and accept as a condition.
+    `keeper` makes, for a store and the services of a server, what keeps uploads that break off.
+    `examiner` makes, for the settings, a function of an open file and its size in bytes, which returns what it found or
+    raises what refuses the upload. Raises ValueError for invalid settings.
+    `front` makes a function that may answer a request in place of its route, before a token is asked for. It adds to
+    request.vary the headers that it based this on.
+    `adds` is what the room adds to the descriptions of other routes, by method and path. `overview` returns the routes
+    that describe all routes, for those and the settings.
     """
 
     routes: tuple[Route, ...] = ()
@@ -145,7 +144,7 @@ class Room(NamedTuple):
 
 
 def routes_of(routes: Sequence[Route], rooms: Sequence[Room], settings: Settings) -> tuple[Route, ...]:
-    """All routes, each with all that there is to tell of it."""
+    """All routes, each with its whole description."""
     found = list[Route]()
     for route in (*routes, *(route for room in rooms for route in room.routes)):
         about = route.about
@@ -157,9 +156,9 @@ def routes_of(routes: Sequence[Route], rooms: Sequence[Room], settings: Settings
 
 
 class Router:
-    """Finds routes: those without a field by their path, the others by one regular expression for each method.
+    """Finds routes: those without fields by their path, the others by one regular expression for each method.
 
-    Where several fit, the first one in the table is meant.
+    If several match, the first one in the table is chosen.
     """
 
     def __init__(self, routes: Sequence[Route]) -> None:
@@ -178,7 +177,7 @@ class Router:
         Raises InvalidName, and HttpError 404, 405 or 204.
         """
         raw = request.environ.get("REQUEST_URI", "").partition("?")[0]
-        if DOUBLE_SLASH.match(raw):     # waitress takes them for one, other servers and a proxy's rules do not
+        if DOUBLE_SLASH.match(raw):     # waitress takes two for one; other servers, and the rules of proxies, do not
             raise NotFound("the path begins with more than one slash: take one away")
         method = "GET" if request.method == "HEAD" else request.method
         path = request.path
@@ -195,7 +194,7 @@ class Router:
         allow = ("Allow", ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))))
         if method == "OPTIONS":
             raise OptionsAnswered("", allow)
-        raise MethodNotAllowed(f"{request.method[:50]} is not for this path: use {allow[1]}", allow)
+        raise MethodNotAllowed(f"{request.method[:50]} is not available at this path: use {allow[1]}", allow)
 
     def _methods(self, path: str) -> Iterable[str]:
         return self._fixed.get(path) or self._patterns
@@ -210,7 +209,7 @@ class Router:
 
 
 class Alternatives:
-    """Routes of one method as one regular expression. An empty group behind each says which of them it was."""
+    """Routes of one method as one regular expression. An empty group after each shows which of them matched."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self._pattern = re.compile("|".join(f"{route.pattern}()" for route in routes))
@@ -230,7 +229,7 @@ class Alternatives:
 
 
 def read_body(environ: dict[str, Any], body: Body) -> None:
-    """Fills a body from wsgi.input, under a server that is not ours; one cut short is refused."""
+    """Fills a body from wsgi.input, under a server other than ours; refuses it if it is cut short."""
     announced = environ.get("CONTENT_LENGTH") or ""
     left = sys.maxsize if not announced and environ.get("wsgi.input_terminated") else int(announced or 0)
     while left > 0:
@@ -245,15 +244,15 @@ def read_body(environ: dict[str, Any], body: Body) -> None:
 
 
 def examiner_of(rooms: Sequence[Room], settings: Settings) -> Examine | None:
-    """What looks at the bytes of an upload; raises ValueError where a setting asks for that and no room does it."""
+    """What examines the bytes of uploads; raises ValueError if a setting requires it and no room does it."""
     examiners = [room.examiner(settings) for room in rooms if room.examiner]
     if not examiners and (settings.allowed_formats or settings.pickle != "allow"):
-        raise ValueError("MODEL_ALLOWED_FORMATS and MODEL_PICKLE need the package inspection, which is not here")
+        raise ValueError("MODEL_ALLOWED_FORMATS and MODEL_PICKLE need the package inspection, which is not installed")
     return examiners[0] if examiners else None
 
 
 class Application:
-    """The WSGI application. `admit` says, by its head alone, what becomes of a request's body."""
+    """The WSGI application. `tell` writes the log line of a request."""
 
     def __init__(self, store: Storage, settings: Settings, routes: Sequence[Route], rooms: Sequence[Room],
                  metrics: Metrics, tell: Tell) -> None:
@@ -284,7 +283,7 @@ class Application:
         return request, route
 
     def find(self, request: Request) -> Route:
-        """The route of a request, which knows its names then; raises HttpError and InvalidName."""
+        """The route of a request, which gets its names from the path; raises HttpError and InvalidName."""
         request.check_host()
         origins.check(request)
         route, request.names = self.router.find(request)
@@ -294,7 +293,7 @@ class Application:
         return route
 
     def admit(self, environ: dict[str, Any]) -> Body:
-        """What becomes of a body, by the head of its request alone; refusals are answered when they are asked for."""
+        """What receives a body, decided from the head of its request alone; a refusal is kept in it."""
         try:
             request, route = self.begin(environ)
             self.authorize(request, route)
@@ -303,7 +302,7 @@ class Application:
             return Body(error)
 
     def answers_at_once(self, environ: dict[str, Any]) -> bool:
-        """Whether a request without a body takes so little that no thread need be woken for it."""
+        """Whether a request without a body takes too little time to wake a thread for it."""
         try:
             request, route = self.begin(environ)
             return route.at_once(request, self.store, **request.names)
@@ -314,10 +313,10 @@ class Application:
         return route.admit(request, self.store, **request.names) if route.admit else Body()
 
     def authorize(self, request: Request, route: Route) -> None:
-        """Finds out who asks, before the store is asked; raises what they get when they may not do that."""
+        """Finds the caller and checks their permission, before the store is asked; raises Refused or ModelNotFound."""
         if self.guard is None or route.verb is None:
             return
-        # where an alias itself is meant, its name is written as in the path: without the mark it is that of a version
+        # the name of an alias keeps its mark, because without it that would be the name of a version
         place = tuple(MARK * (name == "alias") + value for name, value in request.names.items())
         caller = request.caller = self.guard.caller(request.header("Authorization"), route.verb, place)
         if route.verb == "read" and caller.known:
@@ -347,7 +346,7 @@ class Application:
         if isinstance(arrived, Body):   # our own server filled it while it arrived
             request.body = arrived
             if isinstance(arrived.refusal, ProtocolError):
-                raise arrived.refusal   # what there is of the head is not to be trusted
+                raise arrived.refusal   # the rest of the head is not to be trusted
         route = route or self.find(request)
         for front in self.fronts:
             if response := front(request, route):
@@ -365,7 +364,7 @@ class Application:
         return route.handler(request, self.store, **request.names)
 
     def refuse(self, request: Request, error: Exception) -> Response:
-        """The answer to an exception, which is counted where it ended an upload, and told to the audit."""
+        """The answer to an exception; counts it if it ended an upload, and logs a lack of permission for the audit."""
         if isinstance(error, StorageFailed) and self.store.is_lost():
             error = lost(error)
         response = error_response(error)

@@ -24,22 +24,22 @@ MAX_DIGITS = 18     # of a position: 10**18 bytes is beyond every file, int() of
 
 
 def etag_of(model: Model) -> str:
-    """Strong and of the bytes where their digest is known; else weak, of what the file system tells."""
+    """The digest of the bytes, if it is known; otherwise weak, made of what the file system knows of the file."""
     if model.sha256 and not model.corrupt:
         return f'"{model.sha256}"'
     return f'W/"{model.size:x}-{model.mtime_ns:x}-{model.inode:x}"'
 
 
 def etag_of_info(model: Model) -> str:
-    """That of what is told about a model."""
+    """The ETag of the info of a model."""
     return f'"info-{model.fingerprint}"'
 
 
 def last_modified(model: Model, now_ns: int) -> datetime | None:
-    """When it was modified, rounded up to the second; None while that, or the time it tells, cannot be relied on.
+    """When a model was modified, rounded up to the second; None while that would not be a reliable validator.
 
-    RFC 9110 8.8.2.1: it must not lie in the future. 8.8.2.2: in the second in which it was made, it may be replaced
-    again. So no two models that one name had one after the other are told with one date.
+    RFC 9110 8.8.2.1: it must not lie in the future. 8.8.2.2: in the second of its upload, a model may be replaced
+    again. So of the models that have a name one after the other, no two have the same date.
     """
     if not 0 <= model.mtime_ns <= now_ns - SECOND:
         return None
@@ -47,9 +47,9 @@ def last_modified(model: Model, now_ns: int) -> datetime | None:
 
 
 def matches(header: str, etag: str | None, weak: bool) -> bool:
-    """Whether a list of entity tags, or *, names this one (None: there is none). RFC 9110 8.8.3.2, 13.1.
+    """Whether a list of entity tags, or *, matches this one (None: nothing is there). RFC 9110 8.8.3.2, 13.1.
 
-    What is malformed names nothing.
+    A malformed list matches nothing.
     """
     if header.strip() == "*":
         return etag is not None
@@ -60,7 +60,7 @@ def matches(header: str, etag: str | None, weak: bool) -> bool:
 
 
 def date_of(header: str | None) -> datetime | None:
-    """An HTTP date; None for what is none (RFC 9110 13.1.3: it is ignored then)."""
+    """An HTTP date; None for anything else, which is ignored (RFC 9110 13.1.3)."""
     if header is None:
         return None
     try:
@@ -71,7 +71,7 @@ def date_of(header: str | None) -> datetime | None:
 
 
 def has_condition(header: Header) -> bool:
-    """Whether a change depends on what is there; an empty If-Match does, too, and nothing fulfils it."""
+    """Whether a change depends on what is there; an empty If-Match counts, too, and is never fulfilled."""
     return any(header(name) is not None for name in PRECONDITIONS)
 
 
@@ -92,7 +92,7 @@ def check_write(header: Header, *etags: str) -> None:
 
 
 def check_change(header: Header, model: Model | None, *more: str) -> None:
-    """Like check_write for a model (None: it is missing), which has these entity tags, too; it also has a date."""
+    """check_write() for a model (None: it is missing), which has a date, and may have `more` entity tags."""
     check_write(header, *((etag_of(model), *more) if model else ()))
     limit = None if header("If-Match") is not None else date_of(header("If-Unmodified-Since"))   # RFC 9110 13.2.2
     if model and limit and model.mtime_ns > limit.timestamp() * SECOND:
@@ -100,10 +100,10 @@ def check_change(header: Header, model: Model | None, *more: str) -> None:
 
 
 def read_status(header: Header, etag: str, modified: datetime | None) -> int:
-    """200, 304 or 412 for a GET or HEAD, in the order of RFC 9110 13.2.2; dates count where there is one to compare.
+    """200, 304 or 412 for a GET or HEAD, in the order of RFC 9110 13.2.2; without `modified`, dates are ignored.
 
-    RFC 9110 13.1.3 lets If-Modified-Since hold for any later date, too. It must be the exact one here: an older version
-    comes back when a newer one is deleted, or a backup restored.
+    RFC 9110 13.1.3 answers 304 for any later date in If-Modified-Since, too. Here it must be the exact one: an older
+    model comes back when a newer one is deleted, or a backup restored.
     """
     wanted, unwanted = header("If-Match"), header("If-None-Match")
     if wanted is not None:
@@ -119,16 +119,16 @@ def read_status(header: Header, etag: str, modified: datetime | None) -> int:
 
 
 def but_if_match(header: Header, etag: str | None) -> Header:
-    """The headers of a request without an If-Match that this entity tag fulfils, beside that of the representation."""
+    """The headers of a request, without its If-Match if that matches this entity tag."""
     if (wanted := header("If-Match")) is None or not matches(wanted, etag, weak=False):
         return header
     return lambda name: None if name == "If-Match" else header(name)
 
 
 def tells_date(header: Header, modified: datetime | None) -> bool:
-    """Whether an answer may have Last-Modified: not where the client has a later one.
+    """Whether an answer may have Last-Modified: not if the client has a later date.
 
-    wget -N compares the dates itself when it gets 200, and keeps what it has if that is of the same size.
+    wget -N compares the dates itself when it gets 200, and keeps its file if that has the same size.
     """
     since = date_of(header("If-Modified-Since"))
     return modified is not None and not (since and since > modified)
@@ -138,7 +138,7 @@ def tells_date(header: Header, modified: datetime | None) -> bool:
 
 
 def byte_range(header: str, size: int) -> tuple[int, int] | None:
-    """The half-open range a Range header asks of `size` bytes; None to send it all. Raises RangeNotSatisfiable.
+    """The half-open range of `size` bytes that a Range header asks for; None to send all. Raises RangeNotSatisfiable.
 
     RFC 9110 14.1.2: an over-long end is cut at the end, an over-long suffix means everything, bad syntax is ignored;
     14.2: several ranges may be ignored too.
@@ -160,7 +160,7 @@ def byte_range(header: str, size: int) -> tuple[int, int] | None:
 
 
 def range_holds(header: Header, etag: str, modified: datetime | None) -> bool:
-    """Whether If-Range, if there is one, names what is there now. RFC 9110 13.1.5: strongly, a date to the second."""
+    """Whether If-Range, if there is one, matches what is there. RFC 9110 13.1.5: strong comparison, exact date."""
     condition = header("If-Range")
     if condition is None:
         return True
@@ -173,10 +173,10 @@ def range_holds(header: Header, etag: str, modified: datetime | None) -> bool:
 
 
 def asks_for(media: str, accept: str) -> bool:
-    """Whether an Accept header names this type, and prefers no other one that it names; RFC 9110 12.5.1.
+    """Whether an Accept header names this type, and no other one with a higher weight; RFC 9110 12.5.1.
 
-    A wildcard is no wish: curl, wget and most libraries send */*. One with a malformed part is ignored, like that of
-    Java's HttpURLConnection, `text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2`, which no browser sends.
+    Wildcards do not count: curl, wget and most libraries send */*. A header with a malformed part is ignored, like that
+    of Java's HttpURLConnection, `text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2`, which no browser sends.
     """
     named = dict[str, float]()
     for part in filter(None, map(str.strip, accept.split(","))):     # RFC 9110 5.6.1: empty elements are ignored

@@ -82,8 +82,9 @@ def claims_of(header: Header, fields: Mapping[str, str]) -> dict[str, str]:
     for source, algorithm, value, decode in claimed(header, fields):
         digest = decode(value)
         if digest is None or len(digest) != 2 * SIZES[algorithm]:
-            raise BadRequest(f"{source} has {value[:100]!r}, which is no {algorithm}: that takes {SIZES[algorithm]} "
-                             "bytes, in hex in X-Checksum-*, X-Amz-Content-Sha256 and the field sha256, else in base64")
+            raise BadRequest(f"{source} has {value[:100]!r}, which is not {algorithm}: send {SIZES[algorithm]} "
+                             "bytes, in hex in X-Checksum-*, X-Amz-Content-Sha256 and the field sha256, otherwise in "
+                             "base64")
         if claims.setdefault(algorithm, digest) != digest:
             raise BadRequest(f"the request claims two {algorithm} digests: {claims[algorithm]} and {digest}")
     return claims
@@ -107,7 +108,7 @@ def claimed(header: Header, fields: Mapping[str, str]) -> Iterator[tuple[str, st
     for name, decode in LISTS.items():
         for member in filter(None, map(str.strip, (header(name) or "").split(","))):
             if not (found := IN_LIST.fullmatch(member)):
-                raise BadRequest(f"{name} has {member[:100]!r}, which is no algorithm, = and a digest")
+                raise BadRequest(f"{name} has {member[:100]!r}, which is not of the form algorithm=digest")
             if known := LISTED.get(found[1].lower()):
                 yield name, known, found[2], decode
 
@@ -115,7 +116,7 @@ def claimed(header: Header, fields: Mapping[str, str]) -> Iterator[tuple[str, st
 def digest_in(query: Mapping[str, str]) -> str | None:
     """The SHA-256 that a reader wants the model to have, in lower-case hex; raises BadRequest for what is none."""
     if (text := query.get("sha256")) is not None and not SHA256_HEX.fullmatch(text):
-        raise BadRequest(f"sha256 has {text[:100]!r}, which is no sha256: that takes 64 hex digits")
+        raise BadRequest(f"sha256 is {text[:100]!r}, and has to be 64 hex digits")
     return text and text.lower()
 
 

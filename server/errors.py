@@ -25,11 +25,11 @@ STATUS_OF: dict[type[StoreError], int] = {
     MetadataUnreadable: 409,
     NotEmpty: 409,
     # A fault of one model is not a 5xx: because of those, proxies take a server out of service, with all its models.
-    # Caches would keep a 404 or 410, and clients would take it for "there is no such file". After a 409, curl, wget
-    # and the clients of the Hugging Face Hub do not retry. RFC 9110 15.5.10: the user might be able to resolve it.
+    # Caches would keep a 404 or 410, and clients would take it for "there is no such file". curl, wget and the clients
+    # of the Hugging Face Hub do not retry after a 409. RFC 9110 15.5.10: the user might be able to resolve it.
     ModelCorrupt: 409,
     ModelUnreadable: 409,
-    StorageFailed: 500,     # of this request: others may well succeed
+    StorageFailed: 500,     # for this request: others may well succeed
     StorageLost: 503,       # the only status that tells a proxy to try another server
     StorageFull: 507,
 }
@@ -65,13 +65,13 @@ class DigestMismatch(BadRequest):
 
 
 class NotFound(HttpError):
-    """There is nothing at this path: no route, or not what a room keeps beside the models."""
+    """There is nothing at this path: no route, or nothing of what a room keeps in addition to the models."""
 
     status = 404
 
 
 def nothing_at(path: str) -> NotFound:
-    """The error for a path that no route has."""
+    """The error for a path that belongs to no route."""
     return NotFound(f"there is nothing at {path[:200]}: see the README for the routes")
 
 
@@ -80,13 +80,13 @@ class MethodNotAllowed(HttpError):
 
 
 class ForeignOrigin(HttpError):
-    """A web page of another origin sent it, from somebody's browser."""
+    """The request comes from a web page of another origin, by somebody's browser."""
 
     status = 403
 
 
 class Misdirected(HttpError):
-    """It was sent to a host that this server is not, by the name in it."""
+    """The request names a host that is not this server."""
 
     status = 421
 
@@ -128,6 +128,6 @@ class ProtocolError(HttpError):
 
 
 def status_of(error: Exception) -> int:
-    """The status that an exception is answered with: its own, or that of the table; 500 for any other."""
+    """The status of the answer to an exception: its own, or the one in the table; otherwise 500."""
     status: int = next((STATUS_OF[c] for c in type(error).__mro__ if c in STATUS_OF), getattr(error, "status", 500))
     return status

@@ -4,12 +4,12 @@ import re
 from typing import NamedTuple
 
 REQUEST_LINE = re.compile(rb"([!-~]+) ([^ ]+) HTTP/([0-9]\.[0-9]) *")
-METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Z-]+")       # in lower case, servers take it for different ones
-BAD_TARGET = re.compile(rb"[^!-~]|#")       # RFC 3986 2: the rest is encoded, and clients cut a fragment off
+METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Z-]+")       # not in lower case: servers disagree on what that is
+BAD_TARGET = re.compile(rb"[^!-~]|#")       # RFC 3986 2: other bytes are encoded, and fragments not sent
 FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)")
-ONCE = {"HOST": "Host", "TRANSFER_ENCODING": "Transfer-Encoding"}   # two readers would take one for different ones
+ONCE = {"HOST": "Host", "TRANSFER_ENCODING": "Transfer-Encoding"}   # of two, a proxy may use the other
 TLS = "a TLS handshake"
-LONGEST_BEGINNING = 16      # bytes that tell which protocol it is, where one of these begins so
+LONGEST_BEGINNING = 16      # bytes that are enough to recognise each of these protocols
 BEGINNINGS = (
     (b"\x16\x03", TLS),     # RFC 8446 5.1: a handshake record, and its version
     (b"SSH-", "the banner of SSH"),     # RFC 4253 4.2
@@ -19,7 +19,7 @@ BEGINNINGS = (
 
 
 class Head(NamedTuple):
-    """`fields` have the names of a WSGI environment, without HTTP_; the values of those of one name are joined."""
+    """`fields` are named as in a WSGI environment, but without HTTP_; repeated fields are joined into one."""
 
     method: str
     target: str
@@ -28,9 +28,9 @@ class Head(NamedTuple):
 
 
 def parse(head: bytes) -> Head:
-    """A head, from the request line to the empty line at its end; raises ValueError, with what is wrong with it.
+    """Parses a head, from the request line to the empty line at its end; raises ValueError, which says what is wrong.
 
-    Fields with a _ are left out: in an environment they would look like those with a - (RFC 9110 5.1).
+    Fields with a _ are left out: in a WSGI environment they could not be told from those with a - (RFC 9110 5.1).
     """
     first, *lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
     line = REQUEST_LINE.fullmatch(first)
@@ -43,7 +43,7 @@ def parse(head: bytes) -> Head:
         field = FIELD.fullmatch(text)
         if not field:   # RFC 9112 5.1 and 5.2
             folded = text.startswith((b" ", b"\t"))
-            raise ValueError("a header is folded over several lines" if folded else f"{text[:100]!r} is no header")
+            raise ValueError("a header is folded over several lines" if folded else f"{text[:100]!r} is not a header")
         name, value = field[1].decode("latin-1"), field[2].decode("latin-1").strip(" \t")
         if "_" in name:
             continue
@@ -57,15 +57,15 @@ def parse(head: bytes) -> Head:
 
 
 def begins_with_request(head: bytes) -> bool:
-    """Whether the first line is there, and is that of a request."""
+    """Whether the first line is complete, and is a request line."""
     line, end, _ = head.partition(b"\r\n")
     return bool(end) and REQUEST_LINE.fullmatch(line) is not None
 
 
 def looks_like(head: bytes) -> str | None:
-    """What the first bytes of a connection are if they are no HTTP; None where they are, or may become that.
+    """What the first bytes of a connection are if they are not HTTP; None if they are, or may still be.
 
-    It needs no end of a head: another protocol may never send one, and its client waits for the server.
+    The end of a head is not needed: a client of another protocol may never send one, and wait for the server.
     """
     for beginning, what in BEGINNINGS:
         if head.startswith(beginning):
@@ -73,10 +73,10 @@ def looks_like(head: bytes) -> str | None:
         if beginning.startswith(head):
             return None
     line, end, _ = head.partition(b"\n")
-    if head and not b"!" <= head[:1] <= b"~":       # no method begins so (RFC 9110 5.6.2)
+    if head and not b"!" <= head[:1] <= b"~":       # no method begins with it (RFC 9110 5.6.2)
         return "binary data"
     if not end:
         return None
-    if not line.endswith(b"\r"):    # RFC 9112 2.2 permits taking it for a line; what others take for one differs
+    if not line.endswith(b"\r"):    # RFC 9112 2.2 permits accepting it, and not every server does
         return "a line that ends with LF and not with CRLF"
     return None if REQUEST_LINE.fullmatch(line[:-1]) else "a line that is no request"

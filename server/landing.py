@@ -1,4 +1,4 @@
-"""Where the bytes of uploads land: page-aligned slabs, in which they are hashed and from which they are written."""
+"""Where the bytes of uploads land: page-aligned slabs, from which they are hashed and written."""
 
 import mmap
 from collections import OrderedDict, deque
@@ -6,15 +6,15 @@ from collections.abc import Callable, Sized
 
 from repository.filesystem import ALIGNMENT
 
-SLAB = 2 << 20      # bytes of one, and so of one write: twice as much is not faster, and leaves the processor's caches
-SLABS = 6           # of all uploads together, which is most of their memory: a seventh made four at once no faster
-AHEAD = 4           # of one upload that are hashed and written while it fills another: more were no faster
-PLENTY = 3          # free ones with which an upload has one at once
-ENOUGH = 128 << 10  # bytes that come before it has one otherwise: most slow ones would keep theirs almost empty
+SLAB = 2 << 20      # bytes of a slab, and so of a write: twice that is not faster, and exceeds the processor's caches
+SLABS = 6           # for all uploads together, which is most of their memory: with 7, four at once were not faster
+AHEAD = 4           # slabs of one upload that are hashed and written while it fills another: more were not faster
+PLENTY = 3          # free slabs with which an upload gets one at once
+ENOUGH = 128 << 10  # bytes after which it gets one otherwise: most slow uploads would keep theirs almost empty
 
 
 class Slab:
-    """Memory as direct I/O needs it. `map` can be searched, `memory` is the same as a view."""
+    """Memory as direct I/O needs it. `map` can be searched; `memory` is a view of it."""
 
     def __init__(self) -> None:
         self.map = mmap.mmap(-1, SLAB)
@@ -26,7 +26,7 @@ class Slabs:
 
     def __init__(self) -> None:
         self._free = [Slab() for _ in range(SLABS)]
-        self._holders: OrderedDict[Landing, None] = OrderedDict()   # the one that has waited for longest comes first
+        self._holders: OrderedDict[Landing, None] = OrderedDict()   # in the order in which they last received bytes
 
     @property
     def available(self) -> bool:
@@ -40,11 +40,11 @@ class Slabs:
 
     @property
     def share(self) -> int:
-        """Bytes that each upload may have handed over: with the slab that it fills, no more than its part of all."""
+        """Bytes that an upload may have handed over: together with the slab that it fills, its share of all slabs."""
         return SLAB * min(AHEAD, max(1, SLABS // max(1, len(self._holders)) - 1))
 
     def take(self, holder: "Landing") -> Slab | None:
-        """A slab to fill, until leave(); None if all are in use. One that an upload does not go on filling is freed."""
+        """A slab to fill, until leave(); None if all are in use. If need be, an upload that rests loses its own."""
         if not self._free and (resting := next((each for each in self._holders if each.rests), None)):
             resting.make_way()
         if not self._free:
@@ -63,42 +63,42 @@ class Slabs:
 
 
 class Landing:
-    """The bytes of one upload that have come and have not been handed over, and the marks between them.
+    """The bytes of one upload that have arrived and have not been handed over, and the marks between them.
 
-    Unless many slabs are free, the first ones are kept apart until they are ENOUGH, and so are those of an upload that
-    has lost its slab to another. In a slab, a byte has the same place in its page as in the file, so that whole pages
-    can be written past the page cache.
-    `make_way` is called when another upload needs the slab of this one, which rests: it calls give_up() or leave().
+    Unless many slabs are free, the first bytes are kept apart until they are ENOUGH, and so are those of an upload that
+    has lost its slab to another. In a slab, a byte has the same position in its page as in the file, so that whole
+    pages can be written past the page cache.
+    `make_way` is called while this upload rests and another one needs its slab: it calls give_up() or leave().
     """
 
     def __init__(self, slabs: Slabs, make_way: Callable[[], None], at: int = 0) -> None:
         self._slabs, self.make_way = slabs, make_way
         self._at = at           # where the next byte goes in the file
         self._slab: Slab | None = None
-        self._begin = self._end = 0     # of what has come in the slab since the last block
+        self._begin = self._end = 0     # of what arrived in the slab since the last block
         self._apart = bytearray()
-        self._since = 0         # bytes that came since it had no slab
+        self._since = 0         # bytes that arrived since it last had no slab
         self._blocks: list[memoryview | Sized] = []
         self.gathered = 0       # bytes that hand_over() would return
-        self.full = False       # whether a slab is full, which has to be handed over to become free
+        self.full = False       # whether a slab was left, so that what is in it has to be handed over
         self.handed = 0         # bytes handed over so far
-        self._done = 0          # bytes of them that were worked off
-        self._leaving: deque[tuple[int, Slab]] = deque()    # slabs, and how many bytes are worked off when it is free
-        self._filling = False   # whether somebody writes to the slab just now
+        self._done = 0          # bytes of them that were processed
+        self._leaving: deque[tuple[int, Slab]] = deque()    # slabs, each free when so many bytes are processed
+        self._filling = False   # whether room() was called, and received() not yet
 
     @property
     def fast(self) -> bool:
-        """Whether bytes are to come into a slab."""
+        """Whether bytes should be received in a slab."""
         return self._slab is not None or self._since >= ENOUGH or self._slabs.plenty
 
     @property
     def has_room(self) -> bool:
-        """Whether there is a slab to come into."""
+        """Whether there is a slab for them."""
         return self._slab is not None or self._slabs.available
 
     @property
     def idle(self) -> bool:
-        """Whether all that was handed over is worked off, and there is room for more; needs no lock."""
+        """Whether all that was handed over is processed, and there is room for more; needs no lock."""
         return not self.behind and (self._slab is not None or self._since < ENOUGH)
 
     @property
@@ -107,7 +107,7 @@ class Landing:
         return not self._filling and not self.behind
 
     def room(self) -> memoryview | None:
-        """Where the next bytes are to be received, until landed(); None if they are to be given to put()."""
+        """Where to receive the next bytes, then call received(); None if they have to go to put()."""
         if not (self.fast and self._has_slab()):
             return None
         assert self._slab
@@ -115,12 +115,12 @@ class Landing:
         return self._slab.memory[self._end:]
 
     def received(self, size: int) -> tuple[mmap.mmap, int, int] | None:
-        """What was received in room(), which nobody needs any more: a slab, and where in it that begins and ends."""
+        """Ends what room() began: the slab, and where in it the received bytes begin and end; None if it was left."""
         self._filling = False
         return (self._slab.map, self._end, self._end + size) if self._slab else None
 
     def landed(self, size: int) -> None:
-        """Takes the first bytes of what was received."""
+        """Takes so many of the bytes that were received; what follows them is overwritten."""
         self._end += size
         self._count(size)
         self._slabs.used(self)
@@ -141,7 +141,7 @@ class Landing:
             data = data[len(part):]
 
     def mark(self, mark: Sized) -> None:
-        """Takes something that is to be told between two blocks."""
+        """Adds something that hand_over() returns between two blocks."""
         self._close()
         self._blocks.append(mark)
         self.gathered += len(mark)
@@ -155,9 +155,9 @@ class Landing:
             self._leave_if_full()
 
     def hand_over(self, all_of_it: bool) -> list[memoryview | Sized]:
-        """The blocks and marks since the last call; the memory is not used again before advance() tells their end.
+        """The blocks and marks since the last call; their memory is not used again until advance() says so.
 
-        In a slab, the last bytes stay where they do not fill a page, unless `all_of_it` is wanted.
+        In a slab, the last bytes are kept back if they do not fill a page, unless `all_of_it` is wanted.
         """
         kept = 0 if all_of_it or not self._slab else min(self._end % ALIGNMENT, self._end - self._begin)
         self._close(kept)
@@ -167,25 +167,25 @@ class Landing:
         return blocks
 
     def advance(self, done: int) -> None:
-        """Frees the slabs that are not needed any more, when so many bytes have been worked off."""
+        """Frees the slabs that are not needed any more, now that so many bytes have been processed."""
         self._done = done
         while self._leaving and self._leaving[0][0] <= done:
             self._slabs.give(self._leaving.popleft()[1])
 
     @property
     def behind(self) -> int:
-        """Bytes handed over that have not been worked off."""
+        """Bytes that were handed over and have not been processed."""
         return self.handed - self._done
 
     def end(self) -> None:
-        """Leaves the slab, when all has been handed over and nothing more comes."""
-        self.make_way = lambda: None    # which refers to the upload, and that to this
+        """Leaves the slab, when everything was handed over and nothing more will arrive."""
+        self.make_way = lambda: None    # the upload's method: without it, no cycle keeps the upload from being freed
         if self._slab:
             self.leave()
             self.advance(self._done)
 
     def leave(self) -> None:
-        """Leaves the slab, which becomes free when what is in it has been handed over and worked off."""
+        """Leaves the slab, which becomes free when what is in it has been handed over and processed."""
         assert self._slab
         self._close()
         self._leaving.append((self.handed + self.gathered, self._slab))
@@ -193,7 +193,7 @@ class Landing:
         self._slabs.leave(self)
 
     def give_up(self) -> None:
-        """Moves what is in the slab elsewhere; it becomes free at once."""
+        """Moves what is in the slab elsewhere, so that it becomes free at once."""
         assert self._slab
         self._apart = bytearray(self._slab.memory[self._begin:self._end])
         self._blocks = [memoryview(bytes(block)) if isinstance(block, memoryview) else block for block in self._blocks]
@@ -204,7 +204,7 @@ class Landing:
     def _leave_if_full(self) -> None:
         if self._end == SLAB:
             self.leave()
-            self._since = ENOUGH    # it goes on in another one
+            self._since = ENOUGH    # it continues in another one
 
     def _count(self, size: int) -> None:
         self._at += size
@@ -223,7 +223,7 @@ class Landing:
         return self._slab is not None
 
     def _close(self, kept: int = 0) -> None:
-        """Makes a block of what has come since the last one, but for so many bytes."""
+        """Makes a block of what arrived since the last one, except for the last `kept` bytes."""
         if self._slab and (end := self._end - kept) > self._begin:
             self._blocks.append(self._slab.memory[self._begin:end])
             self._begin = end

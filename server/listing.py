@@ -26,9 +26,9 @@ from server.responses import Response
 from storage import Storage
 
 MAX_PAGE = 1000     # models on one page
-MIN_BLOCK = 64 * 1024   # bytes; the first block is sent after some 100 models, that is, a millisecond
+MIN_BLOCK = 64 * 1024   # bytes gathered before they are sent: those of some 100 models, that is, of a millisecond
 MAX_BLOCK = 256 * 1024  # bytes handed to the server at once, which buffers what is not sent yet; few blocks are longer
-PAGE_BYTES = 1 << 20    # of lines that a page holds until they are sent, 1,000 ordinary ones; others are read again
+PAGE_BYTES = 1 << 20    # of the lines that a page keeps until they are sent: 1,000 ordinary ones; others are read again
 FILTERS = ("framework", "model_format", "q", "corrupt")
 
 
@@ -45,7 +45,7 @@ class ListQuery:
 
     @classmethod
     def parse(cls, parameters: Mapping[str, str], others: Iterable[str] = ()) -> Self:
-        """Raises BadRequest, which names `others` as formats, too; parameters that lists do not know are ignored."""
+        """Raises BadRequest, whose message names `others` as formats, too. Unknown parameters are ignored."""
         form = parameters.get("format", "json")
         if form not in LINES_OF and form != "json":
             raise BadRequest(f"format {form[:50]!r} is not known: use json, {', '.join([*LINES_OF, *others])}")
@@ -60,7 +60,7 @@ class ListQuery:
         return bool(self.filters or self.metadata)
 
     def texts(self) -> list[bytes]:
-        """Texts in the line of each model that the filters select: one without them need not be read as JSON."""
+        """Texts that the line of each selected model contains: a line without them need not be parsed as JSON."""
         values = [(name, json.dumps(self.filters[parameter])) for parameter, name in
                   (("framework", "framework"), ("model_format", "format")) if self.filters.get(parameter)]
         values += [("corrupt", self.filters["corrupt"])] if "corrupt" in self.filters else []
@@ -68,7 +68,7 @@ class ListQuery:
         return [f"{json.dumps(name)}: {value}".encode() for name, value in values]
 
     def word(self) -> bytes:
-        """What each line that `q` selects has in lower case, if nothing in it is escaped; b"" if that is not known."""
+        """What each line that `q` selects contains in lower case, unless it has escapes; b"" if that is not known."""
         text = self.filters.get("q", "")
         return text.lower().encode() if text.isascii() and text.isprintable() else b""
 
@@ -81,11 +81,11 @@ class ListQuery:
         text = "\n".join((*(model[name] for name in NAME_FIELDS), model["description"] or ""))
         if self.filters.get("q", "").casefold() not in text.casefold():
             return False
-        return all(is_said(model["metadata"].get(name), value) for name, value in self.metadata.items())
+        return all(equals_text(model["metadata"].get(name), value) for name, value in self.metadata.items())
 
 
 class PageEntry(NamedTuple):
-    """A model on a page; its line is None if it would take too much memory, and is read again when it is sent."""
+    """A model on a page; its line is None if it would take too much memory: then it is read again when it is sent."""
 
     place: Names
     name: str
@@ -96,7 +96,7 @@ def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Nam
                   base_url: str, others: Iterable[str] = ()) -> Response:
     """The models below `names` that are also below one of `places`, in order, streamed; raises BadRequest.
 
-    `others` are the formats that are not made here.
+    `others` are the names of the formats that rooms add.
     """
     query, below = ListQuery.parse(parameters, others), names_in(names)
     headers: list[tuple[str, str]] = []
@@ -128,7 +128,7 @@ def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Nam
 
 
 def streamed(status: int, kind: str, blocks: Iterator[bytes], *headers: tuple[str, str]) -> Response:
-    """An answer that is made while it is sent, of this Content-Type."""
+    """An answer of this Content-Type, made while it is sent."""
     answer = Response(status, [("Content-Type", kind), ("Cache-Control", "no-cache"), *headers])
     blocks, begun = in_pieces(blocks), bytearray()
     for piece in blocks:
@@ -167,7 +167,7 @@ def selected(store: Storage, places: Sequence[Names], query: ListQuery, after: N
 
 
 def chosen(batches: Iterator[Batch], query: ListQuery) -> Iterator[Batch]:
-    """Of each batch the models that the filters select."""
+    """The models of each batch that the filters select."""
     texts, word = query.texts(), query.word()
     for place, lines in batches:
         for text in texts:
@@ -213,8 +213,8 @@ def batches_of(store: Storage, page: deque[PageEntry]) -> Iterator[Batch]:
             yield Batch(place, {name: line})
 
 
-def is_said(value: Any, text: str) -> bool:
-    """Whether a filter's text means this value of JSON: a string as it is, never None, anything else as JSON."""
+def equals_text(value: Any, text: str) -> bool:
+    """Whether a filter's text equals this JSON value: a string as it is, never null, anything else as JSON."""
     if value is None or isinstance(value, str):
         return bool(value == text)
     try:
@@ -225,7 +225,7 @@ def is_said(value: Any, text: str) -> bool:
 
 def json_list(names: Mapping[str, str], batches: Iterator[Batch], more: dict[str, Any], base_url: str,
               ) -> Iterator[bytes]:
-    """One JSON document, made while it is sent; the number of models comes last, when it is known."""
+    """A JSON document, made while it is sent; the number of models comes last, because only then it is known."""
     start, count = (json.dumps(dict(names))[:-1] + (", " if names else "") + '"models": [').encode(), 0
     for block in in_blocks(batch.lines.values() for batch in batches):
         yield (b",\n" if count else start + b"\n") + with_url(b",\n".join(block), base_url)
@@ -235,7 +235,7 @@ def json_list(names: Mapping[str, str], batches: Iterator[Batch], more: dict[str
 
 
 def in_blocks(texts: Iterator[Iterable[bytes]]) -> Iterator[list[bytes]]:
-    """Joins small pieces to blocks of MIN_BLOCK or more: each one costs the server a lock and a system call."""
+    """Joins small pieces into blocks of MIN_BLOCK or more: each block costs the server a lock and a system call."""
     block, size = list[bytes](), 0
     for some in texts:
         block += some
@@ -248,7 +248,7 @@ def in_blocks(texts: Iterator[Iterable[bytes]]) -> Iterator[list[bytes]]:
 
 
 def in_pieces(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Cuts blocks to pieces of at most MAX_BLOCK, so that the server buffers only part of a large model's line."""
+    """Cuts blocks into pieces of at most MAX_BLOCK, so that the server buffers only part of a model's long line."""
     for block in blocks:
         for start in range(0, len(block), MAX_BLOCK):
             yield block[start : start + MAX_BLOCK]

@@ -261,7 +261,7 @@ def from_headers(text: str, ask: Callable[[Message], T]) -> T:
 def boundary_of(content_type: str) -> bytes:
     """The boundary of a multipart/form-data Content-Type; raises BadRequest."""
     if len(content_type) > MAX_CONTENT_TYPE:
-        raise BadRequest(f"the Content-Type has {len(content_type)} characters, of which this server takes "
+        raise BadRequest(f"the Content-Type has {len(content_type)} characters, and this server takes up to "
                         f"{MAX_CONTENT_TYPE}: send multipart/form-data and a boundary alone")
     kind, boundary = from_headers(f"Content-Type: {content_type}", lambda h: (h.get_content_type(), h.get_boundary()))
     if kind != "multipart/form-data" or not BOUNDARY.fullmatch(boundary or ""):

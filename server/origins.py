@@ -24,11 +24,12 @@ def check(request: Request) -> None:
     scheme, host = seen_by_client(request)
     origin, site = request.header("Origin"), request.header("Sec-Fetch-Site")
     # both: a browser may send one of them alone, and one that contradicts the other is not to be trusted
-    if (site is not None and site not in OWN_SITES) or (origin is not None and plain_origin(origin) != f"{scheme}://{host}"):
+    own = f"{scheme}://{host}"
+    if (site is not None and site not in OWN_SITES) or (origin is not None and plain_origin(origin) != own):
         raise ForeignOrigin(
-            f"a page of {(origin or 'another origin')[:200]!r} sent this, and only pages of {scheme}://{host} may "
-            "change anything here: list that origin in MODEL_ALLOWED_ORIGINS, or set TRUSTED_PROXY if a proxy "
-            "publishes this server under another name")
+            f"a page of {(origin or 'another origin')[:200]!r} sent this, and only pages of {own} may change anything "
+            "here: list that origin in MODEL_ALLOWED_ORIGINS, or set TRUSTED_PROXY if a proxy publishes this server "
+            "under another name")
 
 
 def check_host(request: Request) -> None:

@@ -1,4 +1,4 @@
-"""What the names in a path stand for: the version that `latest` is at the moment, which URLs one model shares."""
+"""What the names in a path stand for: `latest` resolved, aliases of versions that go, names that two URLs share."""
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -15,12 +15,12 @@ from storage import Storage
 
 T = TypeVar("T")
 ALIAS = "latest"
-DIGEST = ".sha256"          # behind a model's URL: that of its digest
+DIGEST = ".sha256"          # the URL of a model's digest is the model's with this at its end
 
 
 def newest(request: Request, store: Storage, read: Callable[..., T], names: Mapping[str, str], suffix: str = "",
            ) -> tuple[T, list[tuple[str, str]]]:
-    """What `read` gives for what has these names, `latest` resolved; with headers that name the version then."""
+    """What `read` returns for these names, with `latest` resolved, and headers that name the version if it was."""
     try:
         return read(**names), []    # a version that is really called latest wins
     except ModelNotFound:
@@ -37,7 +37,7 @@ def newest(request: Request, store: Storage, read: Callable[..., T], names: Mapp
 
 
 def leave_no_alias(request: Request, store: Storage, keys: Collection[ModelKey]) -> None:
-    """Removes the aliases of versions that have no other models than these; raises NotEmpty unless it is asked to."""
+    """Removes the aliases of versions that hold no other models than these; raises NotEmpty without ?aliases=true."""
     versions = {key.names[:VERSION_DEPTH] for key in keys}
     for application in sorted({names[:-1] for names in versions}):     # once: it may have thousands of versions
         for project_id, app_name, alias, version in list(store.aliases.below(*application)):
@@ -56,22 +56,22 @@ def info_of(store: Storage, **names: str) -> Model:
 
 
 def place_in(store: Storage, **names: str) -> dict[str, str]:
-    """These names, where a model is at or below them; raises ModelNotFound."""
+    """These names; raises ModelNotFound unless a model is at them or below them."""
     if next(store.keys(*names_in(names)), None) is None:
         raise absent(names_in(names))
     return names
 
 
 def check_shadows(caller: Caller, store: Storage, key: ModelKey) -> None:
-    """Raises Refused where a new model changes what a URL of another one says, unless the caller may update that.
+    """Raises Refused if a new model changes what another URL returns, unless the caller may update what it returned.
 
-    `base.sha256` stands before the digest of `base`, whichever of them comes first; in a version that is really called
-    latest it stands before the alias, for all that is uploaded later, too.
+    A model `base.sha256` takes precedence over the digest of `base`, whichever of them is stored first. A model in a
+    version that is really called latest takes precedence over what `latest` resolves to, now and later.
     """
     base, real = replace(key, model_name=key.model_name.removesuffix(DIGEST)), digest_name(key)
     for other, reason in (
-        (base if base != key and store.find(base) else None, f"{key} would be what the URL of its digest answers"),
-        (real if real and store.find(real) else None, f"it is what the URL of the digest of {key} would answer"),
+        (base if base != key and store.find(base) else None, f"{key} would be what the URL of its digest returns"),
+        (real if real and store.find(real) else None, f"it is what the URL of the digest of {key} would return"),
         (key if key.version == ALIAS else None, f"the alias {ALIAS} would mean it"),
     ):
         try:
@@ -82,7 +82,7 @@ def check_shadows(caller: Caller, store: Storage, key: ModelKey) -> None:
 
 
 def digest_name(key: ModelKey) -> ModelKey | None:
-    """The name that a model must have to be at the URL of this one's digest; None where it would be too long."""
+    """The key of a model at the URL of this one's digest; None if its name would be too long."""
     with suppress(InvalidName):
         return replace(key, model_name=key.model_name + DIGEST)
     return None

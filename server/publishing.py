@@ -1,4 +1,4 @@
-"""What an upload goes through before its bytes come and after: what may refuse it, and how it becomes a model."""
+"""The checks before the bytes of an upload arrive, and how it becomes a model after that."""
 
 from collections.abc import Mapping
 from itertools import takewhile
@@ -18,10 +18,10 @@ from storage import Check, Draft, Storage
 
 def check_upload(request: Request, store: Storage, fields: Mapping[str, str], size: int, missing: int,
                  overhead: int = 0) -> dict[str, str]:
-    """Refuses an upload by whatever can be known at its beginning; returns the digests that its client claims.
+    """Refuses an upload for whatever is known at its beginning; returns the digests that its client claims.
 
-    `size` is how many bytes it has at least, `missing` how many of them have still to be stored, and `overhead` how
-    many may not belong to the model.
+    `size` is the least number of bytes that it has, `missing` how many of them are still to be stored, and `overhead`
+    how many may not belong to the model.
     """
     store.check_writable()
     for name in NAME_FIELDS:
@@ -34,7 +34,7 @@ def check_upload(request: Request, store: Storage, fields: Mapping[str, str], si
     claims = claims_of(request.header, fields)
     limit = request.settings.max_size
     if limit is not None and size > limit + overhead:
-        raise TooLarge(f"{size} bytes are more than the {limit} that this server takes (MODEL_MAX_SIZE)")
+        raise TooLarge(f"{size} bytes are more than the {limit} that this server accepts (MODEL_MAX_SIZE)")
     check_space(store, missing)
     if all(name in fields for name in NAME_FIELDS):
         key = ModelKey(*(fields[name] for name in NAME_FIELDS))
@@ -45,18 +45,18 @@ def check_upload(request: Request, store: Storage, fields: Mapping[str, str], si
 def check_space(store: Storage, size: int) -> None:
     """Raises StorageFull unless so many bytes fit on the disk."""
     if size > (free := store.free_bytes()):
-        raise StorageFull(f"{size} bytes do not fit into the {free} free ones: delete models first")
+        raise StorageFull(f"{size} bytes do not fit on the disk, which has {free} free: delete models first")
 
 
 def check_overwrite(request: Request, what: object) -> None:
-    """Raises ModelExists unless this server replaces what it has."""
+    """Raises ModelExists if MODEL_OVERWRITE forbids replacing."""
     if not request.settings.overwrite:
         raise ModelExists(f"{what} exists and this server keeps what it has: choose another version")
 
 
 def publish(request: Request, store: Storage, draft: Draft, fields: Mapping[str, str], filename: str | None,
             digest: str) -> Response:
-    """Stores what these fields describe, if the caller may do that and nothing refuses the file."""
+    """Stores the draft as the model that these fields describe, if the caller may do that and the file is accepted."""
     key = ModelKey(*(fields[name] for name in NAME_FIELDS))
     request.caller.check("create", key.names)   # a form may tell the names after the file
     details = metadata.details_of(fields, filename)
@@ -74,6 +74,7 @@ def publish(request: Request, store: Storage, draft: Draft, fields: Mapping[str,
 
 
 def may_write(request: Request, store: Storage, key: ModelKey) -> Check:
+    """A check that raises what forbids storing this model, given the one that is there."""
     def check(current: Model | None) -> None:
         if current:
             request.caller.check("update", current.key.names)

@@ -8,27 +8,27 @@ PATIENCE = 0.01     # seconds of one call before the loop is taken over; a look 
 
 
 class Relay:
-    """Says which of the two threads leads. The other one watches it, or is stuck itself.
+    """Knows which of the two threads leads. The other one watches it, or is stuck itself.
 
-    A call through here costs the leader a lock that nobody else wants, and no other thread is woken for it: the one
-    that watches looks every PATIENCE seconds while there are calls, and sleeps while there are none.
+    A call costs the leader an uncontended lock, and wakes no other thread: the one that watches looks every PATIENCE
+    seconds while there are calls, and sleeps while there are none.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._called = threading.Event()
         self._leader = 0        # the thread's identifier
-        self._calls = 0         # begun so far
+        self._calls = 0         # how many have begun
         self._inside = False    # whether the leader is in one of them
         self._over = False
-        self.watched = False    # whether there is somebody to take over
+        self.watched = False    # whether the other thread could take over
 
     def leads(self) -> bool:
-        """Whether the thread that asks is the one that leads."""
+        """Whether the calling thread is the leader."""
         return threading.get_ident() == self._leader
 
     def call(self, work: Callable[[], object]) -> bool:
-        """Does the work, and says whether the thread still leads; where it does not, it has to leave the loop."""
+        """Does the work; returns whether the calling thread still leads. If not, it has to leave the loop."""
         self._calls += 1
         self._inside = True
         if not self._called.is_set():
@@ -43,7 +43,7 @@ class Relay:
         return leads
 
     def follow(self) -> bool:
-        """Returns when it is for this thread to lead; False after end()."""
+        """Returns True when the calling thread has to lead, False after end()."""
         with self._lock:
             self._leader = self._leader or threading.get_ident()
             self.watched = self.watched or not self.leads()
@@ -52,12 +52,12 @@ class Relay:
             time.sleep(PATIENCE)
             if calls == self._calls and not self._take_over(calls):
                 self._called.clear()
-                if calls == self._calls and not self._over:     # else it was called before that was cleared
+                if calls == self._calls and not self._over:     # otherwise a call began before it was cleared
                     self._called.wait()
         return not self._over
 
     def _take_over(self, calls: int) -> bool:
-        """Makes this thread the leader if the other one is in the same call still."""
+        """Makes the calling thread the leader if the other one is still in the same call."""
         with self._lock:
             stuck = self._inside and calls == self._calls
             if stuck:

@@ -27,17 +27,14 @@ METHODS = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PLAIN = re.compile(r"[A-Za-z0-9_.~/+,:-]+")     # what as_field() does not quote
 MAX_LOGGED_METHOD = 32      # characters; the longest one registered has 18
-MAX_LOGGED_PATH = 1024      # the longest path of ours has half as many, what somebody sends up to 64 KiB
+MAX_LOGGED_PATH = 1024      # the longest path of a route has half as many, what clients send up to 64 KiB
 MAX_LOGGED_ADDRESS = 64     # an IPv6 address with its zone has under 60
 IN_PATHS = "/!$&'()*+,;=:@~"     # RFC 3986 3.3: what a path may have unescaped, beside letters, digits, - . and _
 
 
-# ---- requests and answers
-
-
 Tell = Callable[[str], None]
-say: Tell = logging.getLogger("access").info    # as it is told where nothing faster is there: see Log.tell
-Examine = Callable[[BinaryIO, int], Inspection]     # of an open file and its size; raises what refuses it
+say: Tell = logging.getLogger("access").info    # what writes the line of a request unless Log.tell does it faster
+Examine = Callable[[BinaryIO, int], Inspection]     # of an open file and its size; raises what refuses the file
 VersionTag = Callable[..., str | None]  # of a request, the store, and a model; None where that would take too long
 ListFormat = Callable[..., Response]    # of a request, the store, the names that are listed, places that may be read
 
@@ -62,21 +59,21 @@ class Keeper(Protocol):
 
 @dataclass(frozen=True)
 class Services:
-    """What the requests of one server share beside the store."""
+    """What the requests of one server share in addition to the store."""
 
     settings: Settings
     metrics: Metrics
     verifier: Verifier
     intake: Intake
-    examine: Examine | None     # what is in the bytes of an upload, where there is a room that looks
-    formats: Mapping[str, ListFormat]   # those of rooms, by what ?format= says
+    examine: Examine | None     # examines the bytes of an upload, if there is a room that does
+    formats: Mapping[str, ListFormat]   # those of rooms, by their name in ?format=
     tell: Tell      # writes the line of a request to the log
     version_tag: VersionTag | None
     keeper: Keeper | None = None
     kept: dict[type, Any] = field(default_factory=dict)
 
     def of(self, kind: type[T]) -> T:
-        """What an optional room keeps in memory for this server, made when it is first asked for."""
+        """The object of this class that an optional room keeps in memory for this server, created when first needed."""
         kept: T = self.kept.get(kind) or self.kept.setdefault(kind, kind())
         return kept
 
@@ -88,11 +85,11 @@ class Request:
         self.environ = environ
         self.services = services
         self.settings = services.settings
-        self.route, self.names = "none", dict[str, str]()   # until they are known
-        # as the route has them
+        # these four until the route is known
+        self.route, self.names = "none", dict[str, str]()
         self.verb: str | None = None
         self.explain: Callable[..., Any] | None = None
-        self.vary: list[str] = []   # headers that decided which answer it is
+        self.vary: list[str] = []   # the headers on which the choice of the answer was based
         self.caller = EVERYBODY     # unless a guard says otherwise
         self.method: str = environ["REQUEST_METHOD"]
         # what is not UTF-8 turns into U+FFFD, which no name may have
@@ -115,16 +112,16 @@ class Request:
 
     @functools.cached_property
     def query(self) -> dict[str, str]:
-        """The query's parameters; raises BadRequest when one comes with two values."""
+        """The query's parameters; raises BadRequest if one has two values."""
         return merged(self.parameters)
 
     @functools.cached_property
     def fields(self) -> dict[str, str]:
-        """The names in the path and the query's parameters; raises BadRequest when one comes with two values."""
+        """The names in the path and the query's parameters; raises BadRequest if one has two values."""
         return merged(self.names.items(), self.query.items())
 
     def flag(self, name: str) -> bool:
-        """Whether this parameter of the query is true; raises BadRequest where it is neither true nor false."""
+        """Whether this parameter of the query is true; raises BadRequest if it is neither true nor false."""
         return flag_in(self.query, name) or False
 
     @property
@@ -139,15 +136,15 @@ class Request:
         return f"{f'[{name}]' if ':' in name else name}:{self.environ['SERVER_PORT']}"   # RFC 3986 3.2.2
 
     def check_host(self) -> None:
-        """Raises HttpError where host or scheme, the client's or those of a trusted proxy, cannot be in a URL."""
+        """Raises BadRequest if host or scheme, sent by the client or a trusted proxy, cannot be part of a URL."""
         if not NAME_OF_HOST.fullmatch(self.host):   # RFC 9112 3.2: an invalid one must be 400
-            raise BadRequest(f"the Host {self.host[:100]!r} is none: send the host's name or address, and its port")
+            raise BadRequest(f"the Host {self.host[:100]!r} is not a name or an address with an optional port")
         if (scheme := self.environ["wsgi.url_scheme"]) not in ("http", "https"):
             raise BadRequest(f"the proxy's X-Forwarded-Proto ends with {scheme[:100]!r}: have it send http or https")
 
     @property
     def prefix(self) -> str:
-        """What comes before the paths of the routes, as a URL has it."""
+        """What precedes the paths of the routes in a URL."""
         return quote(self.environ.get("SCRIPT_NAME", ""), safe=IN_PATHS, encoding="latin-1")
 
     @property
@@ -155,31 +152,31 @@ class Request:
         return f"{self.environ['wsgi.url_scheme']}://{self.host}{self.prefix}"
 
     def log(self, status: int, sent: int) -> None:
-        """Tells the log and the metrics of the request when its answer is over."""
+        """Logs and counts the request when its answer is over; `sent` are the bytes of its body."""
         seconds, received = time.monotonic() - self.body.started, self.body.received
-        uploads = isinstance(self.body, Upload) or self.method == "PUT"     # of which some are empty
-        size = received if uploads else received or sent
+        is_upload = isinstance(self.body, Upload) or self.method == "PUT"   # even if it is empty
+        size = received if is_upload else received or sent
         method, path = as_field(self.method, MAX_LOGGED_METHOD), as_field(self.path, MAX_LOGGED_PATH)
         client = as_field(self.environ.get("REMOTE_ADDR") or "-", MAX_LOGGED_ADDRESS)
         self.services.tell(f"{method} {path} {status} {size} {seconds * 1000:.1f} {self.id} {client}")
-        method = self.method if self.method in METHODS else "other"     # a label may not have values without end
+        method = self.method if self.method in METHODS else "other"     # the values of a label must be few
         self.services.metrics.count(self.route, method, status, seconds, received, sent)
 
     def audit(self, verb: str, names: Names, sha256: str | None, status: int, **more: str) -> None:
-        """Tells of one model that was changed, or was not because the caller may not do that."""
+        """Logs that a model was changed, or was not because the caller lacks the permission."""
         audit.info("%s", json.dumps({"who": self.caller.name, "verb": verb, "model": "/".join(names) or None,
                                      "sha256": sha256, "status": status, "request": self.id, **more}))
 
 
 def as_field(text: str, most: int) -> str:
-    """One field of a log line, whatever somebody sent as it, of at most so many characters and a sign of the cut."""
-    if len(text) <= most and PLAIN.fullmatch(text):     # as nearly all are: sooner told than quoted
+    """Any text as one field of a log line, cut after `most` characters."""
+    if len(text) <= most and PLAIN.fullmatch(text):     # the usual case, in which this is faster than quoting
         return text
     quoted = quote(text[: most + 1], safe="/+,:")
     return quoted if len(quoted) <= most else f"{quoted[:most]}..."
 
 
-@functools.cache    # the names are ours: there are few
+@functools.cache    # the names are our own, so they are few
 def variable_of(header: str) -> str:
     """The name of a header's variable in a WSGI environment (PEP 3333)."""
     variable = header.upper().replace("-", "_")
@@ -187,7 +184,7 @@ def variable_of(header: str) -> str:
 
 
 def flag_in(parameters: Mapping[str, str], name: str) -> bool | None:
-    """The value of a parameter that is true or false, None where it is missing; raises BadRequest."""
+    """The value of a parameter that is true or false, None if it is missing; raises BadRequest."""
     if name not in parameters:
         return None
     if parameters[name] not in ("true", "false"):
@@ -196,7 +193,7 @@ def flag_in(parameters: Mapping[str, str], name: str) -> bool | None:
 
 
 def merged(*pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Fields of several sources in one; raises BadRequest when one has two values."""
+    """The fields of several sources together; raises BadRequest if one has two values."""
     fields: dict[str, str] = {}
     for name, value in (pair for several in pairs for pair in several):
         if fields.setdefault(name, value) != value:

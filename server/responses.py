@@ -1,6 +1,6 @@
-"""The way out: validators, conditional requests, ranges, and the answer that carries a model's bytes.
+"""Answers: JSON, the bytes of a model or a range of them, and how they are handed to the server below.
 
-Functions of header values and sizes, and what they hand to the server: bytes, parts of open files, or both in turn.
+A body is bytes, part of an open file, or an iterable of both.
 """
 
 import base64
@@ -26,20 +26,20 @@ from server.multipart import clean_filename
 # Loaders take archives only under these types, KServe's for one. By the name and not by the bytes: a .pt is a zip, too.
 ARCHIVES = {".zip": "application/zip", ".tar": "application/x-tar", ".tar.gz": "application/gzip",
             ".tgz": "application/gzip"}
-NOT_QUOTED = re.compile(r'[^ -~]|["\\%]')     # what would need an escape that some clients do not know
+NOT_QUOTED = re.compile(r'[^ -~]|["\\%]')     # characters that need an escape, which some clients do not undo
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
 SEND_BLOCK = 256 * 1024     # one read of a file where the server below cannot send files itself
 
 
 class FileSlice:
-    """`length` bytes of an open file from `start` on, as an answer or as a piece of one. Who sends it closes it.
+    """`length` bytes of an open file from `start` on, as an answer or as a piece of one. The sender has to close it.
 
-    `done` hears then how many bytes were sent. It is an iterable of bytes for any server, and a buffer for ours, which
-    sends it without reading it: len() is what is left, get() gives that, skip() counts what was sent.
+    `done` is then called with the number of bytes sent. Any server can iterate over it. For ours it is also a buffer,
+    which is sent without being read: len() is what is left, get() returns that, skip() counts what was sent.
     """
 
     def __init__(self, file: BinaryIO, start: int, length: int) -> None:
-        self.file, self.start, self.length = file, start, length    # the last two of what is left
+        self.file, self.start, self.length = file, start, length    # the last two are about what is left
         self.sent = 0
         self.done: Callable[[int], None] = lambda sent: None
 
@@ -68,15 +68,15 @@ Piece = bytes | FileSlice
 
 
 class AnswerCutShort(Exception):
-    """The rest of an answer cannot be sent; the message says why. Its client has to see that something is missing."""
+    """The rest of an answer cannot be sent; the message says why. The client has to notice that some is missing."""
 
 
 @dataclass
 class Response:
-    """An answer. A body of many pieces is made while it is sent: each one when the reader has taken most of the last.
+    """An answer. A body of many pieces is made while it is sent, each piece when the reader has taken most of the last.
 
-    Among the pieces, a FileSlice needs a Content-Length in the headers. Those of small files should be bytes instead:
-    up to half a MiB waits for its reader, and each file among that takes a descriptor.
+    If a FileSlice is among the pieces, the headers need a Content-Length. Small files should be bytes instead: up to
+    half a MiB waits for its reader, and each FileSlice in that keeps a descriptor open.
     """
 
     status: int
@@ -87,11 +87,11 @@ class Response:
 def json_response(status: int, document: dict[str, Any] | list[Any] | bytes, *headers: tuple[str, str]) -> Response:
     body = (document if isinstance(document, bytes) else json.dumps(document).encode()) + b"\n"
     kind = ("Content-Type", "application/json")
-    return Response(status, [kind, ("Cache-Control", "no-cache"), *headers], body)   # or proxies cache it
+    return Response(status, [kind, ("Cache-Control", "no-cache"), *headers], body)   # otherwise proxies may cache it
 
 
 def tagged_response(header: Header, document: bytes, etag: str, what: str, *headers: tuple[str, str]) -> Response:
-    """A JSON document, or 304 where the client has it already; raises PreconditionFailed, which says `what` it is."""
+    """A JSON document, or 304 if the client has it already. Raises PreconditionFailed, which calls it `what`."""
     status = read_status(header, etag, None)
     if status == 412:
         raise PreconditionFailed(f"{what} is {etag}")
@@ -104,7 +104,7 @@ def tagged_response(header: Header, document: bytes, etag: str, what: str, *head
 
 
 def content_disposition(filename: str) -> str:
-    """attachment under this name; RFC 6266 4.3: `filename*` beside an ASCII one, which curl -OJ reads."""
+    """An attachment of this name. RFC 6266 4.3: `filename*` follows an ASCII `filename`, which curl -OJ reads."""
     plain = NOT_QUOTED.sub("_", filename)
     if plain == filename:
         return f'attachment; filename="{filename}"'
@@ -137,9 +137,9 @@ def file_headers(model: Model) -> list[tuple[str, str]]:
 
 
 def file_response(method: str, header: Header, opened: OpenModel, dated: bool = True) -> Response:
-    """The whole model, a range of it, or what the request's conditions make of it; closes what it does not send.
+    """The whole model, a range of it, or the answer that the request's conditions demand; closes the file unless sent.
 
-    Not `dated` is what one URL has of several models by turns: a date would be no validator of it.
+    If the URL can stand for different models by turns, it is not `dated`: a date would not be a reliable validator.
     """
     model, file = opened.model, opened.file
     with ExitStack() as undo:
@@ -154,9 +154,10 @@ def file_response(method: str, header: Header, opened: OpenModel, dated: bool = 
 
 def ranged_response(method: str, header: Header, headers: list[tuple[str, str]], etag: str, modified: datetime | None,
                     size: int, body: Callable[[int, int], FileSlice | Iterable[Piece]]) -> Response:
-    """All `size` bytes, a range of them, or what the request's conditions make of it; `body` gives what is sent.
+    """All `size` bytes, a range of them, or the answer that the request's conditions demand.
 
-    `headers` are those of the whole. Raises PreconditionFailed, RangeNotSatisfiable.
+    `headers` are those of the whole; `body` returns the bytes from one position to another. Raises PreconditionFailed,
+    RangeNotSatisfiable.
     """
     if modified and tells_date(header, modified):
         headers.append(("Last-Modified", format_datetime(modified, usegmt=True)))
@@ -181,13 +182,13 @@ def ranged_response(method: str, header: Header, headers: list[tuple[str, str]],
 
 def send(response: Response, environ: dict[str, Any], start_response: Callable[..., Any], done: Callable[[int], None],
          ) -> Iterable[bytes]:
-    """Starts the answer and gives what the server is to send; `done` hears in the end how many bytes went out."""
+    """Starts the answer and returns what the server has to send; `done` is called in the end with the bytes sent."""
     status, body, headers = response.status, response.body, response.headers
     head = environ["REQUEST_METHOD"] == "HEAD"
     if isinstance(body, bytes) and status not in (204, 304):
         headers.append(("Content-Length", str(len(body))))
     elif head and not isinstance(body, bytes) and not any(name == "Content-Length" for name, _ in headers):
-        headers.append(("Content-Length", str(sum(map(len, body)))))    # RFC 9110 9.3.2; to keep it takes memory
+        headers.append(("Content-Length", str(sum(map(len, body)))))    # RFC 9110 9.3.2; keeping it would take memory
     start_response(f"{status} {PHRASES[status]}", headers)
     if isinstance(body, FileSlice) and not head:
         body.done = done
@@ -202,7 +203,7 @@ def send(response: Response, environ: dict[str, Any], start_response: Callable[.
 
 
 class Sending:
-    """A body of many pieces in the hands of the server: an iterable of bytes, or for one that sends files of `pieces`.
+    """A body of many pieces on its way. Any server can iterate over its bytes; ours takes `pieces`, and sends files.
 
     Counts what it hands over, and what comes back unsent because the reader has left.
     """

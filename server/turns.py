@@ -5,7 +5,7 @@ import time
 from collections import OrderedDict
 from typing import Protocol
 
-ROUND = 0.01                # seconds for the connections that send much, before the others are polled again
+ROUND = 0.01                # seconds for connections that send a lot, before the others are polled again
 MEMORY = 32 << 20           # bytes of all heads and small bodies: 32 of the largest PATCH, or thousands of requests
 SHARE = 16 << 10            # bytes of each connection that do not count: a browser's request; for 4,096 of them, 64 MiB
 FIELD = 256                 # bytes that a header field takes in addition to its text, here and in the environment

@@ -20,11 +20,11 @@ from server.threads import Workers
 from storage import Draft, Storage
 
 WORKERS = 8                 # four uploads write, hash and wait for the disk at once; more gain nothing on one disk
-APART = 6 << 20             # bytes of all uploads that have no slab, before they are handed over; up to 3 times as much
+APART = 6 << 20             # bytes of all uploads without a slab before they are handed over; at worst three times that
 READ_BLOCK = 1 << 20        # bytes of one read, from a connection or a file
-STEP = 128 << 10            # bytes of a form read at once: each byte may have to be parsed, in some 20 ms at worst
+STEP = 128 << 10            # bytes of a form read at once: each may have to be parsed, which takes 20 ms at worst
 CHUNKED_STEP = 64 << 10     # bytes of a chunked body read at once, which take twice as long to parse
-REQUEST = "model_server.request"    # in an environment: the Request made to decide which thread answers
+REQUEST = "model_server.request"    # in an environment: its Request and Route, as soon as they are known
 
 
 class Intake:
@@ -57,15 +57,15 @@ class Intake:
 
 
 class Mark(Protocol):
-    """Something to be told between two blocks, such as that a file begins; it counts as this many bytes."""
+    """Something that the queues pass on between two blocks, such as that a file begins; it counts as so many bytes."""
 
     def __len__(self) -> int: ...
 
 
 class SerialQueue:
-    """Works off the blocks of one upload in order, in batches, on shared workers; not on a thread for each upload.
+    """Processes the blocks of one upload in order, in batches, on shared workers: not on a thread for each upload.
 
-    The upload is an argument of put() and is not referred to by an idle queue. So it is freed with the last reference
+    The upload is an argument of put(), and an idle queue does not refer to it. So it is freed with the last reference
     to it, without waiting for the garbage collector.
     """
 
@@ -73,10 +73,10 @@ class SerialQueue:
         self._intake, self._work = intake, work
         self._waiting = deque[memoryview | Mark]()
         self._busy = self._again = False
-        self.done = 0   # bytes that were worked off, whatever came of it
+        self.done = 0   # bytes that were processed, with or without an error
 
     def put(self, owner: "Upload", *blocks: memoryview | Mark) -> None:
-        """Calls `work` with the owner and these blocks soon; without blocks, so that it sees a change of the owner."""
+        """Calls `work` with the owner and these blocks soon; without blocks, to let it notice a change of the owner."""
         with self._intake.changed:
             self._waiting += blocks
             self._again = True
@@ -87,22 +87,22 @@ class SerialQueue:
 
     @property
     def waits(self) -> bool:
-        """Whether there are blocks that `work` has not been called with."""
+        """Whether there are blocks with which `work` has not been called yet."""
         with self._intake.changed:
             return bool(self._waiting)
 
     def _run(self, owner: "Upload") -> None:
         """Goes on while there is something to do and nobody waits, which saves waking a thread for each batch."""
-        while self._work_off(owner):
+        while self._run_batch(owner):
             if self._intake.workers.busy:   # behind the others: one fast upload must not starve them
                 self._intake.workers.submit(partial(self._run, owner))
                 break
 
-    def _work_off(self, owner: "Upload") -> bool:
-        """Works off what there is, and says whether there is more."""
+    def _run_batch(self, owner: "Upload") -> bool:
+        """Processes a batch; returns whether there is more to do."""
         with self._intake.changed:
             batch, size = list[memoryview | Mark](), 0
-            while self._waiting and size < SLAB:    # no more at once: the memory of all is freed at its end
+            while self._waiting and size < SLAB:    # no more: the memory of all is freed when the batch ends
                 batch.append(self._waiting.popleft())
                 size += len(batch[-1])
             self._again = bool(self._waiting)
@@ -119,7 +119,7 @@ class SerialQueue:
             return self._busy
 
     def join(self, seconds: float | None = None) -> None:
-        """Waits until the queue is empty, at most so many seconds."""
+        """Waits until the queue is empty, but at most so many seconds."""
         with self._intake.changed:
             self._intake.changed.wait_for(lambda: not self._busy, seconds)
 
@@ -132,7 +132,7 @@ class Body:
     """
 
     step = STEP     # bytes to read at once
-    superseded = False      # whether another client continues it, so that its connection has to be closed
+    superseded = False      # whether another client continues the upload, so that this connection has to be closed
 
     def __init__(self, refusal: Exception | None = None, limit: int | None = None) -> None:
         self.refusal, self.limit, self.received = refusal, limit, 0
@@ -162,7 +162,7 @@ class Body:
 
     @property
     def held(self) -> int:
-        """Bytes of memory that it takes until it is closed."""
+        """Bytes of memory that the body takes until it is closed."""
         return len(self.data)
 
     @property
@@ -171,18 +171,18 @@ class Body:
         return False
 
     def attend(self) -> None:
-        """Called now and then between two append(), by the thread that calls that."""
+        """Called now and then between two calls of append(), by the same thread."""
 
     def congested(self) -> bool:
         """Whether the disk is so far behind that no more bytes should be read for now."""
         return False
 
     def room(self) -> memoryview | None:
-        """Memory to receive the next bytes in, before landed() tells how many; None if append() is to have them."""
+        """Memory into which to receive the next bytes, then call landed(); None if they have to go to append()."""
         return None
 
     def landed(self, size: int) -> None:
-        """Takes so many bytes that have been received in room()."""
+        """Takes so many bytes that were received into room()."""
 
     def __len__(self) -> int:
         return self.received
@@ -195,7 +195,7 @@ class Body:
         self.refusal = None     # its traceback refers to frames that refer to this body
 
     def settle(self) -> None:
-        """Waits until no worker is busy with it."""
+        """Waits until no worker is busy with the body."""
 
 
 class Upload(Body):
@@ -203,11 +203,12 @@ class Upload(Body):
 
     A room whose uploads are more than one model overrides write(), hash() and discard().
 
-    `content_type` is that of the form, None for a raw body; `limit` is the largest permitted model in bytes;
-    `algorithms` are those of the digests that are wanted in addition to SHA-256, see digests.SIZES.
+    `content_type` is that of the form, None for a raw body. `limit` is the largest permitted model in bytes.
+    `algorithms` are digests to compute in addition to SHA-256, see digests.SIZES. `start` is the position in the file
+    of the first byte.
     """
 
-    handover = SLAB     # bytes to gather at most before they are handed over
+    handover = SLAB     # bytes gathered at most before they are handed over
 
     def __init__(self, store: Storage, intake: Intake, content_type: str | None, limit: int | None,
                  algorithms: Iterable[str] = (), *, start: int = 0) -> None:
@@ -227,7 +228,7 @@ class Upload(Body):
         intake.begin()
 
     def congested(self) -> bool:
-        # of many slow uploads most are idle; asked of each in each round of the loop, the lock would cost the most
+        # most of many slow uploads are idle: taking the lock for each in each round of the loop would cost the most
         if self._landing.idle and self not in self._intake.paused:
             return False
         with self._intake.changed:
@@ -237,7 +238,7 @@ class Upload(Body):
             return self._pause(behind > 2 * self._intake.apart)
 
     def _pause(self, whether: bool) -> bool:
-        """Notes whether its connection waits to be woken."""
+        """Notes whether the connection waits to be woken, and returns that."""
         with self._intake.changed:
             (self._intake.paused.add if whether else self._intake.paused.discard)(self)
         return whether
@@ -250,7 +251,7 @@ class Upload(Body):
 
     @property
     def lands(self) -> bool:
-        """Whether all bytes that come next, or all but the last of them, belong to the model."""
+        """Whether the bytes that come next, except perhaps the last of them, belong to the model."""
         return self._form is None or self._form.in_file
 
     def landed(self, size: int) -> None:
@@ -264,7 +265,7 @@ class Upload(Body):
                 self.refuse(error)
 
     def _settle_in(self, slab: mmap.mmap, begin: int, end: int) -> None:
-        """Takes what has been received between `begin` and `end` of a slab."""
+        """Takes what was received between `begin` and `end` of a slab."""
         stop = end if self._form is None else self._form.end_of_content(slab, begin, end)
         rest = slab[stop:end]
         self._count(stop - begin)
@@ -305,7 +306,7 @@ class Upload(Body):
         self._size += size
 
     def mark(self, mark: Mark) -> None:
-        """Lets write() and hash() have this between what has come before it and what comes next."""
+        """Passes this on to write() and hash(), between the bytes before it and those after it."""
         self._count(len(mark))
         with self._intake.changed:
             self._landing.mark(mark)
@@ -313,7 +314,7 @@ class Upload(Body):
 
     def _hand_over_if_due(self) -> None:
         most = min(self.handover, SLAB if self._landing.fast else self._intake.apart)
-        # a draft at the first byte, and the first page at once, to find out early whether the disk accepts anything
+        # the draft with the first byte, and the first page at once, to find out early whether the disk accepts anything
         if not self._begun:
             self._begun = True
             self._writes.put(self, memoryview(b""))
@@ -327,8 +328,8 @@ class Upload(Body):
             self._hashes.put(self, *blocks)
 
     def _make_way(self) -> None:
-        """Leaves its slab to another upload; copies what is in it if that is less than what others begin one with."""
-        # more is written: of four fast uploads, three may have to make way at once, with 1.5 MiB each
+        """Leaves the slab to another upload; copies what is in it if that is less than uploads gather without one."""
+        # otherwise it is written first: of four fast uploads, three may have to make way at once, with 1.5 MiB each
         if self._landing.gathered <= min(self._intake.apart, ENOUGH):
             self._landing.give_up()
         else:
@@ -343,7 +344,7 @@ class Upload(Body):
 
     @property
     def over(self) -> bool:
-        """Whether nothing will be stored any more."""
+        """Whether nothing more will be stored."""
         return self._closed or self.refusal is not None
 
     def _write(self, batch: list[memoryview | Mark]) -> None:
@@ -367,12 +368,12 @@ class Upload(Body):
             self._digests.update(block)
 
     def discard(self) -> None:
-        """Discards what was written, where write() was called last: at a refusal, and when all is over."""
+        """Discards what was written, on the worker that called write(): after a refusal, and at the end."""
         if self.draft:
             self.draft.discard()
 
     def advance(self) -> None:
-        """Called after each batch: frees what both queues have worked off, and continues connections that wait."""
+        """Called after each batch: frees what both queues have processed, and wakes connections that wait."""
         with self._intake.changed:
             self._landing.advance(min(self._writes.done, self._hashes.done))
             paused = [*self._intake.paused]
@@ -397,9 +398,9 @@ class Upload(Body):
         return self._form.filename if self._form else None
 
     def finish(self) -> dict[str, str]:
-        """Waits until the whole model is written; returns its digests in hex, by algorithm.
+        """Waits until the whole model is written; returns its digests in hex, by algorithm. Raises the refusal.
 
-        Raises what is wrong with the body.
+        Call it once, when the whole body has arrived.
         """
         if self._form is not None and self.refusal is None:
             for block in self._form.finish():

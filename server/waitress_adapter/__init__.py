@@ -1,1 +1,1 @@
-"""The seam to waitress: everything that knows its insides."""
+"""Everything that depends on the internals of waitress: see docs/development.md."""

@@ -1,4 +1,4 @@
-"""One connection: reads while the disk keeps up, cleans up after a client that leaves."""
+"""A connection: what it receives, whose turn it is, and what it sends."""
 
 import logging
 import os
@@ -23,15 +23,15 @@ from server.waitress_adapter.parser import HEAD_BLOCK, Overloaded, StreamingPars
 from server.waitress_adapter.task import Paused, StreamingTask
 
 log = logging.getLogger("model_server")
-TURN = 2 << 20                  # bytes of a file sent to one client before the next one's: under a ms
-TURN_SECONDS = 0.005            # for the body of one client, before the next one's
-FAR_BEHIND = 512 * 1024         # bytes of a list made and not yet taken by its reader, when making it pauses
-CLOSE_BEHIND = 128 * 1024       # unsent bytes with which it goes on: a thread is woken for each 400 KB
+TURN = 2 << 20                  # bytes of a file sent to one client before it is the next one's turn: under a ms
+TURN_SECONDS = 0.005            # for receiving the body of one client, before it is the next one's turn
+FAR_BEHIND = 512 * 1024         # bytes of a list that its reader has not taken when the list is paused
+CLOSE_BEHIND = 128 * 1024       # the same when it continues, so a thread is woken for each 400 KB
 LINGER = 5.0                    # seconds to read what a refused client still sends, so that it sees the answer
 
 
 def wake(server: Any, *descriptor: int) -> None:
-    """Makes the loop of a server look at a connection, or at all; where that fails, it does within a second anyway."""
+    """Makes the loop of a server look at this connection, or at all; if that fails, it does within a second anyway."""
     with suppress(OSError):
         server.pull_trigger(*descriptor)
 
@@ -44,24 +44,24 @@ class StreamingChannel(HTTPChannel):
     request: StreamingParser | None = None
     requests: list[StreamingParser]
     sent_continue = False
-    rest = b""          # what has come behind the request that is answered just now
+    rest = b""          # what arrived after the request that is being answered
     has_turn = False
     lingers = close_when_flushed = will_close = False
-    paused = False      # its answer waits until the client has taken more of it
+    paused = False      # the answer waits until the client has taken more of it
     last_activity: float
     addr: tuple[Any, ...]
     outbufs: list[OverflowableBuffer | FileSlice]
     current_outbuf_count: int
     total_outbufs_len: int
-    turn = 0    # bytes of files it may send before the others have theirs
+    turn = 0    # bytes of files that may still be sent in this turn
     linger_until = 0.0
 
     def __init__(self, application: Any, turns: Turns, memory: Memory, trusted: tuple[Network, ...], *args: Any,
                  **kwargs: Any) -> None:
         self.application, self.turns, self.memory, self.trusted = application, turns, memory, trusted
         super().__init__(*args, **kwargs)
-        self.descriptor = self.socket.fileno()      # which no longer has it when it is closed
-        self.addr = (self.addr[0].removeprefix("::ffff:"), *self.addr[1:])  # RFC 4291 2.5.5.2: it comes over IPv4
+        self.descriptor = self.socket.fileno()      # kept, because a closed socket does not know it any more
+        self.addr = (self.addr[0].removeprefix("::ffff:"), *self.addr[1:])  # RFC 4291 2.5.5.2: an IPv4 client
         self.requests_lock = threading.RLock()  # give_up() may be called with it held
 
     def task_class(self, channel: "StreamingChannel", request: StreamingParser) -> StreamingTask:
@@ -69,14 +69,14 @@ class StreamingChannel(HTTPChannel):
         return cast(StreamingTask, request.task)
 
     def pause_if_behind(self) -> None:
-        """Raises Paused where the client has to take something first."""
+        """Raises Paused if the client has to take something first."""
         with self.outbuf_lock:
             self.paused = self.connected and self.total_outbufs_len > FAR_BEHIND
             if self.paused:
                 raise Paused
 
     def go_on(self) -> None:
-        """Gives a paused answer to a thread again when the client has taken enough."""
+        """Hands a paused answer to a thread again if the client has taken enough."""
         with self.outbuf_lock:
             if not self.paused or self.total_outbufs_len > CLOSE_BEHIND:
                 return
@@ -85,30 +85,30 @@ class StreamingChannel(HTTPChannel):
 
     def readable(self) -> bool:
         if self.paused and time.time() - self.last_activity > self.adj.channel_timeout:
-            self.handle_close()     # waitress closes silent connections without a request, and when they can be sent to
+            self.handle_close()     # waitress closes silent connections only without a request, or if they are writable
             return False
         if self.linger_until:
             return True
         if self.request is not None:
             self.will_close = self.will_close or self.request.overdue() or self.request.superseded
             if self.request.admitting or self.request.congested():
-                self.last_activity = time.time()    # it is our disk that is silent, not the client
+                self.last_activity = time.time()    # the client waits for our disk, and is not silent
                 return False
         ready = bool(super().readable())
         if ready and self.rest:
-            self.turns.ask(self)    # which are given even if nobody sends anything
+            self.turns.ask(self)    # turns are given even if no connection is ready
             return False
         return ready
 
     def writable(self) -> bool:
-        return not self.admitting and bool(super().writable())  # who admits it may be sending 100 Continue
+        return not self.admitting and bool(super().writable())  # the thread that admits it may send 100 Continue
 
     @property
     def admitting(self) -> bool:
         return self.request is not None and self.request.admitting
 
     def takes(self) -> bool:
-        """Whether what comes now is of its next request, or of the one that is on its way."""
+        """Whether what arrives now belongs to the request that is being received, or to the next one."""
         return not self.admitting and bool(super().readable())
 
     def handle_read(self) -> None:
@@ -116,7 +116,7 @@ class StreamingChannel(HTTPChannel):
             if self.recv(READ_BLOCK) and time.monotonic() > self.linger_until:
                 self.handle_close()
         elif not self.takes():
-            return  # it was given up since it asked: what comes now is of that request, and must not be taken for one
+            return  # its request was given up meanwhile: the rest of that must not be taken for another request
         elif self.rest:
             self.read_rest(time.monotonic() + TURN_SECONDS)
         elif self.request is None or self.request.body is None:
@@ -134,11 +134,11 @@ class StreamingChannel(HTTPChannel):
         self.look_again()
 
     def look_again(self) -> None:
-        """Has the loop see what has become of it."""
+        """Makes the loop look at the connection again."""
         wake(self.server, self.descriptor)
 
     def read(self, size: int) -> bool:
-        """Takes at most so many bytes; whether there may be more."""
+        """Receives at most so many bytes; returns whether there may be more."""
         try:
             data = self.recv(size)
         except BlockingIOError:
@@ -167,7 +167,7 @@ class StreamingChannel(HTTPChannel):
             left -= size
 
     def read_into(self, request: StreamingParser, room: memoryview) -> bool:
-        """Takes as much of a body as there is room for; whether there may be more."""
+        """Receives as much of a body as there is room for; returns whether there may be more."""
         size = 0
         try:
             size = self.socket.recv_into(room)
@@ -188,7 +188,7 @@ class StreamingChannel(HTTPChannel):
         return size == len(room)
 
     def received(self, data: bytes) -> bool:
-        """Takes what is of one request; what is behind that has to wait until it is answered and the answer is sent."""
+        """Takes what belongs to one request; what follows has to wait until the answer to that is sent."""
         with self.requests_lock:
             if self.will_close or self.close_when_flushed:
                 return False
@@ -202,7 +202,7 @@ class StreamingChannel(HTTPChannel):
         return True
 
     def receive_some(self, request: StreamingParser, data: bytes) -> int:
-        """How many of these bytes it has taken, of the head or of the body of this request."""
+        """Gives bytes to a request; returns how many of them belong to its head or its body."""
         begun = request.headers_finished
         taken: int = request.received(data)
         if request.foreign:
@@ -210,18 +210,18 @@ class StreamingChannel(HTTPChannel):
             self.will_close = request.foreign == TLS
         elif request.headers_finished and not begun:
             request.admitting = not request.completed
-            request.expect_continue &= request.admitting    # or it waits for a body that never comes
+            request.expect_continue &= request.admitting    # otherwise it would wait for a body that never comes
             if request.admitting:
                 self.server.add_task(self)
         self.memory.count(self)
-        self.memory.make_room()     # before it is complete, and has to be kept
+        self.memory.make_room()     # now, because a complete request is never given up
         if self.request is not request or not self.connected:
             return len(data)        # it was given up, or its client has gone
         self.end_of(request)
         return taken
 
     def end_of(self, request: StreamingParser) -> None:
-        """Has a request answered if it is complete."""
+        """Hands a request over to be answered if it is complete."""
         if request.completed:
             self.request = None
             self.sent_continue = False
@@ -234,7 +234,7 @@ class StreamingChannel(HTTPChannel):
 
     @property
     def held(self) -> int:
-        held, request = len(self.rest), self.request    # as they are now: this is asked from any thread
+        held, request = len(self.rest), self.request    # read once: any thread may call this
         if request is not None:
             held += request.held
         for request in tuple(self.requests):
@@ -249,7 +249,7 @@ class StreamingChannel(HTTPChannel):
         with self.requests_lock:    # a thread may be about to send 100 Continue
             request, self.request, self.rest = self.request, None, b""
             if request is None:
-                self.will_close = True  # its client does not read the answer
+                self.will_close = True  # the client does not read its answer
             else:
                 self.drop(request)
                 refused = StreamingParser(self.adj)
@@ -258,7 +258,7 @@ class StreamingChannel(HTTPChannel):
         self.memory.count(self)
 
     def service(self) -> None:
-        """What looks at the disk: decides what becomes of a body that is to come, or answers a request."""
+        """Does what needs the disk: decides what receives a body, or answers a request."""
         if self.request is not None and self.request.admitting:
             self.admit(self.request)
         else:
@@ -277,12 +277,12 @@ class StreamingChannel(HTTPChannel):
             elif request.expect_continue and self.connected:
                 self.send_continue()
             request.admitting = False
-        if not self.connected:      # handle_close() has left it to us
+        if not self.connected:      # handle_close() leaves this to us
             self.drop(request)
         wake(self.server)
 
     def wants_no_thread(self) -> bool:
-        """Whether service() takes less time than a thread to wake, where the disk is in order."""
+        """Whether service() takes less time than waking a thread, unless the disk is slow."""
         if self.admitting:
             return True
         request, *more = self.requests
@@ -296,7 +296,7 @@ class StreamingChannel(HTTPChannel):
         if self.lingers and self.close_when_flushed and not self.total_outbufs_len and not self.linger_until:
             self.close_when_flushed = False
             self.linger_until = time.monotonic() + LINGER
-            with suppress(OSError):     # it is gone, which the next read tells
+            with suppress(OSError):     # the client has gone, as the next read will show
                 self.socket.shutdown(socket.SHUT_WR)
             return
         super().handle_write()
@@ -309,13 +309,13 @@ class StreamingChannel(HTTPChannel):
             if isinstance(data, FileSlice):
                 return self.send_file_soon(data)
             if self.connected and not self.total_outbufs_len:
-                with suppress(OSError):     # what is left runs into it again
+                with suppress(OSError):     # the next call meets the same error
                     data = data[self.send(data, do_close=False):]
                     self.last_activity = time.time()
             return int(super().write_soon(data))
 
     def send_file_soon(self, piece: FileSlice) -> int:
-        """What waitress does with a buffer of wsgi.file_wrapper, for ours."""
+        """Queues a FileSlice, as waitress queues a buffer of wsgi.file_wrapper."""
         if not self.connected:
             raise ClientDisconnected
         length = len(piece)
@@ -351,29 +351,29 @@ class StreamingChannel(HTTPChannel):
         self.connected = False
         if self.request is not None and not self.request.admitting:
             self.read_last(self.request)
-            self.drop(self.request)     # nobody else closes a request that is half received
+            self.drop(self.request)     # waitress does not close a request that is only partly received
         self.rest = b""
         super().handle_close()
         self.memory.count(self)
         with self.outbuf_lock:
             paused, self.paused = self.paused, False
-        if paused:      # else a thread is at it, and closes it
+        if paused:      # otherwise a thread is working on it, and closes it
             self.requests[0].close()
 
     def read_last(self, request: StreamingParser) -> None:
-        """Reads what had come before the connection broke, if it is kept: at most what the kernel has of it."""
+        """Reads what arrived before the connection broke, if it is to be kept: what the kernel still has of it."""
         with suppress(OSError):
             while request.kept and not request.completed and (data := self.socket.recv(READ_BLOCK)):
                 request.received(data)
 
     def drop(self, request: StreamingParser) -> None:
-        """Closes a request that is not answered, and counts what came of its body."""
+        """Closes a request that will not be answered, and counts the bytes of its body."""
         if request.body is not None:
             self.application.services.metrics.receive(request.body.received)
         request.close()
 
     def local_address(self) -> str:
-        """The address that its client has connected to."""
+        """The address that the client has connected to."""
         return str(self.socket.getsockname()[0]).removeprefix("::ffff:")
 
     def busy(self) -> bool:

@@ -1,4 +1,4 @@
-"""Reading a request: its head by position, its body handed on block by block as it arrives."""
+"""Receiving a request: its head in one pass, then its body, which is passed on as it arrives."""
 
 import time
 from typing import Any
@@ -16,15 +16,15 @@ from server.uploads import CHUNKED_STEP, REQUEST, Body
 
 MAX_HEADERS = 64 * 1024         # of a request; the usual limit is 8 KiB
 MAX_FIELDS = 200                # of a head; browsers and proxies send some 20
-HEAD_BLOCK = 16 << 10           # bytes of one recv before a request is known: what is behind it waits in memory
+HEAD_BLOCK = 16 << 10           # bytes received at once before a head is complete: what follows it waits in memory
 
 
 class Overloaded(BadRequest):
-    code, reason = 429, "Too Many Requests"     # not 503, for which a proxy would leave the server alone
+    code, reason = 429, "Too Many Requests"     # not 503, after which a proxy would stop using this server
 
 
 class FixedReceiver(FixedStreamReceiver):
-    """A body of known length on its way; its bytes may be received where they are to stay."""
+    """Receives a body of known length, if possible straight to where its bytes stay."""
 
     def room(self) -> memoryview | None:
         room = self.buf.room()
@@ -37,7 +37,7 @@ class FixedReceiver(FixedStreamReceiver):
 
 
 class ChunkedReceiver:
-    """A chunked body on its way, with the words that waitress has for a receiver."""
+    """Receives a chunked body; has the methods that waitress expects of a receiver."""
 
     completed = False
     error: BadRequest | None = None
@@ -51,7 +51,7 @@ class ChunkedReceiver:
         except BadChunk as error:
             self.error = BadRequest(str(error))
             return len(data)
-        if pieces:  # in one: a block costs a lock, and a chunk may have one byte
+        if pieces:  # joined: each append() takes a lock, and a chunk can be one byte
             self._body.append(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         self.completed = self._decoder.done
         return taken
@@ -66,29 +66,29 @@ class ChunkedReceiver:
 
 
 class StreamingParser(HTTPRequestParser):
-    """Hands a request's body to what the application makes of its head, block by block."""
+    """A request that is being received. The application decides from the head what receives its body."""
 
     command, path, request_uri, query, url_scheme = "-", "/", "", "", "http"  # until they are known
     refused = completed = headers_finished = False
     error: Any = None
     content_length = 0
     body_rcv: Any = None
-    body: Body | None = None    # what admit() makes of it, an empty one until then; None without a body
+    body: Body | None = None    # what admit() returns, and an empty Body before that; None without a body
     expect_continue: bool = False
-    task: Any = None    # StreamingTask     # that answers it, once it has come
-    admitting = False   # whether what becomes of its body is being decided
-    _is_http = False    # its first line is a request line
-    foreign: str | None = None      # what it is where it is no HTTP
+    task: Any = None    # the StreamingTask that answers it
+    admitting = False   # whether admit() has not returned yet
+    _is_http = False    # whether its first line is a request line
+    foreign: str | None = None      # what it is if it is not HTTP
 
     def __init__(self, adj: Any) -> None:
         super().__init__(adj)
         self._begun = time.monotonic()
-        self._head = bytearray()    # as long as there is no end of it
+        self._head = bytearray()    # until it is complete
         self._held = 0
-        self.environ: dict[str, Any] = {}   # once it is known
+        self.environ: dict[str, Any] = {}   # as soon as the head is known
 
     def received(self, data: bytes) -> int:
-        """How many of these bytes belong to it: those of the head, or then those of the body."""
+        """Takes some of the head, or some of the body; returns how many of these bytes that were."""
         if self.headers_finished:
             return int(super().received(data))
         before = len(self._head)
@@ -115,18 +115,18 @@ class StreamingParser(HTTPRequestParser):
             if not self._is_http and (what := looks_like(head)):
                 return self._not_http(what, data)
             self.error = BadRequest(str(error))
-        if self.content_length >= self.adj.max_request_body_size:   # more than can be counted, and never comes
+        if self.content_length >= self.adj.max_request_body_size:   # sys.maxsize: it cannot be meant
             self.error = RequestEntityTooLarge(f"a body of {self.content_length} bytes is too large")
         self.completed = self.error is not None or self.body_rcv is None
         self.headers_finished = True
         return end + 4 - before
 
     def room(self) -> memoryview | None:
-        """Where the next bytes of the body are to be received, until landed(); None if received() is to have them."""
+        """Where to receive the next bytes of the body, then call landed(); None if they have to go to received()."""
         return self.body_rcv.room() if isinstance(self.body_rcv, FixedReceiver) else None
 
     def landed(self, size: int) -> None:
-        """Takes so many bytes that have been received in room()."""
+        """Takes so many bytes that were received into room()."""
         self.body_rcv.landed(size)
         self.completed = self.body_rcv.completed
 
@@ -138,33 +138,34 @@ class StreamingParser(HTTPRequestParser):
 
     def _not_http(self, what: str, data: bytes) -> int:
         self._head = bytearray()
-        self.foreign, self.empty = what, what == TLS    # whose client could not read an answer
+        self.foreign, self.empty = what, what == TLS    # a client of TLS could not read the answer
         self.error = BadRequest(f"this is {what}, and this server speaks HTTP: begin with a line like "
                                 "GET /health HTTP/1.1 that ends with CRLF")
         self.completed = self.headers_finished = True
         return len(data)
 
     def parse_header(self, head: bytes) -> None:
-        """Takes what heads.parse() finds, and what follows from it for the body. Raises what received() expects."""
+        """Parses the head, and prepares to receive the body; raises ValueError and what waitress raises."""
         self.command, self.request_uri, self.version, self.headers = heads.parse(head)
         encoding, length = self.headers.get("TRANSFER_ENCODING"), self.headers.get("CONTENT_LENGTH", "0")
         for wrong, detail in (
-            # RFC 9112 6.1 and 6.3: most are how a second request is smuggled in
-            (encoding is not None and "CONTENT_LENGTH" in self.headers, "Transfer-Encoding excludes Content-Length"),
-            (encoding is not None and self.version == "1.0", "Transfer-Encoding is not known to HTTP/1.0"),
+            # RFC 9112 6.1 and 6.3: most of these are used to smuggle a second request
+            (encoding is not None and "CONTENT_LENGTH" in self.headers,
+             "Transfer-Encoding and Content-Length exclude each other"),
+            (encoding is not None and self.version == "1.0", "HTTP/1.0 has no Transfer-Encoding"),
             (not (length.isascii() and length.isdigit()), f"Content-Length is not a number: {length[:50]!r}"),
             (self.version not in ("1.0", "1.1"), "this server speaks HTTP/1.0 and HTTP/1.1"),
-            ("HOST" not in self.headers and self.version == "1.1", "HTTP/1.1 wants a Host header"),     # 3.2
+            ("HOST" not in self.headers and self.version == "1.1", "HTTP/1.1 requires a Host header"),     # 3.2
         ):
             if wrong:
                 raise ParsingError(detail)
         if encoding is not None and encoding.lower() != "chunked":
-            raise TransferEncodingNotImplemented("of the transfer codings, this server knows chunked alone")
+            raise TransferEncodingNotImplemented("chunked is the only transfer coding that this server supports")
         self._take_target()
         self.expect_continue = self.version == "1.1" and self.headers.get("EXPECT", "").lower() == "100-continue"
         self.content_length, self.chunked = int(length), encoding is not None
         if self.chunked:
-            del self.headers["TRANSFER_ENCODING"]   # the application gets the body without it
+            del self.headers["TRANSFER_ENCODING"]   # the application gets the decoded body
         if self.chunked or self.content_length:
             self.body = Body()
             self.body_rcv = FixedReceiver(self.content_length, self.body)   # until begin_body()
@@ -179,7 +180,7 @@ class StreamingParser(HTTPRequestParser):
             _, _, self.path, self.query, _ = split_uri(self.request_uri.encode("latin-1"))
 
     def begin_body(self, body: Body) -> None:
-        """Gives the body, which has still to come, to what admit() made of the head."""
+        """Makes what admit() returned the receiver of the body."""
         self.environ["wsgi.input"] = self.body = body
         self.body_rcv = ChunkedReceiver(body) if self.chunked else FixedReceiver(self.content_length, body)
         if body.refusal and (self.expect_continue or "X_FORWARDED_EXPECT" in self.headers):
@@ -196,12 +197,12 @@ class StreamingParser(HTTPRequestParser):
 
     @property
     def held(self) -> int:
-        body = self.body    # once: this is asked from any thread, as it is closed
+        body = self.body    # read once: any thread may call this, even while the request is closed
         return self._held + len(self._head) + (body.held if body is not None else 0)
 
     @property
     def kept(self) -> bool:
-        """Whether what has arrived of its body is kept."""
+        """Whether what has arrived of the body is kept if the client leaves."""
         return self.body is not None and self.body.kept
 
     @property
@@ -210,7 +211,7 @@ class StreamingParser(HTTPRequestParser):
         return self.body is not None and self.body.superseded
 
     def overdue(self) -> bool:
-        """Whether its head has come in drops for as long as a silent connection is kept."""
+        """Whether the head has been arriving for longer than a silent connection is kept."""
         return not self.headers_finished and time.monotonic() - self._begun > self.adj.channel_timeout
 
     def congested(self) -> bool:
@@ -221,10 +222,10 @@ class StreamingParser(HTTPRequestParser):
         return body.congested()
 
     def close(self) -> None:
-        """Gives back what it holds at once: the collector of cycles may not come by for long."""
+        """Frees what the request holds at once, because the garbage collector may not run for a long time."""
         super().close()
         self._held, self._head, self.body_rcv, self.body = 0, bytearray(), None, None
-        self.environ.pop(REQUEST, None)     # which refers to the environment
+        self.environ.pop(REQUEST, None)     # it refers to the environment
         task, self.task = self.task, None
         if task:
             task.close()

@@ -1,7 +1,4 @@
-"""The seam to waitress: all that knows its insides.
-
-It hands each block of a body on as it is received, and sends files without reading them.
-"""
+"""waitress with our channels, our event loop on two threads, and requests that are answered without a thread."""
 
 import errno
 import logging
@@ -30,15 +27,15 @@ from server.waitress_adapter.parser import MAX_HEADERS
 
 BACKLOG = 1024      # connections that wait to be accepted, as waitress has it
 LOOK = 0.01         # seconds, at least, from one look at all connections to the next
-LOOK_SHARE = 20     # the same in lengths of such a look: with 500 connections it takes some 1.5 ms
-SIGNAL_SECONDS = 0.5        # for which the main thread waits at most: two wake-ups a second cost nothing
+LOOK_SHARE = 20     # and at least so many times as long as a look takes: with 500 connections some 1.5 ms
+SIGNAL_SECONDS = 0.5        # after which the main thread notices a signal, at worst: two wake-ups a second cost nothing
 
 
 class Dispatcher(ThreadedTaskDispatcher):
-    """Gives requests to threads, but for those that take less time than to give them away and back.
+    """Hands requests over to threads, except those that take less time than that.
 
-    The thread that runs the loop answers these itself, as long as another one is there to go on with the loop when the
-    disk lets one of them wait.
+    The thread that runs the loop answers these itself, as long as the other one can take the loop over if one of them
+    has to wait for the disk.
     """
 
     def __init__(self, relay: Relay) -> None:
@@ -53,7 +50,7 @@ class Dispatcher(ThreadedTaskDispatcher):
             super().add_task(Errand(task))
 
     def answer_short(self) -> bool:
-        """Answers what takes no thread, and says whether this thread still leads."""
+        """Answers the requests that need no thread; returns whether this thread still leads."""
         while self._short:
             task = self._short.popleft()
             if not self._relay.watched:
@@ -64,7 +61,7 @@ class Dispatcher(ThreadedTaskDispatcher):
 
 
 class Errand:
-    """A channel that waits for a thread. The thread keeps this until its next one, but no channel that has closed."""
+    """A channel that waits for a thread. Without it, the thread would keep the channel alive until its next task."""
 
     def __init__(self, channel: StreamingChannel) -> None:
         self._channels = [channel]
@@ -79,7 +76,7 @@ class Errand:
 def attend(task: StreamingChannel) -> None:
     try:
         task.service()
-    except Exception:   # noqa: BLE001  logged, and the connection is closed, as for a fault in what it reads
+    except Exception:   # noqa: BLE001  logged, and the connection is closed, as after a fault while reading
         task.handle_error()
     task.look_again()
 
@@ -88,7 +85,7 @@ class Server:
     """waitress with our channel and our loop. `host` is empty for all addresses of the machine, of both families.
 
     run() returns after stop(), when the running requests are done or `grace` seconds are over. Raises OSError and
-    ValueError where it cannot listen.
+    ValueError if it cannot listen.
     """
 
     def __init__(self, application: Any, host: str, port: int, threads: int, connections: int, *, idle: int,
@@ -107,10 +104,10 @@ class Server:
         create_server(
             application, map=self._map, _dispatcher=self._dispatcher, ident="ai-model-repository",
             connection_limit=connections, channel_timeout=idle, cleanup_interval=min(30, idle), backlog=BACKLOG,
-            clear_untrusted_proxy_headers=False,    # it would answer in its own way: see server.forwarded
+            clear_untrusted_proxy_headers=False,    # server.forwarded decides what is believed
             url_prefix=prefix, recv_bytes=READ_BLOCK, max_request_header_size=MAX_HEADERS,
-            max_request_body_size=sys.maxsize,  # ours is checked where it can be answered
-            outbuf_high_watermark=sys.maxsize,  # what a slow reader has not taken yet holds no thread
+            max_request_body_size=sys.maxsize,  # the application has limits of its own, and answers as JSON
+            outbuf_high_watermark=sys.maxsize,  # a slow reader must not hold a thread: see Paused
             **({"host": host, "port": port} if host else {"sockets": [socket_of_both_families(port)]}),
         )
         self._listeners = [entry for entry in self._map.values() if isinstance(entry, BaseWSGIServer)]
@@ -125,7 +122,7 @@ class Server:
         self._wake()
 
     def _wake(self, descriptor: int | None = None) -> None:
-        """Makes the loop look at a connection again, or at all, which it does soon after what its own thread does."""
+        """Makes the loop look at this connection again, or at all. The loop's own thread will look soon anyway."""
         if descriptor is not None:
             self._changed.add(descriptor)
         if not self._relay.leads():
@@ -133,11 +130,11 @@ class Server:
             self._listeners[0].trigger.pull_trigger()
 
     def run(self) -> None:
-        """To be called in the main thread, which has nothing to do then but to take signals."""
+        """Serves until stop(). Call it in the main thread, which then only waits for signals."""
         for number in range(2):
             helpers.start(f"network-{number}", self._serve, self._metrics)
         while not self._stopped.wait(SIGNAL_SECONDS):
-            pass    # a signal that comes just before a wait is not acted on before its end
+            pass    # the handler of a signal that arrives just before a wait runs after it
         self._dispatcher.shutdown(timeout=1)
 
     def _serve(self) -> None:
@@ -163,19 +160,20 @@ class Server:
         return not self._close_channels(idle_only=True) or time.monotonic() > self._deadline
 
     def _round(self, timeout: float) -> bool:
-        """Looks at every connection once, and says whether this thread still leads."""
+        """Serves every connection that is ready once; returns whether this thread still leads."""
         for entry, events in self._ready(timeout):
             wasyncore.readwrite(entry, events)
             if not self._dispatcher.answer_short():
-                return False    # another thread has asked meanwhile which are ready
+                return False    # the other thread has asked which connections are ready meanwhile
         self._turns.give()
         return self._dispatcher.answer_short()
 
     def _ready(self, timeout: float) -> Iterator[tuple[Any, int]]:
-        """What is ready in at most so many seconds, with its events. wasyncore.loop would not end in the middle.
+        """The connections that are ready within so many seconds, with their events.
 
-        All connections are looked at now and then, in between only those that had something to do: or each block of a
-        slow client would cost a look at all the others.
+        A generator, unlike wasyncore.loop(), can be left in the middle. All connections are asked now and then what
+        they wait for, and in between only those that had something to do: otherwise each block of a slow client would
+        cost a look at all the others.
         """
         now = time.monotonic()
         if self._all_changed or now > self._look_again_at or self._looked != self._map:
@@ -191,12 +189,12 @@ class Server:
                 if entry := self._map.get(descriptor := self._changed.pop()):
                     self._register(descriptor, entry)
         for descriptor, events in self._poll.poll(0 if self._turns else timeout * 1000):
-            if entry := self._map.get(descriptor):  # else it was closed in this round
+            if entry := self._map.get(descriptor):  # otherwise it was closed in this round
                 self._changed.add(descriptor)
                 yield entry, events
 
     def _register(self, descriptor: int, entry: Any) -> None:
-        """Has a connection polled for what it waits for."""
+        """Makes the poll wait for what a connection waits for."""
         events = select.POLLIN | select.POLLPRI if entry.readable() else 0
         if entry.writable() and not entry.accepting:
             events |= select.POLLOUT
@@ -207,7 +205,7 @@ class Server:
                 self._poll.unregister(descriptor)
 
     def _close_channels(self, idle_only: bool) -> int:
-        """Closes connections; says how many are left."""
+        """Closes connections; returns how many are left."""
         channels = [entry for entry in self._map.values() if isinstance(entry, StreamingChannel)]
         closing = [channel for channel in channels if not (idle_only and channel.busy())]
         for channel in closing:
@@ -216,7 +214,7 @@ class Server:
 
 
 def socket_of_both_families(port: int) -> socket.socket:
-    """Listens on all addresses of IPv6 and IPv4 where the machine has both, else on those of IPv4; raises OSError."""
+    """Listens on all addresses of IPv6 and IPv4 if the machine has both, otherwise of IPv4; raises OSError."""
     if socket.has_dualstack_ipv6():
         try:
             return socket.create_server(("::", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)
@@ -227,5 +225,5 @@ def socket_of_both_families(port: int) -> socket.socket:
 
 
 def in_url(address: str) -> str:
-    """The address as a URL has it (RFC 3986 3.2.2)."""
+    """The address as it is written in a URL (RFC 3986 3.2.2)."""
     return f"[{address}]" if ":" in address else address

@@ -22,11 +22,11 @@ def http_date(second: int) -> str:
 
 
 class Paused(BaseException):
-    """An answer waits for its reader, and its thread does something else. No Exception, which waitress would answer."""
+    """An answer waits for its reader, and frees its thread. Not an Exception, which waitress would answer with 500."""
 
 
 class StreamingTask(WSGITask):
-    """Lets the application answer everything, faults below it included: those travel as the refusal of a body.
+    """Lets the application answer everything, including errors in HTTP: it gets these as the refusal of a body.
 
     An answer of many pieces pauses while its reader is FAR_BEHIND, and is executed again when the reader has caught up.
     """
@@ -34,16 +34,16 @@ class StreamingTask(WSGITask):
     response_headers: list[tuple[str, str]]
     wrote_header = False
     content_bytes_written = 0
-    sending: Sending | None = None      # what is left of an answer that may pause
+    sending: Sending | None = None      # the rest of an answer that may pause
 
     def get_environment(self) -> dict[str, Any]:
-        environ: dict[str, Any] = self.request.environ  # made already where the network thread might have answered
+        environ: dict[str, Any] = self.request.environ  # it exists if the network thread has asked what to do
         if not environ:
             environ |= super().get_environment()
-            if not environ.get("HTTP_HOST"):    # as with HTTP/1.0; waitress has a name for that which nobody can ask
+            if not environ.get("HTTP_HOST"):    # HTTP/1.0; the name that waitress has for that is no address
                 environ["SERVER_NAME"] = self.channel.local_address()
             forward(environ, self.channel.trusted)
-            del environ["waitress.client_disconnected"]     # which refers to the channel, and the channel to this
+            del environ["waitress.client_disconnected"]     # it refers to the channel, which refers to this
         if error := self.request.error:
             environ["wsgi.input"] = Body(ProtocolError(error.code, error.body))
         return environ
@@ -54,7 +54,7 @@ class StreamingTask(WSGITask):
             self.set_close_on_finish()
         if self.sending is None:
             answer = self.channel.application(self.get_environment(), self.start_response)
-            if not isinstance(answer, Sending):     # it is sent without us
+            if not isinstance(answer, Sending):     # it never pauses
                 for piece in (answer,) if isinstance(answer, FileSlice) else answer:
                     self.write(piece)
                 return
@@ -66,15 +66,15 @@ class StreamingTask(WSGITask):
         except AnswerCutShort as error:
             log.warning("an answer ends early, and its connection is closed: %s", error)
         if self.content_length not in (None, self.content_bytes_written):
-            self.set_close_on_finish()      # or its reader waits for the rest
+            self.set_close_on_finish()      # otherwise its reader would wait for the rest
 
     def start_response(self, status: str, headers: list[tuple[str, str]]) -> None:
-        """For our application, which calls it once."""
+        """Keeps status and headers; our application calls it once."""
         self.status, self.response_headers, self.complete = status, [*self.response_headers, *headers], True
         self.content_length = next((int(value) for name, value in headers if name == "Content-Length"), None)
 
     def build_response_header(self) -> bytes:
-        """The head of the answer, with how it ends (RFC 9112 6.3) and whether the connection goes on (9.3)."""
+        """The head of the answer; decides how it ends (RFC 9112 6.3) and whether the connection stays open (9.3)."""
         wishes = {wish.strip(" \t") for wish in self.request.headers.get("CONNECTION", "").lower().split(",")}
         if self.has_body and self.content_length is None and self.version == "1.1":
             self.response_headers.append(("Transfer-Encoding", "chunked"))
@@ -92,7 +92,7 @@ class StreamingTask(WSGITask):
         return f"{head}\r\n\r\n".encode("latin-1")
 
     def write(self, piece: Piece) -> None:
-        """Sends a piece of the answer, the first one in one packet with the head."""
+        """Sends a piece of the answer; the first one goes out together with the head."""
         head = b"" if self.wrote_header else self.build_response_header()
         self.wrote_header = True
         self.content_bytes_written += len(piece)
@@ -111,7 +111,7 @@ class StreamingTask(WSGITask):
             undo.pop_all()
 
     def close(self) -> None:
-        """Gives up what is left of the answer; called when it is over, sent or not."""
+        """Gives up the rest of the answer; called at its end, whether all of it was sent or not."""
         sending, self.sending = self.sending, None
         if sending is not None:
             sending.close()
