@@ -119,7 +119,7 @@ def of_this_server(models: str) -> dict[str, float]:
         after_start, count = timed(lambda: sum(len(batch.lines) for batch in lines(())))
         again, same = timed(lambda: sum(len(batch.lines) for batch in lines(())))
         of_framework, answer = timed(lambda: list_response(
-            store, {}, [()], {"framework": "none of them", "limit": str(PAGE)}, ""))
+            store, {}, [()], {"framework": "none of them", "limit": str(PAGE)}, "", ()))
         assert count == same and b'"total_models": 0' in answer.body
     return {"first page": first, "full list after a start": after_start, "full list again at once": again,
             "page of a framework": of_framework, "memory, MiB": memory()}

@@ -1,1 +1,1 @@
-"""Optional: what clients of the Hugging Face Hub ask for, to read models from here."""
+"""The API of the Hugging Face Hub, for reading. Optional; model_server.py puts it in."""

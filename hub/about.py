@@ -1,4 +1,4 @@
-"""What there is to tell of the routes for clients of the Hub, which know without it what they ask for."""
+"""The descriptions of the routes for clients of the Hub, which do not need them."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ WITH_ERRORS = (Field("X-Error-Code", "What clients go by: `RevisionNotFound` and
                Field("X-Error-Message", "What clients show.", STRING))
 COMMIT = Field("X-Repo-Commit", "The commit of the revision.", STRING)
 NAMED = (Field("version", "A version, the commit of one, an alias with its `@`, or `main`: the version of that name, "
-               "else the highest one.", VERSION_OR_ALIAS),
+               "otherwise the highest one.", VERSION_OR_ALIAS),
          NAMES["model_name"]._replace(text="The path of a file or folder; its slashes may be sent as %2F."))
 BLOBS = Field("blobs", "`true`: with sizes and digests.", STRING)
 TREE_QUERY = (Field("recursive", "`true`: also what is in folders.", STRING),
@@ -36,7 +36,7 @@ def file(name: str, summary: str) -> About:
 
 
 def alone(name: str, summary: str) -> About:
-    return replace(told(name, summary, REPOSITORY), names=())   # whatever their form, there is nothing of these names
+    return replace(told(name, summary, REPOSITORY), names=())   # names of any form: nothing is ever found
 
 
 REPO = "/api/models/{project_id}/{app_name}"

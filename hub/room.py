@@ -1,6 +1,6 @@
-"""The Hugging Face Hub's way to read a repository, which is an app here; its revisions are the app's versions.
+"""The API of the Hugging Face Hub, for reading: a repository is an application here, and its revisions are versions.
 
-What has to be in the answers, and for which client, is in docs/hub.md.
+docs/hub.md says what clients ask for, and go by.
 """
 
 import json
@@ -26,17 +26,17 @@ from storage import Storage
 
 Json = dict[str, Any]
 MAX_PAGE = 10_000       # entries of a tree, as many as a tar may have: llama.cpp asks for no second page
-MAX_PATHS = 2 << 20     # bytes of the paths in one question: 10,000 long ones, percent-encoded
+MAX_PATHS = 2 << 20     # bytes of the paths in one request: 10,000 long ones, percent-encoded
 POINTER_BYTES = 134     # of the file that Git has in place of a large one; clients want a number
 TRIES = 5               # to open a file that is replaced again and again
-CODES = {"version": "RevisionNotFound", "model_name": "EntryNotFound"}     # for a name that nothing here can have
+CODES = {"version": "RevisionNotFound", "model_name": "EntryNotFound"}     # for an invalid name
 TRUE = ("true", "True", "1")    # as JavaScript, Python and people write it in a query
-# Nothing here has a task, tags or an inference provider, so no model is what somebody looks for who names one.
+# Models here have no task, tags or inference provider, so a search for one of these finds nothing.
 NEVER = {"filter", "pipeline_tag", "apps", "inference_provider", "num_parameters"}
 
 
 def resolve(request: Request, store: Storage, model_name: str, **names: str) -> Response:
-    """A file of a revision, under the commit that it belongs to, for as long as it is still that file."""
+    """A file of a revision, under the commit that it belongs to, unless it was replaced since."""
     for _ in range(TRIES):
         snapshot = request.services.of(Snapshots).find(store, **names)
         commit = ("X-Repo-Commit", snapshot.commit)
@@ -70,14 +70,14 @@ def entries(snapshot: Snapshot) -> dict[str, Json]:
 
 
 def blob_of(file: File) -> Json:
-    """What clients compare their copy with, under the names that a tree and an info have for it."""
+    """What clients compare with their copy of a file, under the names in a tree and those in an info."""
     oid, lfs = digits(file.identity), {"oid": file.sha256, "sha256": file.sha256, "size": file.size}
-    more = {"lfs": {**lfs, "pointerSize": POINTER_BYTES}} if file.sha256 else {}    # they need all of it, or none
+    more = {"lfs": {**lfs, "pointerSize": POINTER_BYTES}} if file.sha256 else {}    # clients need all of it, or nothing
     return {"size": file.size, "oid": oid, "blobId": oid, **more}
 
 
 def tree(request: Request, store: Storage, model_name: str = "", **names: str) -> Response:
-    """What is in a folder of a revision, or all that is below it; in pages if that is very much."""
+    """What is in a folder of a revision, or everything below it; in pages if that is a lot."""
     snapshot = request.services.of(Snapshots).find(store, **names)
     query, below = dict(request.parameters), f"{model_name}/" if model_name else ""
     found = {path: shown for path, shown in entries(snapshot).items() if path.startswith(below)
@@ -93,9 +93,9 @@ def tree(request: Request, store: Storage, model_name: str = "", **names: str) -
 
 
 def info(request: Request, store: Storage, **names: str) -> Response:
-    """What there is to say of a repository, and the files of a revision."""
+    """A repository, and the files of a revision."""
     if "model_name" in names:
-        names["version"] += "/"     # like refs/pr/1, a branch of Git's, and no version is called so
+        names["version"] += "/"     # a branch of Git like refs/pr/1, which no version can be called
     snapshot = request.services.of(Snapshots).find(store, **names)
     blobs = dict(request.parameters).get("blobs") in TRUE
     siblings = [{"rfilename": path, **(blob_of(file) if blobs else {})} for path, file in snapshot.files.items()]
@@ -104,14 +104,14 @@ def info(request: Request, store: Storage, **names: str) -> Response:
 
 
 def summary(project_id: str, app_name: str) -> Json:
-    """What clients expect to hear of any repository."""
+    """What clients expect to be told about any repository."""
     name = f"{project_id}/{app_name}"
     return {"id": name, "modelId": name, "author": project_id, "private": False, "gated": False, "disabled": False,
             "downloads": 0, "likes": 0, "tags": []}
 
 
 def paths_info(request: Request, store: Storage, **names: str) -> Response:
-    """The entries of the paths in a form, which Python sends, or in JSON; what is not there is left out."""
+    """The entries of the paths in a form, as Python sends it, or in JSON; paths that do not exist are left out."""
     snapshot = request.services.of(Snapshots).find(store, **names)
     try:
         if (request.header("Content-Type") or "").startswith("application/json"):
@@ -128,7 +128,7 @@ def paths_info(request: Request, store: Storage, **names: str) -> Response:
 
 
 def refs(request: Request, store: Storage, **names: str) -> Response:
-    """main, then all versions: llama.cpp takes the first one where there is no main."""
+    """main, then all versions: without a main, llama.cpp would take the first one."""
     snapshots = request.services.of(Snapshots)
     commits = {MAIN[0]: snapshots.find(store, **names).commit}
     for version in versions(store, tuple(names.values())):
@@ -152,7 +152,7 @@ def models(request: Request, store: Storage) -> Response:
 
 
 def alone(request: Request, store: Storage, project_id: str, **names: str) -> Response:
-    """404 for the Hub's oldest repositories, like gpt2, whose names have no slash: such a one cannot be here."""
+    """404 for the Hub's oldest repositories, like gpt2: a repository here always has a slash in its name."""
     raise Missing("RepoNotFound", f"{project_id} is not a repository: here they are called project/application")
 
 
@@ -161,13 +161,13 @@ def whoami(request: Request, store: Storage) -> Response:
 
 
 def explain(request: Request, error: Exception, response: Response) -> None:
-    """Tells an error as the Hub does: clients go by X-Error-Code, and show X-Error-Message or the JSON's `error`."""
+    """Reports an error as the Hub does: clients go by X-Error-Code, and show X-Error-Message or the JSON's `error`."""
     code = ""
-    if isinstance(error, InvalidName):      # there is nothing of such a name
+    if isinstance(error, InvalidName):      # so nothing of this name exists
         response.status, code = 404, CODES.get(error.field, "RepoNotFound")
-    elif isinstance(error, ModelCorrupt):   # what has no code is tried again, or taken for a fault of the network
+    elif isinstance(error, ModelCorrupt):   # without a code, clients would try again, or blame the network
         response.status, code = 403, "GatedRepo"
-    elif isinstance(error, ModelNotFound | Unauthorized):   # a token may not learn what there is that it may not read
+    elif isinstance(error, ModelNotFound | Unauthorized):   # a token must not learn what exists that it may not read
         known = not isinstance(error, Unauthorized) and request.caller.may("read", tuple(request.names.values())[:2])
         code = "RevisionNotFound" if known else "RepoNotFound"      # an alias is missing, or all of it
     assert isinstance(response.body, bytes)

@@ -1,7 +1,7 @@
-"""What a revision holds: the files of a version, under a commit id made of nothing but their names and digests.
+"""What a revision holds: the files of a version, under a commit id made of the version's name and their digests.
 
-Clients file what they load under the commit. It has 40 hex digits, changes when a file of the version does, and is the
-same again after a restart and on every server of a storage, although it is stored nowhere.
+Clients keep what they load by commit. It has 40 hex digits, changes when a file of the version does, and is the same
+after a restart and on every server of a storage, although it is not stored anywhere.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from server.conditional import etag_of
 from server.errors import NotFound
 from storage import Storage
 
-MAIN = ("main", "HEAD", "latest")       # what clients ask for when nobody tells them a revision
+MAIN = ("main", "HEAD", "latest")       # what clients ask for if they are not told a revision
 COMMIT = re.compile("[0-9a-f]{40}")
 NAME_DIGITS = 8         # of a commit: those of the version's name, so that no other version is read to find it
 KEPT_FILES = 100_000    # in memory, some 40 MiB: ten versions of as many files as a tar may have
@@ -25,14 +25,14 @@ LOCKS = 64              # so that a version on a slow disk keeps few others wait
 
 
 class Missing(NotFound):
-    """Something is not there; clients go by the code, which says what."""
+    """Something does not exist; clients go by the code, which says what."""
 
     def __init__(self, code: str, detail: str, *headers: tuple[str, str]) -> None:
         super().__init__(detail, ("X-Error-Code", code), *headers)
 
 
 class File(NamedTuple):
-    """`size` is in bytes. `identity` is the digest, or what else tells a file whose digest is not known from others."""
+    """`size` is in bytes. `identity` is the digest or, if that is not known, the weak ETag."""
 
     size: int
     sha256: str | None
@@ -41,7 +41,7 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The files of a version by their paths, in order; the newest is from `modified`, the fingerprint the index's."""
+    """The files of a version by their paths, in order; `modified` is when the newest was uploaded."""
 
     version: Names
     fingerprint: int
@@ -59,7 +59,7 @@ def digits(text: str) -> str:
 
 
 def take(store: Storage, version: Names, fingerprint: int) -> Snapshot:
-    """The snapshot of a version as it is now; the index had this fingerprint of it before."""
+    """The snapshot of a version as it is now; `fingerprint` is what the index had for it before."""
     files, modified = dict[str, File](), ""
     for batch in store.lines(version):
         for line in batch.lines.values():
@@ -76,9 +76,9 @@ def take(store: Storage, version: Names, fingerprint: int) -> Snapshot:
 
 
 class Snapshots:
-    """The snapshots of one server: those of today's versions, and of yesterday's while there is room for them.
+    """The snapshots of one server: those of versions as they are, and as they were, while there is room for them.
 
-    So a download that began before its version was replaced can go on with the files that are still the same.
+    So a download that began before its version was replaced can continue with the files that are still the same.
     """
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Snapshots:
         """The snapshot of a revision, which may be a version, a commit, or one of MAIN. Raises Missing."""
         repository, is_commit = (project_id, app_name), COMMIT.fullmatch(version)
         if found := self.newest(store, (*repository, version)):
-            # a client looks for the files under the id that it asked for, even where that is the name of a version
+            # a client keeps the files under the id that it asked for, even if that is the name of a version
             return replace(found, commit=version) if is_commit else found
         for name in store.index.below(repository) if is_commit else ():
             place, is_its = (*repository, name), digits(name)[:NAME_DIGITS] == version[:NAME_DIGITS]
@@ -109,7 +109,7 @@ class Snapshots:
         """What a version holds now, None if nothing."""
         if not (found := store.index.fingerprint(version)):
             return None
-        with self._locks[hash(version) % LOCKS]:    # read once, whatever number of connections a client opens
+        with self._locks[hash(version) % LOCKS]:    # read once, however many connections a client opens
             snapshot = self._newest.get(version)
             if not snapshot or snapshot.fingerprint != found:
                 snapshot = take(store, version, found)

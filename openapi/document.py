@@ -1,4 +1,4 @@
-"""An OpenAPI 3.1 document of what the routes tell of themselves, in the values of server/about.py."""
+"""An OpenAPI 3.1 document, made of the descriptions of the routes: see server/about.py."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ SCHEMES = {
 
 
 class Document:
-    """Describes routes under these settings; what occurs several times becomes a component meanwhile."""
+    """Describes routes under these settings; what occurs several times becomes a component."""
 
     def __init__(self, settings: Settings) -> None:
         anonymous = anonymous_of(settings.tokens_file, settings.anonymous)
@@ -37,7 +37,7 @@ class Document:
             self._reference(status, answer)
 
     def of(self, routes: Sequence[Route]) -> Json:
-        """The whole document; routes that tell nothing of themselves are left out."""
+        """The whole document; routes without a description are left out."""
         paths = {route.path: Json() for route in routes if route.about}
         for route in sorted(routes, key=lambda route: route.method != "OPTIONS"):   # before that of the other methods
             for method, verb, about in methods_of(route, route.about) if route.about else ():
@@ -79,7 +79,7 @@ class Document:
 
     def _reference(self, status: int, answer: Answer) -> Json:
         name = re.sub(r"\W", "", HTTPStatus(status).phrase.title())     # NotFound
-        return {"$ref": f"#/components/responses/{kept(self._responses, name, self._answer(answer))}"}
+        return {"$ref": f"#/components/responses/{added(self._responses, name, self._answer(answer))}"}
 
     def _answer(self, answer: Answer) -> Json:
         headers = {field.name: self._header(field) for field in (*answer.headers, *self._of_every_answer)}
@@ -90,7 +90,7 @@ class Document:
 
     def _header(self, field: Field) -> Json:
         header = {"description": field.text, "required": field.required, "schema": self._schema(field.schema)}
-        return {"$ref": f"#/components/headers/{kept(self._headers, field.name, header)}"}
+        return {"$ref": f"#/components/headers/{added(self._headers, field.name, header)}"}
 
     def _parameter(self, place: str, field: Field) -> Json:
         schema = {"schema": self._schema(field.schema)}
@@ -98,7 +98,7 @@ class Document:
                 **({"content": {field.media: schema}} if field.media else schema)}
 
     def _schema(self, schema: Any) -> Any:
-        """A schema with references in place of those with a name, which become components."""
+        """A schema, in which each schema that has a name becomes a component and is replaced by a reference."""
         if isinstance(schema, Schema):
             if schema.name not in self._schemas:
                 self._schemas[schema.name] = self._schema(schema.definition)
@@ -109,16 +109,16 @@ class Document:
 
 
 def methods_of(route: Route, about: About) -> Iterator[tuple[str, str | None, About]]:
-    """(method, right, what to tell) of all that is answered because of a route: of HEAD beside GET, and of OPTIONS."""
+    """(method, permission, description) of everything that a route answers: with GET also HEAD, and OPTIONS."""
     yield route.method, route.verb, about
     if route.method == "GET":
         answers = {status: answer._replace(content={}) for status, answer in about.answers.items()
                    if status not in OF_RANGES}
         errors = tuple(status for status in about.errors if status not in OF_RANGES)
         yield "HEAD", route.verb, replace(about, id=f"head_{about.id}", answers=answers, errors=errors)
-    is_alone = not re.search(r"}[^/]|[^/]{", route.path)     # else another path is the same one, and has more methods
+    is_alone = not re.search(r"}[^/]|[^/]{", route.path)     # otherwise another route's path matches the same URLs
     if is_alone and route.method != "OPTIONS":
-        # any name: the page of another origin that asks is to see later what is wrong with it
+        # any name: a preflight request succeeds, so that the page sees what is wrong with its own request
         names = tuple(Field(name, f"Any {name}.", told.STRING) for name in route.fields)
         answer = Answer("The methods of this path.", {}, (told.ALLOW,))
         errors = (404,) if names else ()    # an alias, where there are versions alone
@@ -126,8 +126,8 @@ def methods_of(route: Route, about: About) -> Iterator[tuple[str, str | None, Ab
                                      names=names)
 
 
-def kept(components: Json, name: str, component: Json) -> str:
-    """Where a component is among those of its kind: under this name, or one like it if another one has that."""
+def added(components: Json, name: str, component: Json) -> str:
+    """Adds a component to those of its kind; returns its name, which is a similar one if another one has this name."""
     while components.setdefault(name, component) != component:
         name += "-"
     return name

@@ -1,4 +1,4 @@
-"""What puts the description of the API into the server: /openapi.json."""
+"""The description of the API: /openapi.json."""
 
 import functools
 import hashlib
@@ -20,7 +20,7 @@ ABOUT = About("get_openapi", "describes this API: OpenAPI 3.1", {
 
 
 def overview(routes: Sequence[Route], settings: Settings) -> tuple[Route, ...]:
-    """The route of the document, which describes all routes, its own too, and is made when it is first asked for."""
+    """The route of the document, which describes all routes, itself included, and is made when first requested."""
     @functools.cache
     def made() -> bytes:
         return json.dumps(Document(settings).of((*routes, own))).encode()
@@ -30,7 +30,7 @@ def overview(routes: Sequence[Route], settings: Settings) -> tuple[Route, ...]:
         etag = f'"{hashlib.sha256(text).hexdigest()[:32]}"'
         return tagged_response(request.header, text, etag, "the document")
 
-    # without a token: it tells nothing of what is stored, and whoever makes a client of it may not have one
+    # without a token: it says nothing about what is stored, and a generator of clients may not have one
     own = Route("GET", "/openapi.json", None, describe, about=ABOUT)
     return (own,)
 

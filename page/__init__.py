@@ -1,1 +1,1 @@
-"""The page for people who look: what the models are, in a browser."""
+"""The page for browsers. Optional; model_server.py puts it in."""

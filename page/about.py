@@ -1,4 +1,4 @@
-"""What there is to tell of the page: HTML where a browser asks for a list, and the files that it needs."""
+"""The descriptions of the page: HTML where a browser asks for a list, and the files that it needs."""
 
 from server.about import CACHE, ETAG, IF_NONE_MATCH, ONE_NAME, STRING, UNCHANGED, About, Answer, Field
 

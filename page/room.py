@@ -1,4 +1,4 @@
-"""What puts the page into the server: its files, from memory, at / and at the addresses of lists for browsers."""
+"""The page for browsers: its files, from memory, at / and at the addresses of lists."""
 
 import hashlib
 import html
@@ -14,7 +14,7 @@ from storage import Storage
 
 PAGES = ("GET /", *ADDS)
 KINDS = {".css": "text/css", ".js": "text/javascript"}
-# Nothing but files of ours runs or is loaded, even if a name or metadata got into the page as something else than text.
+# Nothing but our own files runs or is loaded, even if a name or metadata got into the page as anything but text.
 POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
           "frame-ancestors 'none'; base-uri 'none'; form-action 'none'")
 
@@ -43,8 +43,8 @@ class Page:
 
 
 def root_of(request: Request) -> str:
-    """The way from the address of a request to the root of the server, however a proxy has it below a path."""
-    if request.prefix:      # the address may be just that, without a slash at its end
+    """The relative URL of the root of the server, or its path below the proxy's."""
+    if request.prefix:      # the address may be the prefix itself, without a slash at its end
         return f"{request.prefix}/"
     return "../" * (request.path.count("/") - 1) or "./"
 

@@ -1,6 +1,6 @@
-"""What a route tells of itself, as plain values: parameters, bodies, answers. openapi/ makes a document of them.
+"""The description of a route, as plain values: parameters, bodies, answers. openapi/ makes a document of them.
 
-Schemas are those of JSON Schema 2020-12, with a Schema wherever one is used in several places.
+Schemas are those of JSON Schema 2020-12; one that is used in several places is a Schema.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Json = Mapping[str, Any]
 
 
 class Schema(NamedTuple):
-    """A schema with a name, which the document has once."""
+    """A schema with a name, which is in the document once."""
 
     name: str
     definition: Json
@@ -23,7 +23,7 @@ class Schema(NamedTuple):
 class Field(NamedTuple):
     """A parameter of the query, or a header of a request or of an answer.
 
-    With a `media` type, its value is a text of that type. An object without one stands for parameters of any names.
+    With a `media` type, its value is a text of that type; without one, an object stands for parameters of any name.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Field(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What an answer means; the schemas of its bodies by media type; its headers beside those that every answer has."""
+    """What an answer means, the schemas of its body by media type, and its headers beyond those of every answer."""
 
     text: str
     content: Mapping[str, Json | Schema] = {}       # never changed
@@ -43,11 +43,11 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class About:
-    """What a route tells of itself.
+    """The description of a route.
 
-    `id` is the name of a function in generated clients, `summary` that of the README's table. `errors` are those of
-    ERRORS that the route has beside those of every route, and `with_errors` the headers that its errors have beside
-    those of ERRORS. `names` are the fields of its path that are not as in NAMES.
+    `id` is the name of a function in generated clients, `summary` the text of the README's table. `errors` are statuses
+    of ERRORS in addition to those of every route, and `with_errors` the headers of its errors in addition to those in
+    ERRORS. `names` are the fields of its path that differ from those in NAMES.
     """
 
     id: str
@@ -62,7 +62,7 @@ class About:
     text: str = ""
 
     def joined(self, more: "About") -> "About":
-        """This and what another one adds to it: answers and their bodies, parameters and their values, errors, text."""
+        """This description and another in one: answers and their bodies, parameters and their values, errors, text."""
         answers = dict(self.answers)
         for status, answer in more.answers.items():
             known = answers.get(status, Answer(answer.text))
@@ -75,7 +75,7 @@ class About:
 
 
 def by_name(*fields: Field) -> tuple[Field, ...]:
-    """These fields, each once; those that have the same name and list their values have all of them."""
+    """These fields, each name once; the lists of values of fields that have the same name are joined."""
     found = dict[str, Field]()
     for each in fields:
         known = found.setdefault(each.name, each)
@@ -92,7 +92,7 @@ JSON, TEXT, BINARY = "application/json", "text/plain", "application/octet-stream
 STRING: Json = {"type": "string"}
 TEXT_OR_NULL: Json = {"type": ["string", "null"]}
 WHOLE: Json = {"type": "integer", "minimum": 0}
-BYTES: Json = {"type": "string", "format": "binary"}    # generated clients know a file by that
+BYTES: Json = {"type": "string", "format": "binary"}    # generated clients recognise a file by this
 FLAG: Json = {"type": "string", "enum": ["true", "false"]}
 SHA256: Json = {"type": "string", "pattern": "^[0-9A-Fa-f]{64}$"}
 ONE_NAME: Json = {"type": "string", "pattern": f"^{NAME.pattern}$"}

@@ -23,8 +23,8 @@ log = logging.getLogger("model_server.access")
 VERBS = ("read", "create", "update", "delete")
 ANONYMOUS = "anonymous"     # the name of callers without a token; no token can have it
 TOKEN_PREFIX = "amr_"       # so that people and scanners recognise a token that they find in a file
-TOKEN_BYTES = 32            # random bytes: too many to guess, so a plain SHA-256 does not reveal the token
-MAX_TOKENS_FILE = 1 << 20   # bytes: some ten thousand tokens; each request is compared with all of them
+TOKEN_BYTES = 32            # random bytes: too many to be guessed from a plain SHA-256
+MAX_TOKENS_FILE = 1 << 20   # bytes: some ten thousand tokens, with each of which every request is compared
 MAX_LOGGED_GRANTS = 20      # in the log line at startup
 CREDENTIALS = re.compile("(bearer|basic) +([!-~]+)", re.IGNORECASE)    # RFC 9110 11.4
 
@@ -107,7 +107,7 @@ def parse_tokens(text: str) -> dict[str, Caller]:
     """The callers in a file of tokens, by the SHA-256 of their token in hex. Each line is name:sha256:verbs:prefix.
 
     A token on several lines is granted what each of them says; one name can have several tokens. Raises ValueError with
-    the number of the bad line, but not its content.
+    the number of the bad line, but without its content.
     """
     callers: dict[str, Caller] = {}
     for number, line in enumerate(text.split("\n"), 1):
@@ -140,7 +140,7 @@ def read_tokens(path: Path) -> bytes:
 
 
 def text_of(written: bytes) -> str:
-    """The text of a file of tokens, which editors of Windows begin with a mark; raises ValueError for UTF-16."""
+    """The text of a file of tokens, without the mark with which some editors begin it; raises ValueError for UTF-16."""
     if written.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError("it is written in UTF-16: save it as UTF-8")
     return written.removeprefix(codecs.BOM_UTF8).decode(errors="replace")

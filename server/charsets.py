@@ -7,8 +7,8 @@ from itertools import groupby
 
 from server.errors import BadRequest
 
-# What browsers send (encoding.spec.whatwg.org), and .NET: a client's name without signs, and Python's. Python knows
-# more, of which some are no charsets; it keeps each name it was ever asked for, and punycode takes the square of the
+# What browsers (encoding.spec.whatwg.org) and .NET send: their name without punctuation, and Python's. Python itself
+# knows more, some of which are not charsets; it remembers each name that it was asked for, and punycode takes quadratic
 # time.
 CHARSETS = {
     "utf8": "utf-8", "usascii": "ascii", "ascii": "ascii", "latin1": "iso8859-1", "latin9": "iso8859-15",
@@ -20,7 +20,7 @@ CHARSETS = {
     **{f"utf{bits}{order}": f"utf-{bits}{order and '-'}{order}" for bits in (16, 32) for order in ("", "le", "be")},
 }
 ENCODED_WORD = re.compile(r"=\?([!->@-~]{1,40})\?([BbQq])\?([!->@-~]*)\?=")     # RFC 2047 2
-WIDE = ("utf-16", "utf-32")     # in which no header can be
+WIDE = ("utf-16", "utf-32")     # headers cannot be written in these
 
 
 def charset_of(declared: str) -> str:
@@ -32,7 +32,7 @@ def charset_of(declared: str) -> str:
 
 
 def decoded(text: bytes, charset: str, what: str) -> str:
-    """The text in this charset; raises BadRequest where it is not."""
+    """Decodes a text; raises BadRequest, which calls it `what`, if it is not in this charset."""
     try:
         return text.decode(charset)
     except UnicodeError as error:
@@ -41,7 +41,7 @@ def decoded(text: bytes, charset: str, what: str) -> str:
 
 
 def header_text(block: bytes, charset: str | None) -> str:
-    """Headers of a part: in UTF-8, else in the charset of the form, else in Latin-1, in which everything is."""
+    """The headers of a part: UTF-8, otherwise in the charset of the form, otherwise Latin-1, which never fails."""
     for candidate in ("utf-8", charset or "latin-1"):
         if not candidate.startswith(WIDE):
             try:
@@ -52,7 +52,7 @@ def header_text(block: bytes, charset: str | None) -> str:
 
 
 def without_encoded_words(text: str) -> str:
-    """A value that consists of encoded words (RFC 2047), as .NET sends it, in plain text; any other as it is.
+    """The text of a value that consists of encoded words (RFC 2047), as .NET sends it; any other value as it is.
 
     Raises BadRequest for a charset that is not known.
     """

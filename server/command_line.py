@@ -39,6 +39,6 @@ def token_command(arguments: list[str]) -> int:
     except ValueError as error:
         sys.stderr.write(f"{USAGE}\n{error}\n")
         return 2
-    tell(line)      # first: a token without its line is worth nothing
+    tell(line)      # first, because a token without its line is worth nothing
     sys.stderr.write(f"the token of {arguments[1]}, shown this once: {token}\n")
     return 0

@@ -1,4 +1,4 @@
-"""What the routes of the core tell of themselves."""
+"""The descriptions of the core's routes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -305,5 +305,5 @@ ABOUT = {
 
 
 def described(routes: Iterable[Route], table: Mapping[str, About] = ABOUT) -> tuple[Route, ...]:
-    """These routes with what they tell of themselves, from a table by their method and path."""
+    """These routes with their descriptions, from a table by method and path."""
     return tuple(replace(route, about=table.get(f"{route.method} {route.path}")) for route in routes)

@@ -20,11 +20,11 @@ IN_BASE64 = {
     "Content-MD5": "md5",       # RFC 1864
     "X-Amz-Checksum-Sha256": "sha256", "X-Amz-Checksum-Sha1": "sha1", "X-Amz-Checksum-Crc32": "crc32",
 }
-UNKNOWN = ("X-Amz-Checksum-Crc32c", "X-Amz-Checksum-Crc64nvme")     # the standard library computes neither
+UNKNOWN = ("X-Amz-Checksum-Crc32c", "X-Amz-Checksum-Crc64nvme")     # the standard library can compute neither
 LISTED = {"sha-256": "sha256", "sha-512": "sha512", "sha": "sha1", "md5": "md5"}    # RFC 9530 5, RFC 3230 4.1.1
 IN_LIST = re.compile(r"([A-Za-z0-9-]+)=([^;\s]+)(?:[ \t]*;.*)?")
 SHA256_HEX = re.compile("[0-9A-Fa-f]{64}")
-Decode = Callable[[str], str | None]    # a digest as it is written, into lower-case hex; None for what is none
+Decode = Callable[[str], str | None]    # makes lower-case hex of a digest as it is sent; None for anything else
 
 
 class Hash(Protocol):
@@ -34,7 +34,7 @@ class Hash(Protocol):
 
 
 class Crc32:
-    """CRC-32 as zip and S3 have it, with the words of hashlib."""
+    """CRC-32 as in zip and S3, with the methods of hashlib."""
 
     def __init__(self) -> None:
         self._value = 0
@@ -50,7 +50,7 @@ class Crc32:
 
 
 class Hashes:
-    """The SHA-256 of bytes that are given one after the other, and the other digests that were asked for."""
+    """The SHA-256 of the bytes that update() is given, and the other digests that were asked for."""
 
     def __init__(self, algorithms: Iterable[str] = ()) -> None:
         self._hashes: dict[str, Hash] = {
@@ -73,10 +73,10 @@ class Hashes:
 
 
 def claims_of(header: Header, fields: Mapping[str, str]) -> dict[str, str]:
-    """The digests a client vouches for, in hex by algorithm, from its headers and the field sha256.
+    """The digests that a client claims, in hex by algorithm, from its headers and the field sha256.
 
-    On a form all of them mean the file in it. Raises BadRequest for one that is malformed, for two that differ, and
-    for an algorithm of S3 that cannot be verified. Of a list (RFC 9530, RFC 3230) other algorithms are ignored.
+    On a form all of them mean the file in it. Raises BadRequest for a malformed one, for two that differ, and for an
+    algorithm of S3 that cannot be verified. Other algorithms in a list (RFC 9530, RFC 3230) are ignored.
     """
     claims: dict[str, str] = {}
     for source, algorithm, value, decode in claimed(header, fields):
@@ -91,7 +91,7 @@ def claims_of(header: Header, fields: Mapping[str, str]) -> dict[str, str]:
 
 
 def claimed(header: Header, fields: Mapping[str, str]) -> Iterator[tuple[str, str, str, Decode]]:
-    """(where it stands, algorithm, value, what makes lower-case hex of that) of each claim; raises BadRequest."""
+    """(header or field, algorithm, value, what makes lower-case hex of that) of each claim; raises BadRequest."""
     for name in UNKNOWN:
         if header(name) is not None:
             raise BadRequest(f"this server cannot verify {name}: send X-Amz-Checksum-Sha256, or no checksum")
@@ -114,7 +114,7 @@ def claimed(header: Header, fields: Mapping[str, str]) -> Iterator[tuple[str, st
 
 
 def digest_in(query: Mapping[str, str]) -> str | None:
-    """The SHA-256 that a reader wants the model to have, in lower-case hex; raises BadRequest for what is none."""
+    """The SHA-256 in ?sha256=, in lower-case hex; raises BadRequest if it is malformed."""
     if (text := query.get("sha256")) is not None and not SHA256_HEX.fullmatch(text):
         raise BadRequest(f"sha256 is {text[:100]!r}, and has to be 64 hex digits")
     return text and text.lower()

@@ -1,37 +1,37 @@
-"""What is no model but a part of one, or something around one, by the head of an upload. Pure functions."""
+"""Refuses, by the head of an upload, what is only a part of a model, or has something around it. Pure functions."""
 
 from collections.abc import Mapping
 
 from server.conditional import Header
 from server.errors import BadRequest, UnsupportedMediaType
 
-# Each says that the body is a part (RFC 9110 14.2, 14.4 and 14.5): lftp sends Range where it continues an upload.
+# Each says that the body is a part (RFC 9110 14.2, 14.4 and 14.5): lftp sends Range when it continues an upload.
 PARTS = ("Content-Range", "X-Content-Range", "Range")
-# (number of the chunk, how many there are) in the forms of Dropzone, Resumable.js, flow.js, Plupload, Fine Uploader
-# and ng-file-upload: chunks of one file that would replace one another.
+# (number of the chunk, number of all) in the forms of Dropzone, Resumable.js, flow.js, Plupload, Fine Uploader and
+# ng-file-upload: chunks of one file, which would replace one another.
 CHUNKS = (("dzchunkindex", "dztotalchunkcount"), ("resumableChunkNumber", "resumableTotalChunks"),
           ("flowChunkNumber", "flowTotalChunks"), ("chunk", "chunks"), ("qqpartindex", "qqtotalparts"),
           ("_chunkNumber", "_chunkSize"))
-AS_IT_IS = ("binary", "8bit", "7bit")   # RFC 2045 6.2: the encodings that change nothing
+AS_IT_IS = ("binary", "8bit", "7bit")   # RFC 2045 6.2: these encodings change nothing
 
 
 def check_no_range(header: Header, instead: str) -> None:
-    """Raises BadRequest where the body begins elsewhere than this server would take for granted."""
+    """Raises BadRequest if a header says that the body is a part of a model; `instead` says what to do."""
     for name in PARTS:
         if header(name) is not None:
             raise BadRequest(f"a part of a model cannot be uploaded ({name}): {instead}")
 
 
 def check_whole(header: Header) -> None:
-    """Raises BadRequest for a part of a model: stored as the whole it would be the worst of all."""
+    """Raises BadRequest for a part of a model: nothing would be worse than to store it as the whole."""
     check_no_range(header, "send the whole")
-    # draft-ietf-httpbis-resumable-upload: a body that does not begin at 0, or that more is to follow
+    # draft-ietf-httpbis-resumable-upload: a body that does not begin at 0, or is not the last one
     if (header("Upload-Offset") or "0").strip() != "0" or (header("Upload-Complete") or "?1").strip() != "?1":
         raise BadRequest("a part of a model cannot be uploaded here (Upload-Offset, Upload-Complete): send the whole")
 
 
 def check_chunks(fields: Mapping[str, str]) -> None:
-    """Raises BadRequest where the fields tell that the file of this form is one chunk of several."""
+    """Raises BadRequest if the fields say that the file in this form is one chunk of several."""
     for number, count in CHUNKS:
         if number in fields and count in fields and fields[count].strip() != "1":
             raise BadRequest(f"this is one chunk of a file ({number}={fields[number][:50]}, "

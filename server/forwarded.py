@@ -1,4 +1,4 @@
-"""What a reverse proxy tells of its client. It is believed where the connection comes from a trusted address."""
+"""What a reverse proxy says about its client. It is believed if the connection comes from a trusted address."""
 
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any
@@ -9,8 +9,8 @@ Network = IPv4Network | IPv6Network
 def forward(environ: dict[str, Any], trusted: tuple[Network, ...]) -> None:
     """Puts the client, scheme and host that a trusted proxy names into a WSGI environment.
 
-    Of several values the last one counts: it is what the trusted proxy added, those before it came to the proxy with
-    the request. Whether they can be part of a URL is for Request.check_host to say.
+    The last of several values counts, because the trusted proxy itself has added that; those before it came with the
+    request. Request.check_host() checks whether they can be part of a URL.
     """
     if not trusted or not is_trusted(environ["REMOTE_ADDR"], trusted):
         return
@@ -31,7 +31,7 @@ def is_trusted(address: str, trusted: tuple[Network, ...]) -> bool:
 
 
 def last(environ: dict[str, Any], variable: str) -> str:
-    """The last of the values between commas, without its quotes; empty where there is none."""
+    """The last of the values between commas, without its quotes; empty if there is none."""
     value: str = environ.get(variable, "").rpartition(",")[2].strip(" \t")
     return value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
 

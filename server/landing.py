@@ -71,7 +71,7 @@ class Landing:
     `make_way` is called while this upload rests and another one needs its slab: it calls give_up() or leave().
     """
 
-    def __init__(self, slabs: Slabs, make_way: Callable[[], None], at: int = 0) -> None:
+    def __init__(self, slabs: Slabs, make_way: Callable[[], None], at: int) -> None:
         self._slabs, self.make_way = slabs, make_way
         self._at = at           # where the next byte goes in the file
         self._slab: Slab | None = None

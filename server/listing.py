@@ -93,7 +93,7 @@ class PageEntry(NamedTuple):
 
 
 def list_response(store: Storage, names: Mapping[str, str], places: Sequence[Names], parameters: Mapping[str, str],
-                  base_url: str, others: Iterable[str] = ()) -> Response:
+                  base_url: str, others: Iterable[str]) -> Response:
     """The models below `names` that are also below one of `places`, in order, streamed; raises BadRequest.
 
     `others` are the names of the formats that rooms add.

@@ -18,7 +18,7 @@ from server.metrics import Metrics
 
 TIME = "%Y-%m-%dT%H:%M:%S%z"    # ISO 8601
 AUDIT = "audit"         # the logger whose lines must not be lost
-DELAY = 0.05            # seconds for which lines are gathered: a write for each line would slow every thread down
+DELAY = 0.05            # seconds for which lines are gathered: a write for each line would slow down every thread
 MAX_WRITE = 64 << 10    # bytes of one write: the capacity of a pipe
 MAX_WAITING = 4 << 20   # bytes waiting for stdout: ten seconds of a busy server, half an hour of a typical one
 MAX_AUDIT = 8 << 20     # the same limit for audit lines, which have the second half to themselves
@@ -28,7 +28,7 @@ LAST_WAIT = 2.0         # seconds at the end of the process to write what is lef
 
 @functools.lru_cache(maxsize=1)
 def moment(second: int) -> str:
-    """The time of a request's line, made once for all of a second: strftime takes a good part of a short request."""
+    """The time of a request's line, formatted once a second: strftime takes a good part of a short request."""
     return time.strftime(TIME, time.localtime(second))
 
 
@@ -53,7 +53,7 @@ class Log(logging.Handler):
         return self._logged - self._written
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Does without logging's own lock: a thread that waits for its audit line must not block the others."""
+        """Emits without logging's own lock: a thread that waits for its audit line must not block the others."""
         self.emit(record)
         return True
 
@@ -115,7 +115,7 @@ class Log(logging.Handler):
         with self._changed:
             self._changed.wait_for(lambda: self._lines or self._lost)
             self._changed.wait_for(lambda: self._urgent, DELAY)
-            if self._lost:      # said here, behind the last line that was kept
+            if self._lost:      # logged here, after the last line that was kept
                 line = self._line_of_lost()
                 self._lines += line
                 self._logged += len(line)

@@ -24,11 +24,11 @@ class Metrics:
         self._seconds: dict[str, float] = {}
         self._bytes: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
-        self._special = Counter(resumed=0, instant=0)   # uploads, by what was special with them
+        self._special = Counter(resumed=0, instant=0)   # uploads, by what was special about them
         self._started = time.time()
         self._watched: dict[str, tuple[str, Callable[[], float]]] = {}
         self.faults: Counter[str] = Counter()   # by the name of a helper thread
-        self._places: set[str] = set()          # of their faults in the code, so there is a limit to their number
+        self._places: set[str] = set()          # where in the code these were, so their number is limited
         self._lost = Counter(audit=0, other=0)  # log lines, by kind
         self._late = 0
         self._last_trouble = -inf

@@ -1,4 +1,4 @@
-"""What a client sends beside the bytes: forms, cut as they arrive, fields, claimed digests. No files, no sockets."""
+"""Forms, cut while they arrive: the bytes of the file, and the fields. No files, no sockets."""
 
 import mmap
 import re
@@ -19,18 +19,18 @@ T = TypeVar("T")
 MAX_CONTENT_TYPE = 1024         # characters; a browser sends under 100, and the parser's time grows with the square
 MAX_BOUNDARY = 70               # RFC 2046 5.1.1; its short list of characters is kept by few clients
 MAX_PADDING = 64                # white space after a boundary, which nobody sends
-MAX_PREAMBLE = 16 * 1024        # nobody sends one either; beyond this the boundary is a wrong one
-MAX_PART_HEADERS = 16 * 1024    # a browser sends under 1 KiB; beyond this somebody is filling our memory
+MAX_PREAMBLE = 16 * 1024        # nobody sends one either; beyond this, the boundary is probably wrong
+MAX_PART_HEADERS = 16 * 1024    # a browser sends under 1 KiB; beyond this, somebody is filling our memory
 MAX_PARAMETERS = 64             # of a part's headers: a file name of 255 characters in RFC 2231 pieces has under 50
 MAX_HEADER_LINES = 64           # of a part, one for each such piece; a browser sends two
-MAX_ALL_PARAMETERS = 1024       # of a form, four a part: for each of them the parser reads what follows once more
+MAX_ALL_PARAMETERS = 1024       # of a form, four a part: the parser reads the rest of the headers again for each
 MAX_ALL_ESCAPES = 8 * 1024      # percent signs in all headers of a form: a file name of 255 characters has up to 1,020
 EXTENDED = ("", "utf-8", "utf8", "us-ascii", "iso-8859-1")  # RFC 8187 3.2.1: the charsets of filename*
 MAX_PARTS = 256                 # 64 custom fields and ours, some of them twice
-FEW = 256                       # bytes gathered before they are searched: one by one each would cost as much as all
+FEW = 256                       # bytes gathered before a search, which costs as much for one as for all of them
 MAX_FILENAME = 255              # what a file system takes
 EXTENSION = re.compile(r"(?:\.tar)?\.[^.\s]{1,16}$")     # by which a program tells what a file is
-CHARSET = "_charset_"           # RFC 7578 4.6: the field that tells the charset of all that have none of their own
+CHARSET = "_charset_"           # RFC 7578 4.6: the field with the charset of all fields that do not declare one
 LINE_END = re.compile(rb"(--)?[ \t]{0,%d}\r\n" % MAX_PADDING)
 LINE_BEGUN = re.compile(rb"-|(--)?[ \t]{0,%d}\r?" % MAX_PADDING)
 BOUNDARY = re.compile(r"[ -~]{0,%d}[!-~]" % (MAX_BOUNDARY - 1))  # noqa: UP031  like its neighbours
@@ -38,7 +38,7 @@ BOUNDARY = re.compile(r"[ -~]{0,%d}[!-~]" % (MAX_BOUNDARY - 1))  # noqa: UP031  
 
 @dataclass(frozen=True)
 class Part:
-    """Where a part begins: its name, the name of its file if it has one, the charset of its text if it tells one."""
+    """Where a part begins: its name, the name of its file if it has one, the charset of its text if it declares one."""
 
     name: str
     filename: str | None
@@ -59,7 +59,7 @@ class FormCutter:
     def __init__(self, content_type: str) -> None:
         self._delimiter = b"\r\n--" + boundary_of(content_type)
         self._boundary_line = re.compile(re.escape(self._delimiter) + LINE_END.pattern)
-        self._rest = b"\r\n"    # searched, and not to be told yet; the first boundary has no line before it
+        self._rest = b"\r\n"    # searched, but perhaps part of a boundary; the first boundary has no line before it
         self._few = bytearray()     # not searched yet
         self._state = "preamble"
         self._skipped = 0
@@ -75,7 +75,7 @@ class FormCutter:
     def _cut(self, data: bytes) -> Iterator[Part | memoryview | PartEnd]:
         data, self._rest, self._few = self._rest + self._few + data, b"", bytearray()
         position = 0
-        while self._state != "epilogue":    # RFC 2046 5.1.1: which is to be ignored
+        while self._state != "epilogue":    # RFC 2046 5.1.1: that is ignored
             if self._state == "headers":
                 end = self._end_of_headers(data, position)
                 if end < 0:
@@ -96,7 +96,7 @@ class FormCutter:
             self._state, position = "epilogue" if closing else "headers", after
 
     def finish(self) -> Iterator[Part | memoryview | PartEnd]:
-        """What there is still of the body at its end; raises BadRequest when the closing boundary is missing."""
+        """The last events, at the end of the body; raises BadRequest if the closing boundary is missing."""
         yield from self._cut(b"")
         if self._state == "content" and re.fullmatch(self._delimiter_line(rb"--[ \t]*\r?"), self._rest):
             self._state = "epilogue"    # RFC 2046 5.1.1: the CRLF after the closing boundary may be missing
@@ -110,15 +110,15 @@ class FormCutter:
         return self._state == "content" and not self._rest and not self._few
 
     def end_of_content(self, data: mmap.mmap, begin: int, end: int) -> int:
-        """Where something that may be a boundary begins between `begin` and `end`, else `end`; is `in_content`.
+        """Where something between `begin` and `end` begins that may be a boundary, otherwise `end`.
 
-        What is before it is content, and need not be given to feed().
+        What precedes it is content, and need not be given to feed(). Only for a cutter that is `in_content`.
         """
         at = data.find(self._delimiter, begin, end)
         return at if at >= 0 else self._unfinished(data, begin, end)
 
     def _unfinished(self, data: bytes | mmap.mmap, begin: int, end: int) -> int:
-        """Where a boundary may begin that goes on behind `end`, else `end`."""
+        """Where a boundary may begin that continues after `end`, otherwise `end`."""
         at = data.rfind(b"\r", max(begin, end - len(self._delimiter) + 1), end)
         return at if at >= 0 and self._delimiter.startswith(data[at:end]) else end
 
@@ -126,7 +126,7 @@ class FormCutter:
         return re.escape(self._delimiter) + end
 
     def _find(self, data: bytes, position: int) -> tuple[int, int, bool]:
-        """Where content stops, where the CRLF after the boundary is (-1: not here yet), whether it closes the form."""
+        """Where content ends, where the CRLF after the boundary is (-1: not here yet), whether it closes the form."""
         at = data.find(self._delimiter, position)
         if at >= 0 and (line := self._boundary_line.search(data, at)):  # find is faster, until the content is hostile
             return line.start(), line.end() - 2, bool(line[1])
@@ -138,7 +138,7 @@ class FormCutter:
         return self._unfinished(data, position, len(data)), -1, False
 
     def _end_of_headers(self, data: bytes, position: int) -> int:
-        # position is at the CRLF that ends the boundary's line, so that no headers at all end in CRLF CRLF too
+        # position is at the CRLF that ends the boundary's line, so even an empty block of headers ends with CRLF CRLF
         end = data.find(b"\r\n\r\n", position)
         if (end if end >= 0 else len(data)) - position > MAX_PART_HEADERS:
             raise BadRequest(f"the headers of a part are longer than {MAX_PART_HEADERS} bytes")
@@ -167,25 +167,25 @@ class FormCutter:
 
 
 class UploadForm:
-    """The form of an upload while it arrives: bytes in, those of its file out, the rest kept. Raises BadRequest."""
+    """The form of an upload while it arrives: bytes in, those of its file out; keeps the fields. Raises BadRequest."""
 
     def __init__(self, content_type: str) -> None:
         self._cutter = FormCutter(content_type)
         self._part = Part("", None)
         self._text = bytearray()
         self._file_seen = False
-        self.parts: list[tuple[Part, bytes]] = []   # the fields so far: _charset_ may come behind them
+        self.parts: list[tuple[Part, bytes]] = []   # the fields so far, as bytes: _charset_ may follow them
         self.filename: str | None = None
 
     @property
     def fields(self) -> list[tuple[str, str]]:
-        """(name, value) of the fields; raises BadRequest for those that are not in the charset they should be in."""
+        """(name, value) of the fields; raises BadRequest for one that is not in its charset."""
         return [(part.name, decoded(text, part.charset or self._cutter.charset or "utf-8",
                                     f"field {part.name[:100]!r}")) for part, text in self.parts]
 
     @property
     def pending(self) -> int:
-        """Bytes of the field that is on its way."""
+        """Bytes of the field that is arriving."""
         return len(self._text)
 
     @property
@@ -194,14 +194,14 @@ class UploadForm:
         return self._part.name == "file" and self._cutter.in_content
 
     def end_of_content(self, data: mmap.mmap, begin: int, end: int) -> int:
-        """See FormCutter; for as long as it is `in_file`."""
+        """FormCutter.end_of_content(), while it is `in_file`."""
         return self._cutter.end_of_content(data, begin, end)
 
     def feed(self, data: bytes) -> Iterator[memoryview]:
         return self._file_in(self._cutter.feed(data))
 
     def finish(self) -> Iterator[memoryview]:
-        """What there is still of the file; to be called when all has come."""
+        """The last bytes of the file; call it at the end of the body."""
         yield from self._file_in(self._cutter.finish())
         if not self._file_seen:
             raise BadRequest("the form has no part named 'file': send the model with -F 'file=@model.pt'")
@@ -246,12 +246,12 @@ class UploadForm:
             if self._cutter.charset not in (None, charset):
                 raise BadRequest(f"{CHARSET} is given twice, with different values: give it once")
             self._cutter.charset = charset
-        elif part.filename is None:     # else it is what a browser sends where no file was chosen
+        elif part.filename is None:     # otherwise no file was chosen in a browser
             self.parts.append((part, text))
 
 
 def from_headers(text: str, ask: Callable[[Message], T]) -> T:
-    """What `ask` reads in header lines, by the e-mail parser; raises BadRequest for all it chokes on."""
+    """What `ask` finds in header lines that the e-mail parser has read; raises BadRequest if that fails."""
     try:
         return ask(HeaderParser().parsestr(text))
     except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RecursionError) as error:
@@ -270,7 +270,7 @@ def boundary_of(content_type: str) -> bytes:
 
 
 def parameters_of(headers: Message, header: str) -> dict[str, str]:
-    """The parameters of a header by their names in lower case, of two with one name the first; raises BadRequest.
+    """The parameters of a header by their names in lower case, the first of equal names; raises BadRequest.
 
     RFC 6266 4.3: `filename*` wins over `filename`, in either order.
     """
@@ -317,9 +317,9 @@ def lowered(headers: Message, name: str, default: str) -> str:
 
 
 def clean_filename(filename: str) -> str:
-    """The last part of the path a browser may send; curl and browsers write a quote as %22.
+    """The last part of the path that a browser may send; curl and browsers write a quote as %22.
 
-    One that is too long for a file system is cut, and keeps its extension.
+    A name that is too long for a file system is cut, but keeps its extension.
     """
     name = re.split(r"[/\\]", filename.replace("%22", '"'))[-1]
     if not name.isprintable():

@@ -1,7 +1,7 @@
 """Which web pages may use this server: the origin of a page that writes, the host that a browser took us for, CORS.
 
-A browser sends what any page asks it to, to every address that it can reach, 127.0.0.1 included. It tells of the page
-in headers that no script can set. Clients that are no browsers send neither of them and are not concerned.
+A browser sends what any page tells it to, to every address that it can reach, 127.0.0.1 included. Headers that no
+script can set say which page that was. Other clients do not send these headers, and are not affected.
 """
 
 from server.errors import ForeignOrigin, Misdirected
@@ -9,10 +9,10 @@ from server.request import Request
 from server.settings import plain_origin
 
 SAFE = ("GET", "HEAD", "OPTIONS")       # RFC 9110 9.2.1: they change nothing
-OWN_SITES = ("same-origin", "none")     # "none": the user did it, by typing an address for example
-OPEN_PATHS = ("/health",)               # probes ask by address, and there is nothing of the models in it
+OWN_SITES = ("same-origin", "none")     # "none": by the user, who has typed an address for example
+OPEN_PATHS = ("/health",)               # probes ask by address, and the answer says nothing about the models
 METHODS = "GET, HEAD, PUT, POST, PATCH, DELETE"
-PREFLIGHT_AGE = "600"   # seconds for which a browser need not ask again; Chromium takes no more than two hours
+PREFLIGHT_AGE = "600"   # seconds for which a browser need not ask again; Chromium accepts up to two hours
 
 
 def check(request: Request) -> None:
@@ -23,7 +23,7 @@ def check(request: Request) -> None:
         return
     scheme, host = seen_by_client(request)
     origin, site = request.header("Origin"), request.header("Sec-Fetch-Site")
-    # both: a browser may send one of them alone, and one that contradicts the other is not to be trusted
+    # both, because a browser may send only one of them, and if they contradict each other, neither can be trusted
     own = f"{scheme}://{host}"
     if (site is not None and site not in OWN_SITES) or (origin is not None and plain_origin(origin) != own):
         raise ForeignOrigin(
@@ -33,12 +33,12 @@ def check(request: Request) -> None:
 
 
 def check_host(request: Request) -> None:
-    """Raises Misdirected unless this is one of MODEL_ALLOWED_HOSTS, with that port or where none is given with any.
+    """Raises Misdirected unless the host is one of MODEL_ALLOWED_HOSTS, which may have a port, or else match any port.
 
-    A page can have its own name lead to our address (DNS rebinding), and is of our origin then: it has only the name
-    to tell it by. RFC 9110 15.5.20.
+    A page can have its own name lead to our address (DNS rebinding), and then has the same origin as this server: only
+    that name gives it away. RFC 9110 15.5.20.
     """
-    if request.path in OPEN_PATHS or not request.header("Host"):    # which no browser leaves out
+    if request.path in OPEN_PATHS or not request.header("Host"):    # every browser sends a Host
         return
     _, host = seen_by_client(request)
     if not {host, host_of(host)} & request.settings.allowed_hosts:
@@ -47,22 +47,22 @@ def check_host(request: Request) -> None:
 
 
 def headers(request: Request) -> list[tuple[str, str]]:
-    """What every answer tells a browser: to believe its Content-Type, and which other origin may read it."""
+    """The headers of every answer for browsers: to believe its Content-Type, and which other origin may read it."""
     found = [("X-Content-Type-Options", "nosniff")]
     if request.settings.allowed_origins:
-        found.append(("Vary", "Origin"))    # for caches: without that origin it is another answer
-    if is_allowed(request):     # without Allow-Credentials, so a wildcard stands for all (Fetch 3.3.3)
+        found.append(("Vary", "Origin"))    # the answer depends on it
+    if is_allowed(request):     # without Allow-Credentials, so that a wildcard means all headers (Fetch 3.3.3)
         found += [("Access-Control-Allow-Origin", request.header("Origin") or ""),
                   ("Access-Control-Expose-Headers", "*")]
         if request.method == "OPTIONS" and request.header("Access-Control-Request-Method"):
             found += [("Access-Control-Allow-Methods", METHODS),
-                      ("Access-Control-Allow-Headers", "*, Authorization"),     # which * does not stand for
+                      ("Access-Control-Allow-Headers", "*, Authorization"),     # * does not include that one
                       ("Access-Control-Max-Age", PREFLIGHT_AGE)]
     return found
 
 
 def is_allowed(request: Request) -> bool:
-    """Whether it is from a page of one of MODEL_ALLOWED_ORIGINS."""
+    """Whether the request comes from a page of one of MODEL_ALLOWED_ORIGINS."""
     return plain_origin(request.header("Origin") or "") in request.settings.allowed_origins
 
 

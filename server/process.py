@@ -14,6 +14,7 @@ from storage import Storage
 
 log = logging.getLogger("model_server")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8     # constants of malloc.h
+CONNECTIONS = 4096          # open at once; an upload needs further descriptors, so there are four for each
 
 
 def tune() -> None:
@@ -24,9 +25,6 @@ def tune() -> None:
     if mallopt:     # glibc: use the memory of one block for the next, and few arenas
         for option, value in ((M_TRIM_THRESHOLD, 16 << 20), (M_MMAP_THRESHOLD, 32 << 20), (M_ARENA_MAX, 2)):
             mallopt(option, value)
-
-
-CONNECTIONS = 4096          # open at once; an upload needs further descriptors, so there are four for each
 
 
 def open_storage(path: Path | None) -> Storage:

@@ -136,7 +136,7 @@ def file_headers(model: Model) -> list[tuple[str, str]]:
     return headers
 
 
-def file_response(method: str, header: Header, opened: OpenModel, dated: bool = True) -> Response:
+def file_response(method: str, header: Header, opened: OpenModel, *, dated: bool) -> Response:
     """The whole model, a range of it, or the answer that the request's conditions demand; closes the file unless sent.
 
     If the URL can stand for different models by turns, it is not `dated`: a date would not be a reliable validator.

@@ -21,14 +21,14 @@ NAMES = ("MODEL_STORAGE_PATH", "SERVER_HOST", "SERVER_PORT", "SERVER_THREADS", "
          "MODEL_UPLOAD_AGE", "MODEL_TOKENS_FILE", "MODEL_ANONYMOUS", "MODEL_VERIFY_RATE", "MODEL_ALLOWED_FORMATS",
          "MODEL_PICKLE", "MODEL_ALLOWED_ORIGINS", "MODEL_ALLOWED_HOSTS", "SERVER_IDLE_SECONDS", "SERVER_GRACE_SECONDS",
          "TRUSTED_PROXY", "URL_PREFIX")
-ALIKE = 0.85    # of difflib: a letter or two, but not the SERVER_PORT_80_TCP of Kubernetes
+ALIKE = 0.85    # difflib's ratio: a letter or two may differ, but SERVER_PORT_80_TCP of Kubernetes is not meant
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything that can be set, from environment variables; `max_size` is in bytes, None for no limit."""
 
-    storage_path: Path | None = None    # None: where the container has it, else ./models
+    storage_path: Path | None = None    # None: /app/models as in the container, otherwise ./models
     host: str = ""              # empty: all addresses of the machine, of both families
     port: int = 8000
     threads: int = 8
@@ -44,7 +44,7 @@ class Settings:
     anonymous: str | None = None    # all, read or none; None: none where there is a tokens file, else all
     allowed_formats: frozenset[str] = frozenset()   # empty: any
     allowed_origins: frozenset[str] = frozenset()   # of web pages that may use this server, beside its own
-    allowed_hosts: frozenset[str] = frozenset()     # that a client may take this server for; empty: any
+    allowed_hosts: frozenset[str] = frozenset()     # by which clients may address this server; empty: any
     pickle: str = "allow"       # or known, deny: see inspection.room
 
     @classmethod
@@ -79,7 +79,7 @@ class Settings:
 
 
 def misspelt(env: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The variables that are no setting but look like one, such as MODEL_TOKEN_FILE, each with that setting."""
+    """The variables that are not settings but look like one, such as MODEL_TOKEN_FILE, each with that setting."""
     return [(name, alike[0]) for name in env if name not in NAMES
             and (alike := get_close_matches(name, NAMES, 1, ALIKE)) and not env.get(alike[0])]
 
@@ -93,7 +93,7 @@ def one_of(env: Mapping[str, str], name: str, *values: str) -> str:
 
 
 def words_of(text: str) -> frozenset[str]:
-    """The words between commas; which of them there are is for the room to say that knows them."""
+    """The words between commas; the room that uses them checks them."""
     return frozenset(word.strip() for word in text.split(",")) if text else frozenset()
 
 

@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 from server.metrics import Metrics
 
 log = logging.getLogger("model_server.threads")
-PAUSE = 1.0             # seconds after a fault: a permanent one costs little, and a passing one delays little
+PAUSE = 1.0             # seconds after a fault: a permanent one costs little, and a passing one delays little work
 MAX_TRACEBACK = 8000    # characters of a traceback that are logged, from its end: some fifty calls
 REST = 0.5              # seconds without work until a worker ends: another one starts in 0.1 ms
 Work = Callable[[], object]
@@ -45,10 +45,10 @@ def _keep_going(name: str, work: Work, metrics: Metrics) -> None:
 
 
 class Workers:
-    """At most so many threads, which do pieces of work; the process ends when all that was submitted is done.
+    """At most `most` threads, which do pieces of work. The process does not end before all of it is done.
 
-    Each piece wakes one thread, the one that rested last. Those of a ThreadPoolExecutor wait for one lock: whoever gets
-    it wakes the next one, which finds nothing to do.
+    Each piece of work wakes one thread, the one that became idle last. The threads of a ThreadPoolExecutor wait for one
+    lock: the one that gets it wakes the next, which finds nothing to do.
     """
 
     def __init__(self, name: str, most: int, metrics: Metrics) -> None:
@@ -64,7 +64,7 @@ class Workers:
         return bool(self._due)
 
     def submit(self, work: Work) -> None:
-        """Has a thread do this as soon as one is free; raises RuntimeError if the system cannot start one."""
+        """Does this on a thread as soon as one is free; raises RuntimeError if the system cannot start one."""
         with self._lock:
             if self._resting:
                 self._resting.pop().put(work)

@@ -56,8 +56,7 @@ class Memory:
     there is always one to refuse, or one that will soon be answered.
     """
 
-    def __init__(self, limit: int = MEMORY) -> None:
-        self._limit = limit
+    def __init__(self) -> None:
         self._used = 0
         self._lock = threading.Lock()
         self._charged: dict[Connection, int] = {}   # in the order in which they exceeded their share
@@ -75,7 +74,7 @@ class Memory:
 
     def make_room(self) -> None:
         """Makes connections give up their requests until the budget suffices; call it from the network thread."""
-        while self._used > self._limit and (connection := self._oldest()):
+        while self._used > MEMORY and (connection := self._oldest()):
             connection.give_up()
 
     def _oldest(self) -> Connection | None:

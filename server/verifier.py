@@ -31,12 +31,12 @@ from storage import Storage
 
 log = logging.getLogger("model_server.verification")
 READ_BLOCK = 1 << 20    # bytes of one read: a hundred a second at the default rate
-MAX_WAITING = 16    # requests of one caller; a caller with more of them can verify the level above
+MAX_WAITING = 16    # requests of one caller that wait; with more, the caller should verify the level above
 MAX_NAMED = 100     # corrupt models that the progress names; a list with ?corrupt=true has all of them
-MAX_CHECKED = 1000  # marks that are checked for one count, which takes some ms; with more, the rest is trusted
-MAX_COUNTED = 10_000    # marks that are counted at all, each some 20 µs to read a directory
+MAX_CHECKED = 1000  # marks that one count checks, which takes some ms; further ones are trusted
+MAX_COUNTED = 10_000    # marks that are counted at all; each takes some 20 µs, to read a directory
 TOTAL_AGE = 60.0    # seconds by which totals may be out of date, so that they need not read the disk
-CATCH_UP = 0.1      # seconds of delay by a slow disk or a long sleep that are made up for by reading faster
+CATCH_UP = 0.1      # seconds of delay, by a slow disk or a long sleep, for which reading faster makes up
 LAST_WAIT = 1.0     # seconds to wait at shutdown for a read or a result in progress
 
 
@@ -62,7 +62,7 @@ class Progress:
 
 
 class Asked(NamedTuple):
-    """A verification that a caller asked for. Callers take turns, and a turn has one verification of each."""
+    """A verification that a caller asked for. Callers take turns: each turn has one verification of each caller."""
 
     turn: int
     caller: str
@@ -70,7 +70,7 @@ class Asked(NamedTuple):
 
 
 class Verifier:
-    """Runs verifications one after the other, in a thread that exists while there are any; `rate` is in bytes/s."""
+    """Runs verifications one after the other, in a thread that lives while there are any; `rate` is in bytes/s."""
 
     def __init__(self, store: Storage, rate: int, metrics: Metrics) -> None:
         self._store, self._rate, self._metrics = store, rate, metrics
@@ -79,16 +79,16 @@ class Verifier:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._queue: list[Asked] = []   # in the order of their turns; the first one is running
+        self._queue: list[Asked] = []   # in the order of turns; the first one is running
         self._progress = Progress()
         self.last_corrupt = 0   # the last result of corrupt()
-        self._looked = -inf     # when that was, unless this server has found a corrupt model since
+        self._looked = -inf     # when that was; -inf again if this server has found a corrupt model since
 
     def ask(self, caller: str, *names: str) -> dict[str, Any]:
         """Queues a verification of the models below these names, and returns the progress; raises QueueFull.
 
-        `caller` is the name of a token, or that of everybody without one. Only the requests of one caller are limited:
-        a limit for all could be used up by one of them, and there are only as many callers as tokens.
+        `caller` is the name of a token, or the one that all callers without a token share. The limit is for each of
+        them: a limit for all could be used up by one, and there are only as many callers as tokens.
         """
         begun = Progress("/".join(names), *self._total(names), started_at=now())
         with self._lock:
@@ -147,7 +147,7 @@ class Verifier:
     # ---- the thread
 
     def _run(self) -> None:
-        """Works off the queue. After a fault it is called again, and continues with the next verification."""
+        """Runs what is in the queue. After a fault it is called again, and continues with the next verification."""
         while (names := self._next()) is not None:
             try:
                 self._verify(names)
@@ -229,8 +229,8 @@ class Verifier:
     def _hash(self, file: BinaryIO, progress: Progress) -> str:
         """The SHA-256 of a file as it is on the disk, in hex; raises OSError and Stopped."""
         descriptor, digest, position = file.fileno(), hashlib.sha256(), 0
-        # The page cache would hide damage on the disk, so the file is dropped from it first. It is dropped again behind
-        # the read position, or reading a terabyte would evict everything else. Popular models are soon cached again.
+        # The page cache would hide damage on the disk, so the file is dropped from it first, and again behind the read
+        # position: otherwise reading a terabyte would evict everything else. Popular models are soon cached again.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         while block := os.pread(descriptor, self._block, position):
             digest.update(block)

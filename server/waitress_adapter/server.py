@@ -89,7 +89,7 @@ class Server:
     """
 
     def __init__(self, application: Any, host: str, port: int, threads: int, connections: int, *, idle: int,
-                 grace: float = 10, proxies: tuple[Network, ...] = (), prefix: str = "") -> None:
+                 grace: float, proxies: tuple[Network, ...], prefix: str) -> None:
         self._map: dict[int, Any] = {}
         self._metrics = application.services.metrics
         self._turns, memory = Turns(), Memory()

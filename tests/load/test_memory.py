@@ -137,7 +137,7 @@ def quiet_descriptors(server):
 @contextmanager
 def serving(store):
     """Our server in this process: its address, for those who count its objects."""
-    server = Server(create_app(store, Settings()), "127.0.0.1", 0, 4, 4096, idle=60)
+    server = Server(create_app(store, Settings()), "127.0.0.1", 0, 4, 4096, idle=60, grace=10, proxies=(), prefix="")
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
