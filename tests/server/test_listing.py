@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import tarfile
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from math import inf
@@ -769,17 +768,6 @@ def test_anything_else_is_404(shelf, path):
     assert shelf.head(path, status=404).body == b""
 
 
-def line_of(server, request_id):
-    """The access-log line with this id, once it is written."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if found := [line for line in server.lines if f" {request_id} " in line]:
-            assert len(found) == 1
-            return found[0]
-        time.sleep(0.01)
-    raise AssertionError(f"no line with {request_id} in the log")
-
-
 @pytest.mark.parametrize(("method", "path", "status"), [
     ("GET", "/health", 200), ("HEAD", "/health", 200), ("GET", "/models/list", 200),
     ("GET", "/models/list?format=txt", 200),
@@ -796,7 +784,7 @@ def test_every_answer_has_the_request_id_of_its_log_line(live_server, http, meth
         http.put(f"{live_server.url}/models/{path.split('/')[2]}/a/1/m", data=b"x")
     got = http.request(method, live_server.url + path, data=b"x" if method in ("PUT", "POST", "PATCH") else None)
     assert got.status_code == status
-    fields = line_of(live_server, got.headers["X-Request-Id"]).split()
+    fields = live_server.line_of(got.headers["X-Request-Id"]).split()
     assert fields[3:6] == [method, path.partition("?")[0], str(status)]
 
 
@@ -808,7 +796,7 @@ def test_even_a_broken_request_has_an_id_and_a_line(live_server, request_line):
         status, headers, body = wire.response()
     assert 400 <= status <= 505
     assert json.loads(body)["detail"]
-    assert f" {status} " in line_of(live_server, headers["x-request-id"])
+    assert f" {status} " in live_server.line_of(headers["x-request-id"])
 
 
 @pytest.mark.parametrize(("given", "echoed"), [
@@ -820,4 +808,4 @@ def test_a_sane_request_id_is_kept_any_other_replaced(live_server, given, echoed
     got = requests.get(f"{live_server.url}/health", headers={"X-Request-Id": given.encode("latin-1")}, timeout=10)
     assert (got.headers["X-Request-Id"] == given) == echoed
     assert re.fullmatch("[A-Za-z0-9._-]+", got.headers["X-Request-Id"])
-    assert line_of(live_server, got.headers["X-Request-Id"])
+    assert live_server.line_of(got.headers["X-Request-Id"])

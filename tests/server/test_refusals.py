@@ -5,10 +5,9 @@ import re
 import socket
 import subprocess
 import threading
-import time
 
 import pytest
-from support.common import sha256, staged
+from support.common import eventually, sha256, staged
 from support.live import running
 from support.raw import chunks, head
 
@@ -338,10 +337,7 @@ def test_what_is_no_request_gets_json_and_hides_no_other_request(live_server, ca
         detail(answer)
         assert wire.at_end()        # nothing behind it was taken for a request
     assert not (live_server.storage / hidden).exists()
-    deadline = time.monotonic() + 15    # after the answer the draft goes
-    while staged(live_server.storage):
-        assert time.monotonic() < deadline
-        time.sleep(0.003)
+    eventually(lambda: not staged(live_server.storage), "the end of the draft")
 
 
 def test_the_request_id_of_a_broken_request_is_in_the_log(live_server):

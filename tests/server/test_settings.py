@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from support.common import eventually
 from support.live import LiveServer
 from support.needs import SANDBOX, need, read_only_but
 from support.process import NOT_ALMIGHTY, run_to_its_end
@@ -179,30 +180,25 @@ def test_the_access_log_is_one_line_a_request_that_awk_can_cut(live_server, http
     asked = [http.put(url, data=b"x" * 1234), http.get(url), http.get(url, headers={"Range": "bytes=0-9"}),
              http.head(url), http.get(f"{live_server.url}/models/%20/%0Aforged%20line?q=1")]
     for got, size in zip(asked, (1234, 1234, 10, 0, None), strict=True):
-        request_id, deadline = got.headers["X-Request-Id"], time.monotonic() + 10
-        while not (lines := [x for x in live_server.lines if f" {request_id} " in x]) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert len(lines) == 1
+        request_id = got.headers["X-Request-Id"]
+        line = live_server.line_of(request_id)
         path = re.escape(got.request.path_url.partition("?")[0])
         sent = str(len(got.content) if size is None else size)
         assert re.fullmatch(rf"\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{{4}} INFO access {got.request.method} {path} "
-                            rf"{got.status_code} {sent} \d+\.\d {request_id} 127\.0\.0\.1\n", lines[0]), lines[0]
+                            rf"{got.status_code} {sent} \d+\.\d {request_id} 127\.0\.0\.1\n", line), line
 
 
 # ---- how it ends
 
 
-def refused(port):
-    """Waits until nobody listens there."""
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), 5).close()
-        except ConnectionRefusedError:
-            return True
-        except ConnectionResetError:
-            pass
-        time.sleep(0.01)
+def refuses(port):
+    """Whether nobody listens there."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 5).close()
+    except ConnectionRefusedError:
+        return True
+    except ConnectionResetError:
+        pass
     return False
 
 
@@ -211,11 +207,9 @@ def test_a_signal_lets_a_running_upload_finish_and_nobody_new_in(start, sign):
     server, body = start(), os.urandom(3_000_000)
     with server.connect() as idle, server.connect() as wire:
         wire.send(f"PUT /models/p/a/1/m HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n", body[:1_500_000])
-        deadline = time.monotonic() + 10
-        while not list(server.storage.glob(".staging/*/*/model")) and time.monotonic() < deadline:
-            time.sleep(0.01)    # until it has begun
+        eventually(lambda: list(server.storage.glob(".staging/*/*/model")), "the draft")
         server.process.send_signal(sign)
-        assert refused(server.port)
+        eventually(lambda: refuses(server.port), "the end of listening")
         assert idle.at_end()        # a connection without a request is closed
         assert server.process.poll() is None
         wire.send(body[1_500_000:])

@@ -34,11 +34,11 @@ def staged(root):
     return found
 
 
-def eventually(condition):
-    """Waits until the condition holds, and returns its value; fails after 30 seconds."""
+def eventually(condition, what="it"):
+    """Waits until the condition holds, and returns its value; fails after 30 seconds, naming `what` it waited for."""
     deadline = time.monotonic() + 30
     while not (given := condition()):
-        assert time.monotonic() < deadline, "it never came"
+        assert time.monotonic() < deadline, f"{what} never came"
         time.sleep(0.003)
     return given
 

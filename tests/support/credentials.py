@@ -5,6 +5,7 @@ import base64
 from support.common import sha256
 
 ALL = "read,create,update,delete"
+HASH = sha256(b"token")
 
 
 def line(name, verbs, prefix):
@@ -18,4 +19,3 @@ def bearer(name):
 
 def basic(credentials):
     return "Basic " + base64.b64encode(credentials).decode()
-HASH = sha256(b"token")

