@@ -249,8 +249,8 @@ def delete_tree(request: Request, store: Storage, **names: str) -> Response:
     if not keys:
         raise ModelNotFound(f"there is no model below {where}")
     if has_condition(request.header):
-        raise PreconditionFailed(f"a condition applies to one model, which {where} is not: nothing was deleted, send "
-                                 "the request without it")
+        raise PreconditionFailed(f"a condition is for one model, and this would delete {counted(len(keys), 'model')} "
+                                 f"below {where}: nothing was deleted, send it without")
     if not recursive:
         raise NotEmpty(f"this would delete {counted(len(keys), 'model')} below {where}: add ?recursive=true to do it")
     leave_no_alias(request, store, frozenset(keys))

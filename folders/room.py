@@ -55,7 +55,7 @@ def etag_of_version(models: Iterable[Model]) -> str:
 
 def may_replace(request: Request, store: Storage, version: Names, stored: set[ModelKey] | None = None,
                 ) -> Callable[[list[ModelKey]], None]:
-    """Raises what forbids to make these models the whole version, given those that it has; None: not yet known."""
+    """A check that raises what forbids making these models the whole version, given those in it; None: unknown yet."""
     def check(current: list[ModelKey]) -> None:
         if current:
             request.caller.check("update", version)

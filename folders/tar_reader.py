@@ -13,6 +13,7 @@ from folders.layout import padding
 from repository.model import MAX_PARTS, MAX_PATH, NAME, NAME_RULE
 from server.errors import BadRequest, UnsupportedMediaType
 
+BLOCK = tarfile.BLOCKSIZE
 MAX_FILES = 10_000              # of one version; each takes several system calls and a sync of the disk
 MAX_HEADERS = 8 * MAX_FILES     # with those of directories, long names and attributes, which bring no file
 MAX_EXTENDED = 256 << 10        # bytes of one extended header: an extended attribute of Linux has at most 64 KiB
@@ -52,7 +53,7 @@ class TarCutter:
     """
 
     def __init__(self) -> None:
-        self._gathered, self._wanted = bytearray(), tarfile.BLOCKSIZE   # of a header
+        self._gathered, self._wanted = bytearray(), BLOCK   # of a header
         self._left = self._padding = 0      # bytes of a file and behind it that are still to come
         self._extending: tarfile.TarInfo | None = None      # the extended header whose text is being gathered
         self._pax = dict[str, bytes]()      # what extended headers say of the next file
@@ -81,7 +82,7 @@ class TarCutter:
                 block = data[: self._wanted - len(self._gathered)]
                 self._gathered += block
                 if len(self._gathered) == self._wanted:
-                    whole, self._gathered, self._wanted = bytes(self._gathered), bytearray(), tarfile.BLOCKSIZE
+                    whole, self._gathered, self._wanted = bytes(self._gathered), bytearray(), BLOCK
                     if self._extending:
                         self._extended(self._extending, whole)
                     else:
@@ -108,7 +109,7 @@ class TarCutter:
     def _header(self, block: bytes) -> Iterator[Event]:
         if not block.strip(b"\0"):      # two of them end a tar; of one that is all that comes, GNU tar says no more
             self._zeros += 1
-            if self._pax or self._zeros * tarfile.BLOCKSIZE > MAX_AFTER_END:
+            if self._pax or self._zeros * BLOCK > MAX_AFTER_END:
                 raise BadRequest("the tar ends with the attributes of a file that is missing" if self._pax else
                                  f"more than {MAX_AFTER_END} zeros follow the end of the tar")
             return
@@ -120,8 +121,7 @@ class TarCutter:
         except tarfile.HeaderError as error:
             if not self._headers:
                 raise not_a_tar(block) from error
-            begins = self._position + len(block) - tarfile.BLOCKSIZE
-            raise BadRequest(f"the tar is damaged at byte {begins}: {error}") from error
+            raise BadRequest(f"the tar is damaged at byte {self._position + len(block) - BLOCK}: {error}") from error
         self._headers += 1
         if self._headers > MAX_HEADERS:
             raise BadRequest(f"the tar has more than {MAX_HEADERS} headers")

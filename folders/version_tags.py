@@ -9,7 +9,7 @@ from repository.model import VERSION_DEPTH, Model, Names
 from server.request import Request
 from storage import Storage
 
-LARGE = 1000        # files from which on it is computed for those alone who ask for it: that takes 10 ms and more
+LARGE = 1000        # files; with more, it is computed only if a client asks for it, which takes 10 ms or longer
 KEPT = 100_000      # files of all versions whose ETags are kept, some 40 MiB
 
 

@@ -116,7 +116,7 @@ def heading(models: int, top: State) -> bytes:
 
 
 def heading_in(text: bytes) -> tuple[str, int, State]:
-    """Who wrote a heading(), and what it was given; raises ValueError or TypeError for any other text."""
+    """The writer of a heading(), and what that was given; raises ValueError or TypeError for any other text."""
     by, models, top = json.loads(text)
     return str(by), int(models), State(*map(int, top))
 
