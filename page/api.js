@@ -7,13 +7,13 @@ export const number = value => Number.isInteger(value) ? value.toLocaleString("e
 export const counted = (many, what) => `${number(many)} ${what}${many === 1 ? "" : "s"}`;
 export const say = text => { $("status").textContent = text; };     // to a screen reader
 export const token = () => sessionStorage.getItem("token") ?? "";   // of this tab, until it is closed
-let credentials = "omit";   // for a 401 to a request with credentials the browser asks for a password by itself
+let credentials = "omit";   // with credentials, the browser itself would ask for a password after a 401
 
-/** The names in the address of the page: those of a list, a fourth for a file. No name needs to be escaped there. */
+/** The names in the address of the page: those of a list, and a fourth of a file. None of them needs escaping. */
 export function place() {
     const path = location.pathname.slice(base.pathname.length).split("/").filter(Boolean).slice(1);
     const names = path[0] === "list" ? [] : path.map(decodeURIComponent), file = location.hash.slice(1);
-    // a browser takes dots out of an address: it would be about another model than the one that is shown
+    // a browser removes dots from an address, so requests would be about another model than the one that is shown
     return names.length === 3 && file && !/(^|\/)\.\.?(\/|$)/.test(file) ? [...names, file] : names;
 }
 
@@ -29,7 +29,7 @@ export async function call(method, path, options = {}) {
     const told = await answer.json().catch(() => null);     // a proxy may answer with something else
     const text = told?.detail ?? told?.reason ?? `It answered ${answer.status}`;
     const unknown = "The server does not know this token: it was mistyped, or has been withdrawn.";
-    throw new Failure({401: token() ? unknown : "This server wants a token for this.",
+    throw new Failure({401: token() ? unknown : "This server requires a token for this.",
         403: `You are not allowed to do this: ${text}`}[answer.status] ?? text, {cause: answer.status});
 }
 export const jsonOf = answer => answer.json().catch(() => { throw new Failure("The answer broke off.", {cause: 0}); });

@@ -9,15 +9,15 @@ const IN_MEMORY = 1 << 30;      // bytes of a model that a browser can hold
 const OF_THE_HUB = /^(?!models\/|.*(--|\.\.|\.git$))\w([\w.-]{0,94}\w)?\/\w([\w.-]{0,94}\w)?$/;   // docs/hub.md
 const COLUMNS = [...["Project", "Application", "Version"].map(kind => [kind, "Models", "Size", "Last upload"]),
     ["Name", "Size", "Parameters", "Uploaded"]];
-let turn = 0;                   // of what is shown: what comes too late is dropped
+let turn = 0;                   // number of the view: what arrives for an earlier one is dropped
 
 // ---- addresses: that of the page is the one that curl lists
 const listOf = names => names.length ? `models/${pathOf(...names)}` : "models/list";
 const addressOf = (names, search = "") =>
     base + listOf(names.slice(0, 3)) + (search && `?${search}`) + (names[3] ? `#${names[3]}` : "");
 const link = (names, text = names.at(-1)) => el("a.go", text, {href: addressOf(names)});
-const namesOf = told => FIELDS.map(name => told[name]).filter(Boolean);     // an address may have an alias for one
-const isFiltered = () => /[?&](?!limit=|after=)/.test(location.search);     // and not a page of all
+const namesOf = told => FIELDS.map(name => told[name]).filter(Boolean);     // in an address, one may be an alias
+const isFiltered = () => /[?&](?!limit=|after=)/.test(location.search);     // and not just a page of a list
 
 function go(address) { history.pushState(null, "", address); render(true); }
 
@@ -41,12 +41,12 @@ async function render(hasMoved = false) {
     $("view").ariaBusy = "false";
     $("main").hidden = false;   // not before, so that nothing moves
     if (hasMoved) $("title").focus();
-    if (error) throw error;     // which is told like that of any other action
+    if (error) throw error;     // shown like that of any other action
 }
 
 onunhandledrejection = event => {
     const {reason} = event, isOfToken = [401, 403].includes(reason.cause);
-    if (reason instanceof Failure) event.preventDefault();      // anything else is for the console, too
+    if (reason instanceof Failure) event.preventDefault();      // anything else goes to the console, too
     $("notice").replaceChildren(el("span", reason.message),
         isOfToken ? button("Enter a token", openToken) : button("Try again", () => render()));
     $("notice").hidden = false;
@@ -56,7 +56,7 @@ onunhandledrejection = event => {
 const when = time => time ? el("time", time.slice(0, 16).replace("T", " "), {dateTime: time, title: time}) : "–";
 const tag = (text, kind = "") => el(`span.tag ${kind}`, text);
 
-/** Models, or the groups that they are in. They come in order, so that a look at one leads behind all of its group. */
+/** Models, or their groups. Lists are in order, so the last model of a page tells how to skip the rest of its group. */
 async function list(names) {
     const query = new URLSearchParams(location.search), level = isFiltered() ? 3 : names.length, mine = turn, rows = [];
     const isFirst = !query.has("after");
@@ -86,7 +86,7 @@ async function list(names) {
         remove: total && real.length && !isFiltered() ? () => openDelete(real, models) : null};
 }
 
-/** The row of a group, or of one model. If a list was cut in a group, the server counts, and no more is known of it. */
+/** The row of a group, or of one model. If the page ends within a group, only the number of its models is shown. */
 function rowOf(some, level, {next, aliases = {}}, isLast) {
     const names = namesOf(some[0]).slice(0, level + 1), {description, details} = some[0], isCut = isLast && next;
     const many = el("span", isCut ? "…" : number(some.length)), times = some.map(one => one.uploaded_at ?? "").sort();
@@ -156,7 +156,7 @@ async function downloadButton(model, path) {
             const file = await showSaveFilePicker({suggestedName: name}).catch(() => null);     // null: closed
             return file && (await call("GET", href)).body.pipeTo(await file.createWritable());
         }
-        if (model.size > IN_MEMORY) throw new Failure("This browser cannot save so large a model: use a line.");
+        if (model.size > IN_MEMORY) throw new Failure("This browser cannot save so large a model: copy a line.");
         const copied = URL.createObjectURL(await (await call("GET", href)).blob());
         el("a", [], {href: copied, download: name}).click();
         setTimeout(() => URL.revokeObjectURL(copied), 60_000);
@@ -213,7 +213,7 @@ function openEdit(path, {description, framework, metadata}, etag) {
         render();
         say("Saved");
     });
-    const shown = Object.fromEntries(new FormData(form));   // a field has other ends of lines than what it was given
+    const shown = Object.fromEntries(new FormData(form));   // a field may have other line ends than it was given
 }
 
 function openDelete(names, what, sha256) {
@@ -243,7 +243,7 @@ $("search").onsubmit = event => {
     if (key) given[`metadata.${key}`] = value.join("=");
     go(addressOf(place().slice(0, 3), new URLSearchParams(given)));
 };
-$("search").addEventListener("invalid", () => { $("filters").open = true; }, true);     // or nobody sees why
+$("search").addEventListener("invalid", () => { $("filters").open = true; }, true);     // or the reason is hidden
 $("search").onreset = () => go(addressOf(place().slice(0, 3)));
 $("search").q.addEventListener("search", event => {     // its cross, too
     if (!event.target.value && isFiltered()) $("search").requestSubmit();

@@ -1,10 +1,10 @@
 import {$, FIELDS, Failure, ask, base, button, call, counted, el, filledIn, pathOf, place, read, say,
     size} from "./api.js";
 
-const PIECES = [256 << 10, 64 << 20];   // bytes sent at once, at least and at most: so many as take
-const SECONDS = 2;                      // for progress is told, and a refusal heard, after each of them
-const STALL = 300_000;      // ms after which one is given up; the server may read a model again to store the last one
-const AT_ONCE = 3;          // uploads: a browser has 6 connections to a server, and the page wants some
+const PIECES = [256 << 10, 64 << 20];   // bytes of one piece, at least and at most
+const SECONDS = 2;          // that a piece should take: progress is shown, and a refusal noticed, after each of them
+const STALL = 300_000;      // ms after which a piece is given up; to store the last one, the server may read all again
+const AT_ONCE = 3;          // uploads: a browser opens 6 connections to a server, and the page itself needs some
 const SHOWN = 100;          // rows of files, at most
 const TEMPORARY = [0, 408, 429, 502, 503, 504], ACTIVE = ["waiting", "running", "broken"];
 const NAME = "[A-Za-z0-9_][A-Za-z0-9._+\\-]{0,127}";
@@ -19,7 +19,7 @@ class Upload {
 
     constructor(names, file, fields, mayReplace) {
         const model = `models/${pathOf(...names)}`;
-        // what its id is kept by, so that it continues after a reload, or when the browser was closed
+        // the key under which its id is kept, so that it continues after a reload, or when the browser was closed
         const key = [base.pathname, model, file.size, file.lastModified].join(" ");
         Object.assign(this, {model, file, fields, mayReplace, key});
         this.bar = el("progress", [], {max: file.size || 1, value: 0, ariaLabel: names[3]});
@@ -36,7 +36,7 @@ class Upload {
         showTotal();
     }
 
-    /** A function that shows how far that has come which begins at an offset of the file. */
+    /** A function that shows the progress of what is sent from this offset of the file on. */
     meter(from) {
         const start = Date.now(), all = this.file.size;
         return at => {
@@ -69,14 +69,14 @@ class Upload {
         }
     }
 
-    /** Says of a model that is there already whether it may be this file. */
+    /** Shows whether the model that is there already may be this file. */
     async compare() {
         const model = await read(`${this.model}/info`).catch(() => ({}));       // not everybody may read it
         if (model.size === this.file.size) return this.show("done", "A model of this size is there already.");
         this.show("failed", "There is a model of this name: tick “Replace models that exist” to replace it.");
     }
 
-    /** Sends what the server does not have yet. The first piece begins the upload, and the answer tells its id. */
+    /** Sends what the server does not have yet. The first piece begins the upload, and the answer to it has the id. */
     async send() {
         const {file, key} = this, condition = !this.mayReplace && {"If-None-Match": "*"};
         this.id = localStorage.getItem(key);
@@ -100,7 +100,7 @@ class Upload {
         localStorage.removeItem(key);
     }
 
-    /** Ends it, and takes it out of what is shown. */
+    /** Ends the upload, and removes its row. */
     cancel() {
         this.canceller.abort();
         // without this, the server drops what it has in some hours
@@ -121,7 +121,7 @@ function showTotal() {
 $("transfers-end").onclick = () => { for (const upload of [...uploads]) upload.cancel(); };
 addEventListener("beforeunload", event => { if (count("running", "broken")) event.preventDefault(); });
 
-/** Runs what waits, some at a time; tells the page when all of it is over. */
+/** Runs what waits, some at a time; tells the page when everything is over. */
 async function runNext() {
     const next = uploads.find(({state}) => state === "waiting");
     if (!next || count("running", "broken") >= AT_ONCE) return;
@@ -146,11 +146,11 @@ export function choose(files = []) {
             runNext();
         }
     });
-    const names = place().map((name, i) => i === 2 && /^(@.*|latest)$/.test(name) ? "" : name);  // to be read alone
+    const names = place().map((name, i) => i === 2 && /^(@.*|latest)$/.test(name) ? "" : name);  // only for reading
     for (const [i, name] of FIELDS.entries()) Object.assign(form[name], {required: true, title: RULE,
         value: names[i] ?? "", pattern: i < 3 ? NAME : `${NAME}(/${NAME})*`});
 
-    /** Shows what was chosen. A folder that all of it is in gives its name to the version; hidden files stay out. */
+    /** Shows what was chosen. If it is all in one folder, that names the version; hidden files are left out. */
     take = pairs => {
         const fit = name => name.replace(/[^\w.+-]/g, "_").replace(/^[.+-]/, "_").slice(0, 128);
         const top = pairs[0]?.[0].split("/")[0], isFolder = pairs.every(([path]) => path.startsWith(`${top}/`));

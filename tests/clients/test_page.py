@@ -831,7 +831,7 @@ def enter(t, token):
 
 def test_401_and_403_are_told_in_words_and_a_token_mends_them(guarded, tab, tmp_path):
     t = tab(guarded)
-    assert "wants a token" in t.text("#notice")
+    assert "requires a token" in t.text("#notice")
     t.shot("no-token")
     enter(t, "nonsense")
     t.wait_for("#notice", "does not know this token")
