@@ -2,17 +2,16 @@
 
 import re
 import signal
+from functools import partial
 
 import pytest
 import requests
 from hypothesis import settings
 
-from model_server import create_app
-from server.settings import Settings
 from storage import Storage
 
 pytest.register_assert_rewrite("support")   # before the first of them is imported, so that a failure shows its values
-from support.common import TestApp  # noqa: E402
+from support.common import app_of  # noqa: E402
 from support.live import LiveServer, running  # noqa: E402
 
 settings.register_profile("noisy machine", deadline=None)   # an example that takes longer there is no fault
@@ -72,10 +71,8 @@ def store(tmp_path):
 
 @pytest.fixture
 def make_app(store):
-    """The application under WebTest, with settings of the test's choice."""
-    def maker(**settings):
-        return TestApp(create_app(store, Settings(**settings)), lint=False)
-    return maker
+    """make_app(**settings) gives the application under WebTest."""
+    return partial(app_of, store)
 
 
 @pytest.fixture

@@ -35,14 +35,12 @@ import random, sys, threading
 from pathlib import Path
 from repository import tree_index
 from repository.model import ModelKey
-from server.settings import Settings
 from storage import Storage
-from support.common import TestApp
-from model_server import create_app
+from support.common import app_of
 
 tree_index.REMEMBERED, tree_index.REMEMBERED_EVERY, tree_index.REMEMBERED_SHARE, tree_index.RACY = 1, 0.0, 0, 0.05
 with Storage(Path(sys.argv[1])) as store:
-    app = TestApp(create_app(store, Settings()), lint=False)
+    app = app_of(store)
     threading.Thread(target=store.index.watch, daemon=True).start()
     while True:
         model = f"/models/p/a{random.randrange(5)}/{random.randrange(5)}/m{random.randrange(5)}"

@@ -8,13 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from support.common import TestApp, eventually, sha256
+from support.common import app_of, eventually, sha256
 from support.tars import tar_with
 
 from folders import version_tags
 from folders.layout import Layout, Member, Part
-from model_server import create_app
-from server.settings import Settings
 from storage import Storage
 
 ROOT = "/models/p/a/1.0.0"
@@ -298,7 +296,7 @@ def test_a_change_that_the_index_has_not_noticed_fulfils_no_condition(folder, st
     """As by another server: the file that is asked for is one of those that the ETag is made of, or there is none."""
     etag = folder.get(f"{ROOT}/weights").headers["X-Version-ETag"]
     with Storage(store.root) as other:
-        upload(TestApp(create_app(other, Settings()), lint=False), {"weights": b"other", "onnx/sub/a": b"other"})
+        upload(app_of(other), {"weights": b"other", "onnx/sub/a": b"other"})
     for name in ("weights", "onnx/sub/a"):
         got = folder.get(f"{ROOT}/{name}", headers={"If-Match": etag}, status=412)
         assert "it is" in got.json["detail"]

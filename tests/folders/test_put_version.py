@@ -9,14 +9,10 @@ from base64 import b64encode
 from urllib.parse import urlencode
 
 import pytest
-from support.common import eventually, sha256, staged
+from support.common import app_of, eventually, sha256, staged
 from support.raw import chunks, head
 from support.site import Live, UnderWebTest, stores_nothing
 from support.tars import END, headed, member, tar_of, tar_with
-from webtest import TestApp
-
-from model_server import create_app
-from server.settings import Settings
 
 FILES = {"config.json": b"{}", "onnx/model.onnx": bytes(range(256)) * 50, "empty": b"", "b/c/whole": b"x" * 512}
 OTHER = {"config.json": b"{ }", "model.bin": b"weights" * 99_999}
@@ -224,9 +220,9 @@ RIGHTS = [("create", 201, 403, 403), ("create,update", 201, 200, 403), ("create,
 def test_a_token_needs_create_update_and_delete_for_what_becomes_of_models(store, tokens, verbs, new, more, less):
     secret = "amr_secret"
     path = tokens(f"ci:{sha256(secret.encode())}:{verbs}:p\n")
-    site = UnderWebTest(TestApp(create_app(store, Settings(tokens_file=path, anonymous="all")), lint=False), store.root)
-    ours = UnderWebTest(TestApp(create_app(store, Settings()), lint=False), store.root)
-    closed = UnderWebTest(TestApp(create_app(store, Settings(tokens_file=path)), lint=False), store.root)
+    site = UnderWebTest(app_of(store, tokens_file=path, anonymous="all"), store.root)
+    ours = UnderWebTest(app_of(store), store.root)
+    closed = UnderWebTest(app_of(store, tokens_file=path), store.root)
     assert site.root and ours.root
     auth = {"Authorization": f"Bearer {secret}"}
     assert closed.put("/models/p/a/1", TAR, **auth).status == new

@@ -5,12 +5,10 @@ import re
 import shutil
 
 import pytest
-from support.common import ROOT, TestApp, eventually, sha256
+from support.common import ROOT, app_of, eventually, sha256
 from support.credentials import bearer, line
 
 from hub.room import HUB
-from model_server import create_app
-from server.settings import Settings
 from storage import Storage
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "onnx/model.onnx": b"onnx" * 500,
@@ -36,7 +34,7 @@ def sha_of(app, revision="main"):
 def tiny(tmp_path_factory):
     """A repository for tests that change nothing."""
     with Storage(tmp_path_factory.mktemp("hub") / "models") as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
         fill(app)
         yield app
 
@@ -357,12 +355,12 @@ def guarded(tmp_path_factory):
     directory = tmp_path_factory.mktemp("guarded")
     (directory / "tokens").write_text("".join(line(*token) for token in TOKENS))
     with Storage(directory / "models") as store:
-        open_to_all = TestApp(create_app(store, Settings()), lint=False)
+        open_to_all = app_of(store)
         fill(open_to_all)
         fill(open_to_all, files={"f": b"x"}, repo="acme/secret")
         for repo in ("acme/tiny", "acme/secret"):
             open_to_all.put(f"/models/{repo}/@live?version=1.0.0")
-        app = TestApp(create_app(store, Settings(tokens_file=directory / "tokens")), lint=False)
+        app = app_of(store, tokens_file=directory / "tokens")
 
         def get(name, path, **more):
             return app.get(path, headers=bearer(name) if name else {}, **more)

@@ -6,11 +6,9 @@ tests/faults/test_folding_mount.py has a real one.
 import os
 
 import pytest
-from support.common import TestApp, sha256
+from support.common import app_of, sha256
 
-from model_server import create_app
 from repository.folding import Folding
-from server.settings import Settings
 
 MINE = "/models/secret/app/1.0.0/baseline"
 # what is on the disk as on the left is found under the names on the right, and called otherwise
@@ -31,7 +29,7 @@ class Lowered(Folding):
 @pytest.fixture
 def folded(store):
     """folded(path) plants a model there, which is in lower case to all that list it."""
-    app = TestApp(create_app(store, Settings()))
+    app = app_of(store)
 
     def plant(path):
         assert app.put(path, b"mine").status_int == 201
@@ -64,10 +62,10 @@ def test_names_as_they_are_listed_are_as_everywhere(folded, path):
 def test_a_token_for_one_spelling_reads_no_other(store, tokens):
     token = "amr_token"
     digest = sha256(token.encode())
-    plain = TestApp(create_app(store, Settings()))
+    plain = app_of(store)
     plain.put(SPELLINGS[0], b"mine")
     store._tree.folding = Lowered()
-    app = TestApp(create_app(store, Settings(tokens_file=tokens(f"eve:{digest}:read,delete:SECRET\n"))))
+    app = app_of(store, tokens_file=tokens(f"eve:{digest}:read,delete:SECRET\n"))
     eve = {"Authorization": f"Bearer {token}"}
     for path in (SPELLINGS[0], SPELLINGS[0] + "/info", SPELLINGS[0] + ".sha256"):
         app.get(path, headers=eve, status=404)
@@ -83,7 +81,7 @@ def test_where_nothing_folds_a_directory_is_tried_once_and_no_names_are_compared
             self.asked += 1
             return super().listed(directory)
 
-    app = TestApp(create_app(store, Settings()))
+    app = app_of(store)
     app.put(MINE, b"mine")
     store._tree.folding = counted = Counted()
     for _ in range(50):

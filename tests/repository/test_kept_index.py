@@ -10,12 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
-from support.common import TestApp, eventually, sha256, staged
+from support.common import app_of, eventually, sha256, staged
 from support.tars import tar_with
 
-from model_server import create_app
 from repository import indexed, looking, recalled, tree_index
-from server.settings import Settings
 from storage import Storage
 
 INDEX = ".staging/index"
@@ -57,7 +55,7 @@ def started(root):
 
 
 def listed(store):
-    return TestApp(create_app(store, Settings()), lint=False).get("/models/list").json["models"]
+    return app_of(store).get("/models/list").json["models"]
 
 
 def kept(root):
@@ -93,7 +91,7 @@ def test_a_list_takes_over_what_is_kept_of_the_models_in_it(root):
     models = keep(root)
     with Storage(root) as store:
         store.index.remember()
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
         assert app.get("/models/p/b").json["models"] == [each for each in models if each["path"].startswith("p/b/")]
         few = len(store.index._directories)
         assert listed(store) == models
@@ -208,7 +206,7 @@ def test_of_what_another_version_of_the_server_kept_the_number_of_models_is_told
     monkeypatch.setattr(recalled, "written_by", lambda: "another version")
     with Storage(root) as store, ThreadPoolExecutor(1) as pool:
         store.index.remember()
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
         with store.index._passing:      # as during the first pass
             page = pool.submit(app.get, "/models/list?limit=2").result(30).json
             assert (page["models"], page["total_models"]) == (models[:2], 15)
@@ -220,7 +218,7 @@ def test_of_what_another_version_of_the_server_kept_the_number_of_models_is_told
 def test_of_two_servers_the_last_one_is_taken_over(root):
     with started(root) as one, started(root) as other:
         for number, store in enumerate((one, other, one)):
-            TestApp(create_app(store, Settings()), lint=False).put(f"/models/p/a/1/new{number}", b"new", status=201)
+            app_of(store).put(f"/models/p/a/1/new{number}", b"new", status=201)
             models = eventually(lambda: (now := listed(one)) == listed(other) and now)
             assert len(models) == 16 + number
             other.index._refresh()
@@ -235,7 +233,7 @@ def test_a_count_is_told_until_the_next_one_is_there(root):
     shutil.rmtree(root / "p/a/1")
     with Storage(root) as store:
         store.index.remember()
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
         page = app.get("/models/list?limit=1").json
         assert page["total_models"] == 15 and page["next"] == "p/a/2/m1"
         assert app.get("/models/p?limit=1").json["total_models"] == 6
@@ -265,7 +263,7 @@ def test_nobody_waits_for_the_first_pass_after_a_change_or_for_another_project(r
     method, path, body, total = CHANGES[change]
     with Storage(root) as store, ThreadPoolExecutor(1) as pool:
         store.index.remember()
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
         with store.index._passing:      # as during the first pass
             pool.submit(app.request, f"/models/{path}", method=method, body=body).result(30)
             assert pool.submit(app.get, "/models/list?limit=1").result(30).json["total_models"] == total
@@ -279,7 +277,7 @@ def test_a_change_is_counted_once_whatever_lists_have_seen_of_it_before_it_was_t
     write(root / "q/a/1/folder/m4", "while no server ran")
     with Storage(root) as store:
         store.index.remember()
-        app, forget, seen = TestApp(create_app(store, Settings()), lint=False), store.index.forget, []
+        app, forget, seen = app_of(store), store.index.forget, []
 
         def later(names, below=False):
             store.index._directories.doubt(())      # as if a list came that long after the one before
@@ -306,7 +304,7 @@ def test_a_change_before_a_list_has_taken_over_its_version_is_shown_at_once(root
     (root / "p/a/1/m1/model").unlink()      # by hand
     with Storage(root) as store:
         store.index.remember()
-        TestApp(create_app(store, Settings()), lint=False).put("/models/p/a/1/m1/in", b"new", status=201)
+        app_of(store).put("/models/p/a/1/m1/in", b"new", status=201)
         assert [model["model_name"] for model in listed(store)][:3] == ["m1/in", "m2", "m3"]
 
 

@@ -6,11 +6,10 @@ from urllib.parse import quote
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.common import TestApp, eventually
+from support.common import app_of, eventually
 
-from model_server import MAX_DOCUMENT, create_app
+from model_server import MAX_DOCUMENT
 from repository import metadata
-from server.settings import Settings
 from storage import Storage
 
 BASE = "/models/p/a/1/m"
@@ -42,7 +41,7 @@ def restarted(store):
 
 def info_of(store):
     with restarted(store) as other:
-        return TestApp(create_app(other, Settings()), lint=False).get(INFO).body
+        return app_of(other).get(INFO).body
 
 
 # ---- one representation
@@ -149,7 +148,7 @@ def test_a_change_never_replaces_metadata_that_could_not_be_read(model, store, h
     damaged = broken(json.loads(file_of(store).read_text()))[how]
     damaged = damaged if isinstance(damaged, bytes) else damaged.encode()
     file_of(store).write_bytes(damaged)
-    app = TestApp(create_app(store, Settings()), lint=False)
+    app = app_of(store)
     assert eventually(lambda: app.get(INFO).json["sha256"] is None)
     detail = app.patch(INFO, b'{"framework": "onnx"}', status=409).json["detail"]
     assert "cannot be read" in detail and "upload" in detail
@@ -168,7 +167,7 @@ def test_a_corrupt_model_stays_corrupt_when_its_metadata_cannot_be_read(model, s
     file_of(store).write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
     for _ in range(2):      # the first question must not take its mark away
         with restarted(store) as other:
-            app = TestApp(create_app(other, Settings()), lint=False)
+            app = app_of(other)
             assert app.get(INFO).json["corrupt"] is True
             assert app.get(BASE, expect_errors=True).status_int >= 400
             assert app.get("/health").json["corrupt_models"] == 1
@@ -273,7 +272,7 @@ def perform(app, kind, what):
 @example([("put", {"a": "\1" * 8000}), ("form", {"b": "\2" * 8000, "\3": "x"}), ("patch", '{"metadata": {"c": 1}}')])
 def test_what_was_answered_is_what_is_kept_whatever_was_sent(tmp_path_factory, sequence):
     with Storage(tmp_path_factory.mktemp("kept") / "models") as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
         app.put(BASE, b"data", status=201)
         expected = app.get(INFO).body
         for kind, what in sequence:

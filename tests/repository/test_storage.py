@@ -13,12 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.common import ROOT, TestApp, drafting, sha256, staged
+from support.common import ROOT, app_of, drafting, sha256, staged
 
-from model_server import create_app
 from repository.errors import ModelExists, ModelNotFound, StorageFailed, StoreError
 from repository.model import VERSION_DEPTH, Details, ModelKey
-from server.settings import Settings
 from storage import Storage
 
 KEY = ModelKey("p", "a", "v", "m")
@@ -52,7 +50,7 @@ def plant(root, document=None, data=b"by hand", key=KEY):
 
 
 def app_on(store):
-    return TestApp(create_app(store, Settings()), lint=False)
+    return app_of(store)
 
 
 # ---- what is there

@@ -5,14 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlencode
 
 import pytest
-from support.common import TestApp, sha256, staged
+from support.common import app_of, sha256, staged
 from support.credentials import ALL, HASH, basic, bearer, line
 from support.shelf import MODELS, names_of
 
-from model_server import ROUTES, create_app
+from model_server import ROUTES
 from repository.model import NAME_FIELDS
 from server.access import Caller, Grant, parse_tokens
-from server.settings import Settings
 from storage import Storage
 
 
@@ -295,8 +294,8 @@ def two_worlds(tmp_path_factory):
     (place / "tokens").write_text(line("q", ALL, "q") + line("everything", "read", "*") + line("b", ALL, "p/b"))
     with Storage(place / "without") as without, Storage(place / "with") as having:
         for path in ("p/a/1/m", "p/a/2/m"):
-            TestApp(create_app(having, Settings()), lint=False).put(f"/models/{path}", b"the model")
-        yield [TestApp(create_app(store, Settings(tokens_file=place / "tokens")), lint=False)
+            app_of(having).put(f"/models/{path}", b"the model")
+        yield [app_of(store, tokens_file=place / "tokens")
                for store in (without, having)]
 
 
@@ -351,8 +350,8 @@ def shelf(tmp_path_factory):
                                           for prefix in prefixes) + line("none", "create,update,delete", "*"))
     with Storage(place / "models") as store:
         for names in MODELS:
-            TestApp(create_app(store, Settings()), lint=False).put(f"/models/{'/'.join(names)}", b"x")
-        yield TestApp(create_app(store, Settings(tokens_file=place / "tokens")), lint=False)
+            app_of(store).put(f"/models/{'/'.join(names)}", b"x")
+        yield app_of(store, tokens_file=place / "tokens")
 
 
 @pytest.mark.parametrize("level", [(), ("p1",), ("p1", "a"), ("p1", "a", "1.0.0"), ("p2",), ("P",)], ids="/".join)

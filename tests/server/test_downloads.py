@@ -14,13 +14,11 @@ from urllib.parse import quote, unquote
 
 import pytest
 import requests
-from support.common import TestApp, eventually, sha256
+from support.common import app_of, eventually, sha256
 
-from model_server import create_app
 from repository.model import Details, Model, ModelKey
 from server.conditional import byte_range, last_modified, matches, read_status
 from server.errors import RangeNotSatisfiable
-from server.settings import Settings
 from storage import Storage
 
 DATA = b"0123456789" * 10
@@ -63,7 +61,7 @@ def fetch(request, tmp_path_factory):
         yield got
         return
     with Storage(tmp_path_factory.mktemp("downloads") / "models") as store:
-        got = under_webtest(TestApp(create_app(store, Settings()), lint=False))
+        got = under_webtest(app_of(store))
         assert got(PATH, "PUT", DATA).status == 201
         os.utime(store.root / PATH.removeprefix("/models/") / "model", (MODIFIED, MODIFIED))
         yield got

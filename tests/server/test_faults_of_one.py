@@ -9,16 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
-from support.common import ROOT, TestApp, eventually
+from support.common import ROOT, app_of, eventually
 from support.process import NOT_ALMIGHTY
 
-from model_server import create_app
 from repository.errors import ModelCorrupt, ModelUnreadable, StorageFailed, StorageFull, StorageLost
 from repository.model import NAME_FIELDS
 from server.access import Forbidden, Unauthorized
 from server.application import error_response
 from server.errors import STATUS_OF, RangeNotSatisfiable
-from server.settings import Settings
 from storage import Storage
 
 PASSED_OVER = {int(status) for status in re.findall(r"http_(\d{3})", re.search(
@@ -61,7 +59,7 @@ def nobody_s():
     root.mkdir()
     with Storage(root) as warm:     # so that all modules are imported
         for path in ("/models/list", "/metrics"):
-            TestApp(create_app(warm, Settings()), lint=False).get(path)
+            app_of(warm).get(path)
     shutil.rmtree(root)
     root.mkdir()
     os.chown(root, NOBODY if os.geteuid() == 0 else -1, -1)
@@ -70,7 +68,7 @@ def nobody_s():
         if was == 0:
             os.seteuid(NOBODY)
         with Storage(root) as store:
-            app = TestApp(create_app(store, Settings()), lint=False)
+            app = app_of(store)
             for name in "abc":
                 app.put(f"/models/p/a/1/{name}", name.encode(), status=201)
             app.put("/models/q/a/1/m", b"m", status=201)

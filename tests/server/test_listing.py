@@ -15,11 +15,10 @@ from urllib.parse import quote
 
 import pytest
 import requests
-from support.common import TestApp, eventually, sha256
+from support.common import app_of, eventually, sha256
 from support.shelf import MODELS, names_of
 from support.tars import tar_with
 
-from model_server import create_app
 from repository import indexed, looking, tree_index
 from repository.directories import Directory
 from repository.errors import StorageFailed
@@ -27,7 +26,6 @@ from repository.indexed import Signature, State, size_of
 from repository.model import MAX_PARTS, VERSION_DEPTH, Stamp
 from repository.tree_index import BATCH_MODELS, Index
 from server.listing import PAGE_BYTES
-from server.settings import Settings
 from storage import Storage
 
 QUERIES = {     # what some of them are uploaded with
@@ -42,7 +40,7 @@ LEVELS = [("list",), ("p1",), ("p1", "a"), ("p1", "a", "1.0.0"), ("p1", "a", "1.
 def shelf(tmp_path_factory):
     """The application with MODELS in it, uploaded last to first."""
     with Storage(tmp_path_factory.mktemp("lists") / "models") as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
         for names in reversed(MODELS):
             app.put(f"/models/{'/'.join(names)}?{QUERIES.get(names, '')}", "/".join(names).encode(), status=201)
         yield app
@@ -116,7 +114,7 @@ def test_a_version_with_more_models_than_are_read_at_once_is_whole_and_in_order(
         (tmp_path / "p/a/1" / name).mkdir(parents=True)
         (tmp_path / "p/a/1" / name / "model").write_text(name)
     with Storage(tmp_path) as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
 
         def listed(query=""):
             got = app.get(f"/models/list?format=ndjson{query}")
@@ -141,7 +139,7 @@ def large(tmp_path):
         (tmp_path / f"p/a/1/m{number:03}").mkdir(parents=True)
         (tmp_path / f"p/a/1/m{number:03}/model").write_text("old")
     with Storage(tmp_path) as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
         assert app.get("/models/list").json["total_models"] == 3 * BATCH_MODELS
         yield store, app
 
@@ -180,7 +178,7 @@ def test_a_version_that_is_no_longer_large_is_in_order(tmp_path):
     names = [f"p/a/1/m{number:03}" for number in range(BATCH_MODELS + 1)]
     written(tmp_path, *names)
     with Storage(tmp_path) as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
         assert app.get("/models/list?format=txt").text.split() == names
         app.put(f"/models/{names[0]}", b"new", status=200)      # the line of which is known last
         app.delete(f"/models/{names.pop()}")
@@ -206,7 +204,7 @@ def test_what_others_change_in_a_large_version_is_seen(large, change, monkeypatc
 
     def is_seen():
         with Storage(store.root) as other:
-            return (app.get("/models/list").json == TestApp(create_app(other, Settings()), lint=False).get(
+            return (app.get("/models/list").json == app_of(other).get(
                 "/models/list").json)
 
     eventually(is_seen)
@@ -224,7 +222,7 @@ def test_a_large_version_that_has_the_inode_of_the_one_before_is_listed_as_it_is
     assert len(app.get("/models/list").json["models"]) == 3 * BATCH_MODELS
     names = sorted(["a", *(f"m{number:03}" for number in range(BATCH_MODELS))])
     with Storage(store.root) as other:
-        TestApp(create_app(other, Settings()), lint=False).put(
+        app_of(other).put(
             "/models/p/a/1", tar_with(dict.fromkeys(names, b"new")), status=200)
     assert [model["model_name"] for model in app.get("/models/list").json["models"]] == names
 
@@ -251,7 +249,7 @@ def test_a_list_of_a_large_version_goes_on_while_models_change_and_ends_when_all
 
 def test_a_change_of_one_model_has_no_other_one_read_again(tmp_path, monkeypatch):
     with Storage(tmp_path) as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
         names = ["a", "b", "f/a", "f/b", "g/h/a", "g/h/b"]
         for name in names:
             app.put(f"/models/p/a/1/{name}", b"old", status=201)
@@ -311,13 +309,13 @@ def test_the_very_first_list_never_mixes_a_version_with_the_one_that_replaces_it
 def test_no_list_mixes_what_another_one_has_just_read_of_the_next_version_with_this_one(tmp_path, monkeypatch):
     written(tmp_path, "p/a/1/m", "p/a/1/folder/m")
     with Storage(tmp_path) as store, Storage(tmp_path) as other:
-        app, place = TestApp(create_app(store, Settings()), lint=False), ("p", "a", "1", "folder")
+        app, place = app_of(store), ("p", "a", "1", "folder")
 
         def listed():
             return {model["description"] for model in app.get("/models/list").json["models"]}
 
         assert listed() == {None}
-        TestApp(create_app(other, Settings()), lint=False).put(
+        app_of(other).put(
             "/models/p/a/1?description=new", tar_with({"m": b"new", "folder/m": b"new"}), status=200)
         index, is_still, seen = store.index, store.index._is_still, []
 
@@ -361,7 +359,7 @@ def test_a_model_that_is_replaced_without_an_exchange_is_listed_all_the_time(tmp
             return found
 
         monkeypatch.setattr(Directory, "sync", sync_meanwhile)
-        TestApp(create_app(store, Settings()), lint=False).put(f"/models/p/a/1/{name}", b"new", status=200)
+        app_of(store).put(f"/models/p/a/1/{name}", b"new", status=200)
         assert len(lists) == 2      # once while it was set aside
         monkeypatch.setattr(other._tree, "subdirectories", read_while_it_is_aside)
         listed()
@@ -440,7 +438,7 @@ def test_a_page_of_a_large_version_compares_no_more_models_than_it_needs(tmp_pat
         (tmp_path / f"p/a/1/m{number:04}/model").write_text("m")
     monkeypatch.setattr("repository.tree_index.FRESH_LINES", -1.0)      # as if it were long ago each time
     with Storage(tmp_path) as store:
-        app, unchanged, asked = TestApp(create_app(store, Settings()), lint=False), store.index._disk.unchanged, []
+        app, unchanged, asked = app_of(store), store.index._disk.unchanged, []
         everything = app.get("/models/list").json["models"]
         monkeypatch.setattr(store.index._disk, "unchanged", lambda *some: asked.append(some) or unchanged(*some))
         for query, (compared, part) in BATCHES_OF.items():
@@ -487,7 +485,7 @@ def test_what_the_index_has_no_room_for_is_read_again(tmp_path, monkeypatch):
     (tmp_path / "r/a/1/m000").mkdir(parents=True)
     (tmp_path / "r/a/1/m000/model").write_text("m000")
     with Storage(tmp_path) as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
 
         def kept():
             directories = store.index._directories.values()
@@ -518,7 +516,7 @@ def test_a_model_whose_file_alone_was_deleted_by_hand_is_not_counted_once_a_list
     monkeypatch.setattr(indexed, "KEPT_LARGEST", 0)     # all is read for each list
     written(tmp_path, "p/a/1/m1", "p/a/1/m2")
     with Storage(tmp_path) as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
         assert app.get("/models/p?limit=1").json["total_models"] == 2
         (tmp_path / "p/a/1/m2/model").unlink()
         assert app.get("/models/p").json["total_models"] == 1
@@ -535,7 +533,7 @@ def test_a_folder_that_was_a_model_is_shown_by_the_list_that_misses_the_model(tm
     monkeypatch.setattr(looking, "RACY", 0.0)
     written(tmp_path, "p/a/1/m", "p/a/1/m2")
     with Storage(tmp_path) as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
         assert app.get("/models/list?format=txt").text.split() == ["p/a/1/m", "p/a/1/m2"]
         (tmp_path / "p/a/1/m/model").unlink()       # by hand
         written(tmp_path, "p/a/1/m/in")
@@ -546,7 +544,7 @@ def test_what_is_uploaded_into_a_folder_that_was_a_model_is_shown_at_once(tmp_pa
     monkeypatch.setattr(looking, "RACY", 0.0)
     written(tmp_path, "p/a/1/m")
     with Storage(tmp_path) as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
         assert app.get("/models/list?format=txt").text.split() == ["p/a/1/m"]
         (tmp_path / "p/a/1/m/model").unlink()       # by hand
         app.put("/models/p/a/1/m/in", b"new", status=201)
@@ -559,7 +557,7 @@ def test_a_model_at_the_greatest_depth_may_come_later_than_its_directory(tmp_pat
     deep = "p/a/1/" + "/".join("abcdefgh"[:MAX_PARTS])
     (tmp_path / deep).mkdir(parents=True)
     with Storage(tmp_path) as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
         assert app.get("/models/list").json["total_models"] == 0
         (tmp_path / deep / "model").write_text("by hand")
         eventually(lambda: app.get("/models/list?format=txt").text.split() == [deep])
@@ -569,7 +567,7 @@ def test_a_path_that_is_too_long_for_a_model_hides_no_others(tmp_path):
     for place in ("p/a/1/m", "p/a/1/" + "/".join(["x" * 100] * 6)):
         written(tmp_path, place)
     with Storage(tmp_path) as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
         for query in ("", "?limit=1"):
             page = app.get(f"/models/list{query}", status=200).json
             assert (page["total_models"], [model["model_name"] for model in page["models"]]) == (1, ["m"])
@@ -583,7 +581,7 @@ def test_a_page_too_large_to_be_held_is_read_again_while_it_is_sent(tmp_path):
         (tmp_path / "p/a/1" / name / "model").write_text(name)
         (tmp_path / "p/a/1" / name / "metadata.json").write_text(json.dumps({"description": "x" * PAGE_BYTES}))
     with Storage(tmp_path) as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
         page = app.get("/models/p?limit=5&after=p/a/1/m001").json
         assert [entry["model_name"] for entry in page["models"]] == names[2:7]
         assert (page["total_models"], page["next"]) == (len(names), "p/a/1/m006")
@@ -664,7 +662,7 @@ def test_a_filter_finds_a_value_in_its_own_field_and_nowhere_else(tmp_path, para
         (tmp_path / f"p/a/1/m{number}/model").write_text("m")
         (tmp_path / f"p/a/1/m{number}/metadata.json").write_text(json.dumps(document))
     with Storage(tmp_path) as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
         paths = [f"p/a/1/m{number}/model" for number in expected]
         assert [model["path"] for model in app.get("/models/list", parameters).json["models"]] == paths
         after = {}

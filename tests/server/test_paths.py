@@ -239,11 +239,6 @@ def test_a_path_of_too_many_names_is_refused(app, names, status):
     assert app.put(path, b"model", expect_errors=True).status_int == status
 
 
-def test_an_encoded_slash_is_no_slash(live_server, http):
-    got = http.put(f"{live_server.url}/models/p/a/1/x%2Fy", data=b"x")
-    assert (got.status_code, "encoded slash" in got.json()["detail"]) == (400, True)
-
-
 def test_the_log_and_the_metrics_name_the_path(start, http):
     server = start()
     assert http.put(f"{server.url}/models/p/a/1/x/y", data=b"x").status_code == 201

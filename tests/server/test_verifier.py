@@ -9,11 +9,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.common import TestApp, eventually, sha256
+from support.common import app_of, eventually, sha256
 from support.needs import unshared
 
-from model_server import create_app
-from server.settings import Settings
 from storage import Storage
 
 DATA = random.Random(6).randbytes(200_000)     # the same in each worker, for the names of tests
@@ -242,7 +240,7 @@ def test_a_truncated_model_is_found_though_somebody_described_it_anew(shelf, sto
 
 def test_a_restart_and_another_server_know_of_it_without_verifying(damaged, store):
     with Storage(store.root) as other:
-        app = TestApp(create_app(other, Settings()), lint=False)
+        app = app_of(other)
         assert health(app) == ("degraded", 1)
         assert app.get(BAD + "/info").json == damaged.get(BAD + "/info").json
         app.get(BAD, status=409)
@@ -296,7 +294,7 @@ def test_the_marks_of_earlier_versions_are_taken_over(damaged, store):
     for names in ("p/a/1.1.0/bad", "p/a/1.0.0/good", "two/parts", "../../../outside", "list/a/1/m"):
         marks.joinpath(sha256(names.encode())).symlink_to(names)
     with Storage(store.root) as other:
-        app = TestApp(create_app(other, Settings()), lint=False)
+        app = app_of(other)
         assert health(app) == ("degraded", 1)
         assert sorted(path.name for path in marks.iterdir() if not path.is_symlink()) == ["p"]
         assert len([path for path in marks.iterdir() if path.is_symlink()]) == 3
@@ -306,7 +304,7 @@ def test_the_marks_of_earlier_versions_are_taken_over(damaged, store):
 def test_what_cannot_be_written_is_known_to_this_process_alone(start, http, tmp_path):
     root = tmp_path / "models"
     with Storage(root) as store:
-        app = TestApp(create_app(store, Settings()), lint=False)
+        app = app_of(store)
         app.put(GOOD, DATA, status=201)
         app.put(BAD, DATA, status=201)
     flip(root / BAD.removeprefix("/models/") / "model")
@@ -444,7 +442,7 @@ class Faulty(Storage):
 
 def test_a_fault_ends_its_verification_and_no_other(tmp_path, caplog):
     with Faulty(tmp_path / "models") as store:
-        app = TestApp(create_app(store, Settings(verify_rate=1 << 20)), lint=False)
+        app = app_of(store, verify_rate=1 << 20)
         for project in ("bad", "good"):
             app.put(f"/models/{project}/a/1/m", DATA, status=201)
         now = verified(app, "/bad")

@@ -6,13 +6,21 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from support.told import TestApp  # noqa: F401  for the tests to import from here
+from support.told import TestApp
+
+from model_server import create_app
+from server.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def sha256(data):
     return hashlib.sha256(data).hexdigest()
+
+
+def app_of(store, **settings):
+    """The application under WebTest, with settings of the test's choice."""
+    return TestApp(create_app(store, Settings(**settings)), lint=False)
 
 
 @contextmanager

@@ -8,12 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.common import TestApp, staged
+from support.common import app_of, staged
 from support.live import running
 from urllib3 import encode_multipart_formdata
 
-from model_server import create_app
-from server.settings import Settings
 from storage import Storage
 
 Answer = namedtuple("Answer", "status headers json")
@@ -69,7 +67,7 @@ def site_of(way, directory, overwrite=True):
             yield Live(server, server.storage)
     else:
         with Storage(directory / "models") as store:
-            yield UnderWebTest(TestApp(create_app(store, Settings(overwrite=overwrite)), lint=False), store.root)
+            yield UnderWebTest(app_of(store, overwrite=overwrite), store.root)
 
 
 @pytest.fixture(params=["live", "webtest"], scope="module")
