@@ -41,7 +41,7 @@ from server import threads
 from server.application import Application, Room, Route
 from server.command_line import command
 from server.conditional import but_if_match, check_change, etag_of_info, has_condition
-from server.descriptions import described
+from server.descriptions import MODEL_PATH, described
 from server.digests import check_claims, claims_of, digest_in
 from server.envelopes import check_chunks, check_envelope, check_whole
 from server.errors import BadRequest, PreconditionFailed, TooLarge
@@ -320,7 +320,6 @@ def metrics(request: Request, store: Storage) -> Response:
 # ---- the routes, in the README's order
 
 
-MODEL_PATH = "/models/{project_id}/{app_name}/{version}/{model_name}"
 VERIFY_PATH = "/verify/{project_id}/{app_name}/{version}/{model_name}"
 ROUTES = (
     Route("GET",    "/health",                                    None,     health, at_once=is_known_healthy),

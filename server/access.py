@@ -70,7 +70,7 @@ class Caller:
     grants: tuple[Grant, ...] = ()
 
     @property
-    def known(self) -> bool:
+    def has_token(self) -> bool:
         """Whether the caller sent a token."""
         return self.name != ANONYMOUS
 
@@ -90,7 +90,7 @@ class Caller:
         if self.places(verb, names) if partly else self.may(verb, names):
             return
         where = "/".join(names) or ("anything" if partly else "everything")
-        if not self.known:
+        if not self.has_token:
             raise Unauthorized(f"a token is needed to {verb} {where}: send it as the password, with any user name, or "
                                "as Authorization: Bearer", verb, names)
         raise Forbidden(f"the token {self.name} has no permission to {verb} {where}: use one that has it", verb, names)

@@ -319,7 +319,7 @@ class Application:
         # the name of an alias keeps its mark, because without it that would be the name of a version
         place = tuple(MARK * (name == "alias") + value for name, value in request.names.items())
         caller = request.caller = self.guard.caller(request.header("Authorization"), route.verb, place)
-        if route.verb == "read" and caller.known:
+        if route.verb == "read" and caller.has_token:
             if route.partly:
                 return  # what they may not read is not in the list
             if place and not caller.may("read", place):
