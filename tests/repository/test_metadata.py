@@ -15,7 +15,6 @@ from storage import Storage
 BASE = "/models/p/a/1/m"
 INFO = BASE + "/info"
 NAMES = {"project_id": "p", "app_name": "a", "version": "1", "model_name": "m"}
-DAMAGED = b"dataX"
 
 
 @pytest.fixture

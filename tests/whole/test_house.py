@@ -22,7 +22,6 @@ ARROWS = {
     "model_server": {"server", "storage", "repository", "inspection", "folders", "hub", "page",
                      "resumption", "openapi"},
 }
-CORE = ("model_server", "storage", "repository", "server")
 HTTP = {"http", "email", "urllib", "waitress", "wsgiref", "socket", "socketserver"}
 MAX_FILE, MAX_FUNCTION = 450, 50    # lines
 
