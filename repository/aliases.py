@@ -2,7 +2,7 @@
 
     {root}/{project_id}/{app_name}/@production -> 1.2.0
 
-Whoever mounts the tree can follow them. An alias is moved by one rename: it points at the old version or the new one.
+Programs that mount the tree can follow them. An alias is moved by one rename: it points at the old or the new version.
 """
 
 import errno
@@ -114,7 +114,7 @@ class Aliases:
         except OSError as error:
             if error.errno in filesystem.ABSENT:
                 return None
-            if error.errno != errno.EINVAL:     # which says that it is no link
+            if error.errno != errno.EINVAL:     # EINVAL: it is not a link
                 raise
             text = ""
         if NAME.fullmatch(text):

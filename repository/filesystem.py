@@ -64,11 +64,11 @@ def failed(error: OSError) -> StorageFailed:
 
 
 class NewFile:
-    """A file that is written once, from beginning to end, by one thread at a time. What it has already is continued.
+    """A file that is written once, from beginning to end, by one thread at a time. If it is not empty, it is continued.
 
     If the file system supports it, the writes bypass the page cache: copying a model into the cache and flushing it
-    takes longer than writing it to the disk, and evicts the models that are being read. That takes whole pages of a
-    mmap, of which the first byte is the first one of a page of the file; all other bytes go through the cache.
+    takes longer than writing it to the disk, and evicts the models that are being read. This is possible for whole
+    pages of a mmap that become whole pages of the file; all other bytes go through the cache.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -88,7 +88,7 @@ class NewFile:
                 block = block[written:]
 
     def _next_part(self, block: memoryview) -> tuple[memoryview, bool]:
-        """What of a block is to be written next, and whether these are whole pages of a mmap."""
+        """The part of a block to be written next, and whether it consists of whole pages of a mmap."""
         if not isinstance(block.obj, mmap.mmap):
             return block, False
         if ahead := -self.size % ALIGNMENT:
@@ -99,7 +99,7 @@ class NewFile:
     def _put(self, data: memoryview, direct: bool) -> int:
         self._set_direct(direct and self._can_be_direct)
         if self._direct and self._cached:
-            os.fdatasync(self.descriptor)   # or there may be a hole before what follows, after a power cut
+            os.fdatasync(self.descriptor)   # otherwise a power cut could leave a hole before what follows
         self._cached = not self._direct
         try:
             return os.write(self.descriptor, data)
@@ -147,17 +147,17 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def lengthen(descriptor: int) -> None:
-    """Makes a file one byte longer, of which the length tells a state.
+    """Makes a file one byte longer, whose length stands for a state.
 
-    On network file systems other machines see that at once, while they may read old contents from a cache.
+    On network file systems, other machines see a new length at once, but may read old contents from a cache.
     """
     os.ftruncate(descriptor, os.fstat(descriptor).st_size + 1)
 
 
 def begin_sync(descriptor: int) -> None:
-    """Has the kernel begin to write a file out, without waiting.
+    """Makes the kernel begin to write a file to the disk, without waiting.
 
-    When that was done for many files, the first fsync commits all of them to the journal, and the others take less.
+    After this was done for many files, the first fsync commits all of them to the journal, and the others are quick.
     """
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # posix_fadvise(2); what is being written stays cached
 
@@ -219,7 +219,7 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
 
 def generation(directory: int) -> int:
-    """That of a directory's inode, which tells it from an earlier one with the same inode; 0 if there is none."""
+    """The generation of a directory's inode, which an earlier one with this inode did not have; 0 if there is none."""
     number = bytearray(8)
     with suppress(OSError):     # which is reported when the directory is read
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)    # it may be O_PATH

@@ -1,8 +1,8 @@
-"""File systems that take two names for the same when they differ only in case: vfat, ext4 and macOS may do that.
+"""File systems that take names for the same if they differ only in case: vfat, ext4 and macOS may do that.
 
-There Baseline would replace baseline, and a token for SECRET could read secret. So where the file system folds names,
-each name on the way to a model is compared with those that its directory lists. Where it does not, nothing is: whether
-a directory folds is tried once in a while and not with each request.
+There Baseline would replace baseline, and a token for SECRET could read secret. So if the file system folds names, each
+name on the way to a model is compared with those that its directory lists. Whether it does is tried once in a while and
+not for each request.
 """
 
 import errno
@@ -12,42 +12,42 @@ import time
 from contextlib import suppress
 
 log = logging.getLogger("model_server.folding")
-KEPT = 60.0             # seconds for which it is known whether a directory folds: another one may be mounted there
-MOST = 10_000           # projects of which that is known at once
+KEPT = 60.0             # seconds until it is tried again whether a directory folds: another one may be mounted there
+MOST = 10_000           # projects for which the result is kept
 LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class OtherName(FileNotFoundError):
-    """There is nothing of this name, but the file system finds something under it that has another one."""
+    """There is nothing of this name, but the file system finds something with another spelling under it."""
 
     def __init__(self, place: str) -> None:
         super().__init__(errno.ENOENT, f"{place} is there in another spelling, the same name to this file system")
 
 
 class Folding:
-    """Tells names that a file system folds from those that are there; `names` lead from the top of a tree down."""
+    """Refuses names that exist only in another spelling; `names` lead from the top of a tree down."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[float, bool]] = {}     # by project, the top as ""
         self._told: set[str] = set()
 
     def check(self, top: int, names: tuple[str, ...]) -> None:
-        """Raises OtherName where something stands at these names that is not called so; `top` may be an O_PATH one."""
+        """Raises OtherName if what is found at these names is spelled otherwise; `top` may be an O_PATH descriptor."""
         if names and (self._folds(top, "") or self._folds(top, names[0])):
             self._compare(top, names)
 
     def listed(self, directory: int) -> list[str]:
-        """The names in a directory as it has them."""
+        """The names in a directory as they are spelled there."""
         return os.listdir(directory)
 
     def _folds(self, top: int, project: str) -> bool:
-        """Whether names are folded in the directory of a project; false where there is none."""
+        """Whether names are folded in the directory of a project; false if there is none."""
         moment, folds = self._known.get(project, (0.0, False))
         if moment and time.monotonic() - moment < KEPT:
             return folds
         try:
             directory = os.open(project or ".", LISTED, dir_fd=top)
-        except OSError:     # it is opened or made in a moment, which tells
+        except OSError:     # the caller will open or create it, and meet the same error
             return False
         try:
             found = self.evidence(directory)
@@ -64,7 +64,7 @@ class Folding:
         return folds
 
     def evidence(self, directory: int) -> bool | None:
-        """Whether an entry is found under another spelling, too; None where no entry has a letter."""
+        """Whether an entry is found under another spelling, too; None if no entry has a letter."""
         names = self.listed(directory)
         other = next((name.swapcase() for name in names if name.swapcase() != name), None)
         if other is None:
@@ -84,7 +84,7 @@ class Folding:
                     raise OtherName("/".join(names[:depth]))
                 try:
                     below = os.open(name, LISTED, dir_fd=directory)
-                except OSError:     # there is no more, or what it is shows when it is opened
+                except OSError:     # nothing is there, or the caller will meet the same error
                     return
                 os.close(directory)
                 directory = below

@@ -1,6 +1,6 @@
-"""What the index knew when it was last kept, as text in `.staging/index`: the next start takes over what it needs.
+"""What the index knew when it was last saved, as text in `.staging/index`. After a start, lists use what they need.
 
-The text is never believed over the files. A directory in it is checked like one that this process has seen: by its
+The files on disk take precedence over it. A directory in it is checked like one that this process has seen: by its
 state and, for each line, by the state of the two files that it was read from. It may be deleted at any time.
 """
 
@@ -20,19 +20,19 @@ from repository import indexed, metadata, model
 from repository.indexed import NO_LINES, PAUSE, Directory, State
 from repository.model import NAME, Names
 
-TEXT_LINES = 16 << 20   # bytes of lines in one directory that are written, some 20,000: to take them over takes 60 ms
+TEXT_LINES = 16 << 20   # bytes of the lines of one directory that are saved, some 20,000: reading them takes 60 ms
 PACKED_BLOCK = 64 * 1024    # bytes of text packed at once, some 20 versions of 5 models: lists wait for one
-MAX_BLOCK = 64 << 20    # bytes of text in a block, which has more only if it is damaged
+MAX_BLOCK = 64 << 20    # bytes of text in a block; more means that it is damaged
 DAMAGED = (zlib.error, ValueError, TypeError, RecursionError)   # what reading a damaged block raises
-AFTER_NAMES = "~"       # comes after every name in order
-MAX_NAMES = 4096        # bytes of text, at its beginning, in which there are the names of the first directory
+AFTER_NAMES = "~"       # sorts after every name
+MAX_NAMES = 4096        # bytes at the beginning of a block that are enough for the names of its first directory
 
 
 class Recalled:
     """Packed blocks made by blocks_of(). A block is read when one of its directories is needed.
 
     `models` is the number of all models, when the top directory was in the state `top`; None if nothing is recalled.
-    Of what another version of this server has written, nothing else is taken.
+    If another version of this server has written the blocks, only that is used.
     """
 
     def __init__(self, blocks: Iterable[bytes] = ()) -> None:
@@ -41,7 +41,7 @@ class Recalled:
         self.models: int | None = None
         self.top: State | None = None
         each = iter(blocks)
-        with suppress(*DAMAGED):    # what follows that is left out
+        with suppress(*DAMAGED):    # what follows damage is left out
             by, self.models, self.top = heading_in(unpacked(next(each, b"")))
             for block in each if by == written_by() else ():
                 self._firsts.append(first_in(block))
@@ -52,14 +52,14 @@ class Recalled:
         return not self._blocks
 
     def around(self, names: Names) -> Iterator[tuple[Names, Directory]]:
-        """The directories in the block in which these names would be; nothing if that was told before."""
+        """The directories in the block in which these names would be; nothing if it was read before."""
         number = bisect_right(self._firsts, names) - 1
         if number >= 0 and number not in self._told:
             self._told.add(number)
             yield from self._directories_in(number)
 
     def models_in(self, names: Names) -> int:
-        """The number of models there were below these names, whatever has been told."""
+        """The number of models that were below these names, in all blocks."""
         begin, end = bisect_right(self._firsts, names) - 1, bisect_right(self._firsts, (*names, AFTER_NAMES))
         return sum(len(directory.models) for number in range(max(begin, 0), end)
                    for place, directory in self._directories_in(number) if place[: len(names)] == names)
@@ -105,7 +105,7 @@ def unpacked(block: bytes) -> bytes:
 
 @cache
 def written_by() -> str:
-    """Differs between versions of Python, and of the modules that decide what a line says, unless they agree."""
+    """Differs between versions of Python, and of the modules that decide what a line contains."""
     sources = [Path(module.__file__ or "").read_bytes() for module in (metadata, model, indexed, sys.modules[__name__])]
     return f"{zlib.crc32(b''.join(sources)):08x} {sys.version}"
 
@@ -123,9 +123,9 @@ def heading_in(text: bytes) -> tuple[str, int, State]:
 
 def blocks_of(known: Mapping[Names, Directory], lock: AbstractContextManager[object], models: int, top: State,
               meanwhile: Callable[[], object]) -> Iterator[bytes]:
-    """All that is known, in the order of the directories' names, in packed blocks. Each can be read without the others.
+    """Everything that is known, in the order of the directories' names, in packed blocks to be read independently.
 
-    `lock` is held while a directory is looked at; `meanwhile` is called between two blocks, of which there may be many.
+    `lock` is held while a directory is read; `meanwhile` is called between two blocks, of which there may be many.
     """
     yield packed(heading(models, top))
     texts, size = list[bytes](), 0
@@ -152,7 +152,7 @@ def in_order(known: Mapping[Names, Directory], names: Names = ()) -> Iterator[tu
 
 
 def text_of(names: Names, directory: Directory) -> bytes:
-    """A directory that was looked at, as a line of JSON and those of its models."""
+    """A directory, as a line of JSON followed by the lines of its models."""
     lines = directory.lines if directory.held <= TEXT_LINES else NO_LINES
     models = None if directory.models is directory.children else directory.models
     head = [names, directory.state, directory.stamp, directory.children, models, directory.size, directory.fingerprint,
