@@ -203,11 +203,11 @@ class Directory:
             return False
 
     def remove(self, name: str) -> None:
-        """Removes an entry and its contents, models first, as readers expect; logs what the next start has to do."""
+        """Removes an entry and its contents, models first, as readers expect; logs what it has to leave."""
         try:
             if self.kind(name) == DIRECTORY:
                 with self.open(name) as inside:
-                    if mounted := mounts_below(inside):     # what is in there is not ours to remove
+                    if mounted := mounts_below(inside):     # what is mounted must not be removed
                         log.error("cannot remove %s/%s: unmount %s first", self.place, name, ", ".join(mounted))
                         return
                 for _, _, files, below in os.fwalk(name, dir_fd=self.descriptor):
@@ -258,11 +258,11 @@ class Tree:
         except OSError as error:
             if error.errno not in (*filesystem.ABSENT, *filesystem.OF_ONE):
                 raise
-            # callers take these for a directory that is missing or unreadable, as if all models had been deleted
+            # callers would take these for a missing or unreadable directory, as if all models had been deleted
             raise filesystem.failed(error) from error
 
     def kept_top(self) -> Directory:
-        """The top, open and shared for a moment by those who read: it closes with the last reference to it."""
+        """The top, open and shared by readers for a moment: it closes with the last reference to it."""
         top, now = self._kept, time.monotonic()
         if top is None or now > self._kept_until:
             top = self._kept = self.reach()
@@ -270,7 +270,7 @@ class Tree:
         return top
 
     def check_names(self, *names: str) -> None:
-        """Raises OtherName where something stands at these names, as far as they lead, that is not called so."""
+        """Raises OtherName if what is found at these names, as far as they lead, is spelled otherwise."""
         with self.reach() as top:
             self.folding.check(top.descriptor, names)
 
@@ -285,7 +285,7 @@ class Tree:
         return self.reach()
 
     def of_nearest(self, names: Names, tell: Callable[[Directory], T]) -> T:
-        """What `tell` says of nearest(), even if another mount removes that at this moment."""
+        """What `tell` returns for nearest(), even if another mount removes that at this moment."""
         for _ in range(TRIES):
             try:
                 with self.nearest(*names) as place:

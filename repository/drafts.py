@@ -1,4 +1,4 @@
-"""Models that are being written in `.staging`: the two files of one, and all those of a version."""
+"""Models that are being written in `.staging`: a single one, and all those of a version."""
 
 import logging
 import os
@@ -18,15 +18,15 @@ REMOVED = "it was removed from .staging during the upload: send it again"
 
 
 class StagedModel:
-    """The files of a model, in an open directory that nobody else knows. Used by one thread at a time.
+    """The files of a model, in an open directory that nobody else uses. Used by one thread at a time.
 
-    `file` is that of the model where there is one already.
+    `file` is the file of the model, if it exists already.
     """
 
     def __init__(self, directory: Directory, file: filesystem.NewFile | None = None) -> None:
         self._directory, self._closed = directory, False
         self._file = file or filesystem.NewFile(directory.create(filesystem.MODEL))
-        self._model: Model | None = None        # both once it is complete
+        self._model: Model | None = None        # both None until it is complete
         self._metadata: int | None = None
 
     @property
@@ -66,7 +66,7 @@ class StagedModel:
             filesystem.write_all(self._metadata, document)
 
     def begin_sync(self) -> None:
-        """Has what complete() wrote be on its way to the disk, for a sync() of many models; waits for nothing."""
+        """Makes the kernel begin to write what complete() wrote, before sync() of many models; does not wait."""
         assert self._metadata is not None
         with filesystem.as_store_errors():
             for descriptor in (self._file.descriptor, self._metadata):
@@ -75,7 +75,7 @@ class StagedModel:
     def sync(self, inspected: bool = True) -> Model:
         """Syncs what complete() wrote, and the directory; closes them. Raises StorageFull and StorageFailed.
 
-        Returns the model, without its inspection, which may be long, unless it is to be `inspected`.
+        Returns the model; without its inspection, which may be long, unless `inspected` is true.
         """
         with filesystem.as_store_errors():
             assert self._model and self._metadata is not None
@@ -108,22 +108,22 @@ class StagedModel:
 
 
 class VersionDraft:
-    """All models of a version, in a directory of `.staging` that has the shape of the version.
+    """All models of a version, in a directory of `.staging` that has the structure of the version.
 
-    One thread at a time calls add() and writes to what that returned; others may complete and sync what is written
-    meanwhile. Call discard() in the end, when no thread uses it any more, after it was published too.
+    One thread at a time calls add() and writes to what that returned; others may complete and sync what was written
+    before. Call discard() in the end, when no thread uses it any more, even if it was published.
     """
 
     def __init__(self, tree: Tree, staging: Staging, version: Names) -> None:
         self._staging = staging
         self.version, self.name = version, staging.new_name()
-        self.models: list[Model] = []       # that are synced, without their inspection
+        self.models: list[Model] = []       # those that are synced, without their inspection
         self._open = set[StagedModel]()
         self._folders: set[Names] = {()}    # by their path in the version
         with staging.session() as session:
             session.mkdir(self.name)
             self._top: Directory | None = session.open(self.name)
-            # what is made in it inherits the group
+            # what is created in it inherits the group
             filesystem.give(tree.of_nearest(version, Directory.group), self._top.descriptor)
 
     def add(self, key: ModelKey) -> StagedModel:
@@ -144,7 +144,7 @@ class VersionDraft:
         self._open.discard(model)
 
     def sync(self) -> None:
-        """Syncs the folders, from the innermost to the top: all models are synced. Raises OSError."""
+        """Syncs the folders, from the innermost to the top; all models have to be synced already. Raises OSError."""
         for folder in sorted(self._folders, key=len, reverse=True):
             with self._directory() as directory:
                 for name in folder:

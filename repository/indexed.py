@@ -43,7 +43,7 @@ class State(NamedTuple):
 
 
 class ModelsIn(Protocol):
-    """The models in one directory, by name. What read() has no answer to is asked for by `sign` and `find`."""
+    """The models in one directory, by name. If read() returns None, `sign` and `find` give the answer."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
@@ -73,8 +73,8 @@ class Total(NamedTuple):
 class Directory:
     """What a directory contained when it was looked at; another look replaces it as a whole.
 
-    `total` is None if it has to be computed again. With many models, lines are added to `lines`; else these are in
-    order and only replaced.
+    `total` is None if it has to be computed again. With many models, lines are added to `lines`; otherwise these are in
+    order, and only replaced as a whole.
     """
 
     children: tuple[str, ...] = ()  # names, in order, of models and of directories
@@ -83,9 +83,9 @@ class Directory:
     fingerprint: int = 0            # of the models' files; 0 if there is no model
     state: State | None = None      # None if nobody has looked yet
     stamp: int = 0                  # state.changed_ns; 0 if the directory may have changed since without a new one
-    checked: float = 0.0            # when the state was the same; 0 if that has to be looked at again in any case
+    checked: float = 0.0            # when the state was last the same; 0 if it has to be checked again in any case
     total: Total | None = None
-    since: float = 0.0              # when it was first seen: another one can have the inode of one that is gone
+    since: float = 0.0              # when it was first seen: another directory can have the inode of one that is gone
     compared: float = 0.0           # when the lines were last compared with the models' files
     # the same for some of those in a large one, by the first of them: up to which, and when
     batches: dict[str, tuple[str, float]] = field(default_factory=lambda: NO_LINES)

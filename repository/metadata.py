@@ -20,7 +20,7 @@ MAX_CUSTOM = 64         # custom metadata fields; see docs/api.md
 MAX_DEPTH = 64          # levels of a JSON document; thousands of levels are sent only to exhaust the stack
 MAX_FIELD = 8 * 1024    # bytes of any field as it is written; see docs/api.md
 MAX_CUSTOM_TEXT = MAX_CUSTOM * MAX_FIELD    # bytes of all custom fields in one JSON object
-OUR_FIELDS = (*NAME_FIELDS, "description", "framework", "sha256", "metadata")   # all others are custom
+OUR_FIELDS = (*NAME_FIELDS, "description", "framework", "sha256", "metadata")   # all other fields are custom
 
 
 class Verdict(NamedTuple):
@@ -32,7 +32,7 @@ class Verdict(NamedTuple):
 
 
 def described(key: ModelKey, document: Mapping[str, Any], stamp: Stamp, verdict: Verdict | None) -> Model:
-    """The model made of the file with this stamp and of its metadata.json, in which no field is taken for granted.
+    """The model made of the file with this stamp and of its metadata.json, any field of which may be missing or wrong.
 
     `document` is {} if there is no metadata.json. `verdict` takes precedence over it.
     """
@@ -126,7 +126,7 @@ def patched(details: Details, patch: Any) -> Details:
 
 
 def finite(text: str) -> float:
-    """A number of JSON; raises ValueError for NaN, for infinities and for what is as large: JSON has none of them."""
+    """A number in JSON; raises ValueError for NaN, infinities and numbers as large, which JSON cannot represent."""
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text[:50]} is not a number that JSON can represent")
     return number
@@ -141,7 +141,7 @@ def parse_json(text: bytes) -> Any:
     json.loads accepts NaN, 1e999 and lone surrogates, and deeper nesting than json.dumps can write.
     """
     try:
-        characters = text.decode(json.detect_encoding(text))    # which refuses surrogates that are not escaped
+        characters = text.decode(json.detect_encoding(text))    # this refuses surrogates that are not escaped
         document = STRICT.decode(characters)
         levels = text.count(b"{") + text.count(b"[")    # an upper bound; counting exactly slowed lists by a quarter
         if levels > MAX_DEPTH and not is_shallow(document, MAX_DEPTH):

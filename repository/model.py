@@ -12,15 +12,15 @@ from typing import Any, NamedTuple, Self
 
 from repository.errors import InvalidName
 
-Names = tuple[str, ...]     # one for each directory: of everything, a project, an application, a version, what is in it
+Names = tuple[str, ...]     # of nested directories: () is everything, then project, application, version, what is in it
 NAME_RULE = "use 1 to 128 of A-Z a-z 0-9 . _ + -, beginning with a letter, digit or _"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
 RESERVED_PROJECTS = frozenset({"list", "upload"})   # hidden by the routes /models/list and /models/upload
-RESERVED_ENDINGS = frozenset({"info", "upload"})    # behind the path of a model these are routes of their own
+RESERVED_ENDINGS = frozenset({"info", "upload"})    # after the path of a model, these are routes
 MAX_PARTS = 8       # names in the path of a model: TensorFlow and Triton need four, and each costs readers a directory
-MAX_PATH = 512      # characters in all: with the other names and the root well below PATH_MAX, as tar and rsync need it
+MAX_PATH = 512      # characters in all: with the other names and the root far below PATH_MAX, as tar and rsync need it
 URL_PLACEHOLDER = "\0"  # JSON escapes this character, so it cannot occur in a line otherwise
-OF_LINES = json.JSONDecoder(strict=False)   # which takes that character; json.loads would make it anew for each line
+OF_LINES = json.JSONDecoder(strict=False)   # accepts that character; json.loads() would create one for each line
 
 
 class Stamp(NamedTuple):
@@ -70,7 +70,7 @@ class ModelKey:
 
     @property
     def name(self) -> str:
-        """The last of its names, which is that of a file where the path is one of files."""
+        """The last of its names: that of the file, if the path is that of a file in folders."""
         return self.model_name.rpartition("/")[2]
 
     def __str__(self) -> str:
@@ -83,17 +83,17 @@ MAX_DEPTH = VERSION_DEPTH + MAX_PARTS
 
 
 def names_in(given: Mapping[str, str]) -> Names:
-    """The names of the directory that the first of NAME_FIELDS lead to, as many as are given."""
+    """The names of the directory to which the given ones of NAME_FIELDS lead."""
     return tuple("/".join(given.values()).split("/")) if given else ()
 
 
 def can_be_model(names: Names) -> bool:
-    """Whether the path in these names, each of which is valid, is not too long and not that of a route."""
+    """Whether a model can be at these names, each of which is valid: its path is not too long, nor that of a route."""
     path = names[VERSION_DEPTH:]
     return len(path) == 1 or (path[-1] not in RESERVED_ENDINGS and len("/".join(path)) <= MAX_PATH)
 
 
-@functools.lru_cache(maxsize=1024)    # a request of a model asks three times for its names, and most ask for the same
+@functools.lru_cache(maxsize=1024)    # a request checks its names three times, and most requests have the same names
 def check_name(field_name: str, value: str) -> None:
     """Raises InvalidName unless `value` follows the grammar of names; that of a model may be a path."""
     parts = value.split("/") if field_name == "model_name" else [value]
@@ -111,7 +111,7 @@ def check_name(field_name: str, value: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Details:
-    """What a user says about a model; `metadata` holds the custom fields, whose values can be any JSON."""
+    """What a user has said about a model; `metadata` are the custom fields, whose values can be any JSON."""
 
     filename: str | None = None
     description: str | None = None
@@ -119,7 +119,7 @@ class Details:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
-        """Compares as JSON: in Python 1, 1.0 and True are equal, so a change from one to another would go unnoticed."""
+        """Compares as JSON: 1, 1.0 and True are equal in Python, so a change from one to another would go unnoticed."""
         return isinstance(other, Details) and as_text(vars(self), sort=True) == as_text(vars(other), sort=True)
 
     __hash__ = None     # type: ignore[assignment]
@@ -137,8 +137,8 @@ class Inspection:
 class Model:
     """One stored model. `size` is in bytes; what a foreign or broken metadata.json does not say is None.
 
-    `promised` holds the size and digest from metadata.json if they do not belong to this file, otherwise nothing.
-    `readable` is false if metadata.json exists but could not be read, so that its contents are not known.
+    `promised` holds the size and digest from metadata.json if they do not belong to this file, and is empty otherwise.
+    `readable` is false if metadata.json exists but could not be read, so its contents are not known.
     """
 
     key: ModelKey
@@ -194,8 +194,8 @@ class Model:
 
 
 def told_by(line: bytes) -> dict[str, Any]:
-    """What the line of a model says; only its `url` is still without the base URL."""
-    told: dict[str, Any] = OF_LINES.raw_decode(line.decode())[0]    # decode() would look for spaces around it
+    """The contents of a model's line, with the placeholder in `url`."""
+    told: dict[str, Any] = OF_LINES.raw_decode(line.decode())[0]    # decode() would search for spaces around it
     return told
 
 

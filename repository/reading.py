@@ -22,7 +22,7 @@ log = logging.getLogger("model_server.storage")
 T = TypeVar("T")
 
 MAX_TOLD = 100          # links that are logged; more would only fill the log
-TOLD_AGAIN = 3600.0     # seconds until the log says once more what cannot be read: each list tries again
+TOLD_AGAIN = 3600.0     # seconds until the log says again what cannot be read: each list tries to read it
 TRIES = 50              # attempts to read a model whose directory is being replaced
 
 
@@ -39,7 +39,7 @@ class ModelReader:
     def __init__(self, tree: Tree, staging: Staging, verdicts: dict[Names, metadata.Verdict]) -> None:
         self._tree, self._staging, self._verdicts = tree, staging, verdicts
         self._recent = metadata.Recent()
-        # what could not be read; no stamp changes when it becomes readable
+        # what could not be read: no stamp changes when it becomes readable
         self._unreadable: set[Names] = set()    # models
         self._closed: set[Names] = set()        # other directories
         tree.unreadable = partial(self._cannot_read, self._closed)
@@ -120,7 +120,7 @@ class ModelReader:
         return True
 
     def _reach(self, names: Names) -> Directory:
-        """Opens a directory to read it, where it is while that or its version is replaced. Raises OSError."""
+        """Opens a directory to read it, even while it or its version is being replaced. Raises OSError."""
         with suppress(FileNotFoundError):
             return self._tree.reach(*names)
         if len(names) >= VERSION_DEPTH:
@@ -135,7 +135,7 @@ class ModelReader:
         return self._tree.reach(*names)
 
     def _is_folder(self, directory: Directory, names: Names) -> bool:
-        """Whether a directory has no model, though it is still at these names: not replaced or removed meanwhile."""
+        """Whether a directory has no model, and is still the one at these names: not replaced or removed meanwhile."""
         if filesystem.stamp(filesystem.MODEL, directory.descriptor):
             return False
         with self._tree.reach(*names) as now:
@@ -201,9 +201,9 @@ class ModelReader:
         """
         stamp = filesystem.stamp(inside + filesystem.MODEL, directory)
         if stamp is None or not can_be_model(names):
-            return None     # the latter was put there by hand
+            return None     # in the second case, it was put there by hand
         written = filesystem.stamp(inside + filesystem.METADATA, directory)
-        again = time.monotonic() if names in self._unreadable else 0    # never equal, so that it is read again
+        again = time.monotonic() if names in self._unreadable else 0    # never the same, so that it is read again
         # () and not None, whose hash differs between processes
         return Signature(hash((stamp, written or (), self._verdicts.get(names) or (), again)), stamp)
 
@@ -213,15 +213,15 @@ class ModelReader:
 
     def directory_of(self, place: Names) -> Directory | None:
         """The directory at these names, open; None if there cannot be models in it or it cannot be opened."""
-        with suppress(OSError):     # which is raised again for each of them
+        with suppress(OSError):     # it is raised again for each of the models
             if not self.model_above((*place, "")):
                 return self._reach(place)
         return None
 
     def _cannot_read(self, places: set[Names], names: Names, error: OSError) -> None:
-        """Remembers that this model or directory has to be read again, and logs the error, though not each time.
+        """Remembers that this model or directory has to be read again, and logs the error, but not each time.
 
-        Raises StorageFailed if the whole storage is lost, or all models would seem to have been deleted.
+        Raises StorageFailed if the whole storage is lost: otherwise all models would seem to have been deleted.
         """
         if self.is_lost():
             raise filesystem.failed(error) from error
@@ -260,7 +260,7 @@ class ModelReader:
     def is_unchanged(self, names: Names, state: State) -> bool:
         """Whether a directory is still in this state, by one system call: opening each took most of a pass.
 
-        A link on the way, which this follows, leads to another one, or shows when the directory around it is looked at.
+        This follows a link on the way, which leads to another directory, or shows when the one around it is checked.
         """
         with suppress(OSError):
             now = state_of(os.lstat("/".join(names) or ".", dir_fd=self._tree.kept_top().descriptor))

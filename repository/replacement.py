@@ -28,9 +28,9 @@ class Replacement:
         self._tree, self._staging = tree, staging
 
     def place(self, drafts: Directory, draft: str, names: Names, replacing: bool) -> None:
-        """Moves a finished draft into place, on disk when this returns; what it replaces is then in its place.
+        """Moves a finished draft into place, on disk when this returns; what it replaces then has the draft's name.
 
-        `names` are those of a model, or of a version; the draft is the directory of its name in `drafts`. Raises
+        `names` are those of a model or of a version; the draft is the directory called `draft` in `drafts`. Raises
         ModelExists if something is in the way and `replacing` is false.
         """
         *place, name = names
@@ -43,8 +43,8 @@ class Replacement:
                         self._tree.clear(*names)    # directories of an upload into it that was cut off
                         continue
                     if not replacing:
-                        raise ModelExists(f"{'/'.join(names)} is taken by something that is no model, which has to be "
-                                          "removed on disk, or it was just created: send the model again then")
+                        raise ModelExists(f"{'/'.join(names)} is taken by something that is not a model, which has to "
+                                          "be removed on disk, or it was just created: then send the model again")
                     if not drafts.exchange(draft, parent, name):
                         self._set_aside(parent, names)
                         aside = True
@@ -64,9 +64,9 @@ class Replacement:
             replaced.sync()
 
     def restore(self, names: Names) -> None:
-        """Moves back what a crash or an error left set aside: the version, this model, or those that it excludes.
+        """Moves back what a crash or an error left set aside: the version, this model, and those that it excludes.
 
-        For the names of a version, all models in it.
+        With the names of a version, all models in it.
         """
         self._move_back(names[:VERSION_DEPTH])
         first = names[: VERSION_DEPTH + 1]      # all below it have the same lock
@@ -80,7 +80,7 @@ class Replacement:
     def _move_back(self, names: Names) -> None:
         *place, name = names
         base = base_of(names)
-        # not found: it is not set aside, or another thread that shares the lock of the version has moved it back
+        # FileNotFoundError: it is not set aside, or another thread that shares the version's lock has moved it back
         with suppress(FileNotFoundError), self._staging.at(base, *names), self._staging.at(base, *place) as replaced:
             with self._tree.walk(*place, create=True) as parent:
                 if not replaced.rename_new(name, parent, name):
@@ -94,7 +94,7 @@ class Replacement:
         yield from [key.names for key in self._aside(())]
 
     def _aside(self, names: Names) -> Iterator[ModelKey]:
-        # the metadata alone is left of one whose removal was cut off
+        # only the metadata is left of one whose removal was cut off
         is_model = partial(self._tree.has, (filesystem.MODEL, filesystem.METADATA))
         return self._tree.scan((STAGING, REPLACED), is_model, names)
 
@@ -112,5 +112,5 @@ class Replacement:
 
 
 def base_of(names: Names) -> str:
-    """Where a model or a version is set aside. A model that is aside belongs into the version that is there."""
+    """Where a model or a version is set aside. A model that is set aside belongs to the version that is in place."""
     return REPLACED if len(names) > VERSION_DEPTH else REPLACED_VERSIONS

@@ -36,8 +36,8 @@ SESSION = re.compile("[0-9a-f]{16}")
 ALIASES = "aliases"     # their lock
 INDEX = "index"
 MAX_BLOCK = 64 << 20    # bytes of a block of it, which is longer only if it is damaged
-LOCKS = 64              # files that all models share: more than there are threads, few enough to be created at startup
-VERSION_LOCKS = 16      # files that all versions share: they exclude one another only where a whole one is replaced
+LOCKS = 64              # lock files that all models share: more than threads, few enough to be created at startup
+VERSION_LOCKS = 16      # lock files that all versions share: they matter only where a whole version is replaced
 LOCK_NAMES = [f"{stripe:02}" for stripe in range(LOCKS)]
 VERSION_LOCK_NAMES = [f"version-{stripe:02}" for stripe in range(VERSION_LOCKS)]
 MAX_TOLD = 100          # foreign entries among the marks that are logged; more would only fill the log
@@ -145,15 +145,15 @@ class Staging:
                 session.unlink(name)
 
     def check_names(self, *names: str) -> None:
-        """Raises OtherName where something in session() stands at these names that is not called so."""
+        """Raises OtherName if what is found at these names in session() is spelled otherwise."""
         self._tree.check_names(STAGING, self._session, *names)
 
     @contextmanager
     def locked(self, names: Names) -> Iterator[None]:
         """Holds the lock of a model or of a whole version, which excludes other threads and other processes.
 
-        Models of which one stands where the other needs a folder share a lock: all below one name in a version. So do a
-        model and one named like its digest. Creating either depends on whether the other exists.
+        Models share a lock if one of them may be where the other needs a folder: all below one name in a version. So do
+        a model and one named like its digest. Whether one may be created depends on whether the other exists.
         """
         version, first = "/".join(names[:VERSION_DEPTH]), "/".join(names[: VERSION_DEPTH + 1])
         whole = len(names) == VERSION_DEPTH     # changes of single models exclude only that of the whole version
@@ -169,7 +169,7 @@ class Staging:
 
     @contextmanager
     def locked_aliases(self) -> Iterator[int]:
-        """Holds the lock of all aliases, an open file of its own. Its holder must not wait for that of a model."""
+        """Holds the lock of all aliases; yields its descriptor. The holder must not wait for the lock of a model."""
         with self.at(LOCKED, create=True) as locks, as_obstructed():
             lock = locks.lock(ALIASES, access=os.O_RDWR)
         try:
