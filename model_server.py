@@ -49,13 +49,13 @@ from server.listing import list_response
 from server.logs import configure
 from server.metrics import Metrics
 from server.places import (
-    ALIAS,
     DIGEST,
+    LATEST,
     digest_name,
     info_of,
     leave_no_alias,
-    newest,
     place_in,
+    resolve_latest,
 )
 from server.process import open_storage, raise_descriptor_limit, tune
 from server.publishing import check_upload, publish
@@ -135,10 +135,10 @@ def checksum(request: Request, store: Storage, **names: str) -> Response:
     if real and store.find(real):
         return download_key(request, store, real)
     try:
-        model, headers = newest(request, store, partial(info_of, store), names, DIGEST)
+        model, headers = resolve_latest(request, store, partial(info_of, store), names, DIGEST)
     except ModelNotFound:
         with suppress(ModelNotFound):
-            if real:    # the newest one where no version has the model itself
+            if real:    # in the highest version that has it, if none has the model itself
                 return download_key(request, store, real)
         raise
     beside = digest_name(model.key)
@@ -166,7 +166,7 @@ def download(request: Request, store: Storage, **names: str) -> Response:
                 raise
             return read(key) if first == key else names     # it was stored just now
 
-    opened, headers = newest(request, store, open_or_list, names)
+    opened, headers = resolve_latest(request, store, open_or_list, names)
     if not isinstance(opened, OpenModel):
         return list_below(request, store, opened, headers)
     if opened.model.corrupt and not anyway:
@@ -204,7 +204,7 @@ def is_known_head(request: Request, store: Storage, **names: str) -> bool:
 
 
 def info(request: Request, store: Storage, **names: str) -> Response:
-    model, headers = newest(request, store, partial(info_of, store), names, "/info")
+    model, headers = resolve_latest(request, store, partial(info_of, store), names, "/info")
     return tagged_response(request.header, with_url(model.line, request.base_url), etag_of_info(model),
                            "the metadata of the model", *headers)
 
@@ -268,9 +268,9 @@ def delete_tree(request: Request, store: Storage, **names: str) -> Response:
 
 def list_models(request: Request, store: Storage, **names: str) -> Response:
     headers: list[tuple[str, str]] = []
-    if names.get("version") == ALIAS and request.caller.may("read", names_in(names)):
+    if names.get("version") == LATEST and request.caller.may("read", names_in(names)):
         with suppress(ModelNotFound):   # then it is a list of nothing
-            names, headers = newest(request, store, partial(place_in, store), names)
+            names, headers = resolve_latest(request, store, partial(place_in, store), names)
     return list_below(request, store, names, headers)
 
 

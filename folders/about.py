@@ -26,7 +26,7 @@ from server.descriptions import (
     PART_CONDITIONS,
     UPLOAD_QUERY,
 )
-from server.places import ALIAS
+from server.places import LATEST
 
 TAR = {"application/x-tar": BYTES}
 OF_A_TAR = (CACHE, ETAG, Field("Accept-Ranges", "`bytes`.", STRING), Field("Content-Disposition", "A name.", STRING))
@@ -42,7 +42,7 @@ PUT_VERSION = About(
     "upload_version", "uploads a version: the request body is a tar of its files",
     {201: STORED._replace(text="It is stored."), 200: STORED._replace(text="It took the place of what was there.")},
     OF_UPLOADS, UPLOAD_QUERY, (*CONDITIONS, *CLAIMS), {BINARY: BYTES, **TAR},
-    names=(NAMES["version"]._replace(text="The version.", schema={**ONE_NAME, "not": {"const": ALIAS}}),),
+    names=(NAMES["version"]._replace(text="The version.", schema={**ONE_NAME, "not": {"const": LATEST}}),),
     text="All fields are for every file. What an existing version has and the tar has not is gone.")
 OR_ALIAS = About("", "", {}, names=(Field(
     "version", "The version, `latest` for the highest one that has it, or `@` and an alias.",

@@ -17,7 +17,7 @@ from server.digests import check_claims, claims_of
 from server.envelopes import check_chunks, check_envelope, check_whole
 from server.errors import BadRequest
 from server.listing import json_list, streamed
-from server.places import ALIAS
+from server.places import LATEST
 from server.publishing import check_overwrite, check_space
 from server.request import Request
 from server.responses import Response
@@ -73,8 +73,8 @@ def may_replace(request: Request, store: Storage, version: Names, stored: set[Mo
 def admit_version(request: Request, store: Storage, **names: str) -> Body:
     """Refuses by the head of the request whatever can be known from it."""
     version, fields = tuple(names.values()), request.fields
-    if names["version"] == ALIAS:
-        raise BadRequest(f"{ALIAS} means the highest version there is: name the version that the tar is to become")
+    if names["version"] == LATEST:
+        raise BadRequest(f"{LATEST} means the highest version there is: name the version that the tar is to become")
     if "model_name" in request.query:
         raise BadRequest("the names of the models are those in the tar: leave out model_name")
     store.check_writable(*version)

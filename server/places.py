@@ -14,17 +14,17 @@ from server.request import Request
 from storage import Storage
 
 T = TypeVar("T")
-ALIAS = "latest"
+LATEST = "latest"             # the highest version there is, unless one is really called so
 DIGEST = ".sha256"          # the URL of a model's digest is the model's with this at its end
 
 
-def newest(request: Request, store: Storage, read: Callable[..., T], names: Mapping[str, str], suffix: str = "",
-           ) -> tuple[T, list[tuple[str, str]]]:
+def resolve_latest(request: Request, store: Storage, read: Callable[..., T], names: Mapping[str, str], suffix: str = "",
+                   ) -> tuple[T, list[tuple[str, str]]]:
     """What `read` returns for these names, with `latest` resolved, and headers that name the version if it was."""
     try:
         return read(**names), []    # a version that is really called latest wins
     except ModelNotFound:
-        if names["version"] != ALIAS:
+        if names["version"] != LATEST:
             raise
     for version in sorted(store.versions(names["project_id"], names["app_name"]), key=precedence, reverse=True):
         found = {**names, "version": version}
@@ -72,7 +72,7 @@ def check_shadows(caller: Caller, store: Storage, key: ModelKey) -> None:
     for other, reason in (
         (base if base != key and store.find(base) else None, f"{key} would be what the URL of its digest returns"),
         (real if real and store.find(real) else None, f"it is what the URL of the digest of {key} would return"),
-        (key if key.version == ALIAS else None, f"the alias {ALIAS} would mean it"),
+        (key if key.version == LATEST else None, f"{LATEST} would mean it"),
     ):
         try:
             if other:
