@@ -70,7 +70,7 @@ log = logging.getLogger("model_server")
 # Bytes by which a form may be longer than MODEL_MAX_SIZE before its length alone refuses it: for fields and headers.
 FORM_OVERHEAD = metadata.MAX_CUSTOM_TEXT + (64 << 10)
 MAX_DOCUMENT = 7 << 18      # bytes of a PATCH: a client that escapes all but ASCII sends 64 fields of 8 KiB in 1.6 MiB
-METRICS_AGE = 60.0          # seconds for which changes made by others may be missing, so that no scrape reads the disk
+METRICS_AGE = 60.0          # seconds for which changes by others may be missing: a scrape need not read the disk
 HEALTH_AGE = 1.0            # seconds for which one probe, and one look for corrupt models, are relied on
 
 

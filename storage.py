@@ -180,7 +180,7 @@ class Storage:
     def lines(self, names: Names, after: Names = (), enough: float = inf) -> Iterator[Batch]:
         """The models below `names` that come after `after`, in order: batches of Model.line. Raises StorageFailed.
 
-        With `enough`, the first so many models come sooner where a version has thousands.
+        If `enough` models are all that is needed, these come sooner where a version has thousands.
         """
         for place in self._reader.retry_unreadable():
             self.index.forget(place)
