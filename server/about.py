@@ -127,6 +127,7 @@ OF_EVERY_ANSWER = (
 )
 IF_MATCH = Field("If-Match", "Only if the ETag is one of these, or `*` for any; otherwise 412.", STRING)
 IF_NONE_MATCH = Field("If-None-Match", "Only if the ETag is none of these, or `*` if there is nothing.", STRING)
+TAGS: Json = {"type": "string", "pattern": r'^(\*|(W/)?"[!#-~]*"(, (W/)?"[!#-~]*")*)$'}     # RFC 9110 8.8.3
 UNCHANGED = Answer("It is still what `If-None-Match` or `If-Modified-Since` says the client has.", {}, (CACHE, ETAG))
 
 ERROR = Schema("Error", {

@@ -21,6 +21,7 @@ from server.about import (
     PATH,
     SHA256,
     STRING,
+    TAGS,
     TEXT,
     TEXT_OR_NULL,
     UNCHANGED,
@@ -199,11 +200,12 @@ LIST_QUERY = (
     Field("format", "The form of the answer.", {**STRING, "enum": ["json", *LINES_OF]}),
 )
 
-CONDITIONS = (IF_MATCH, IF_NONE_MATCH)
+READ_CONDITIONS = (IF_MATCH, IF_NONE_MATCH)
+CONDITIONS = (IF_MATCH, IF_NONE_MATCH._replace(schema=TAGS))    # of changes, which are refused if it is malformed
 IF_UNMODIFIED_SINCE = Field("If-Unmodified-Since", "Only if it was not modified after that.", STRING)
 CHANGE_CONDITIONS = (*CONDITIONS, IF_UNMODIFIED_SINCE)
 PART_CONDITIONS = (
-    *CONDITIONS,
+    *READ_CONDITIONS,
     Field("If-Modified-Since", "Only if it is not this very `Last-Modified`.", STRING),
     IF_UNMODIFIED_SINCE,
     Field("Range", "`bytes=N-` continues a download.", STRING),
@@ -270,7 +272,7 @@ ABOUT = {
     f"GET {MODEL_PATH}/info": About("get_info", "returns what is known about a model", {
         200: Answer("What is known.", {JSON: MODEL}, (CACHE, ETAG, *ACTUAL)),
         304: UNCHANGED._replace(headers=(*UNCHANGED.headers, *ACTUAL)),
-    }, REFUSED_READS, headers=CONDITIONS),
+    }, REFUSED_READS, headers=READ_CONDITIONS),
     f"PATCH {MODEL_PATH}/info": About(
         "change_info", "changes its description, framework and metadata",
         {200: Answer("It is changed.", {JSON: MODEL}, (CACHE, ETAG))}, (403, 404, 409, 412, 413, 507),

@@ -73,6 +73,17 @@ def test_what_is_answered_to_a_header_is_told_with_the_header(document, status, 
     assert silent == []
 
 
+@pytest.mark.parametrize(("value", "is_taken"), [
+    ("*", True), ('"a"', True), ('W/"a", "b"', True), ("", False), ("a", False), ('"a', False), ('"a" "b"', False),
+])
+def test_a_condition_of_a_change_is_taken_in_the_form_that_is_told(app, document, value, is_taken):
+    path = "/models/{project_id}/{app_name}/{version}/{model_name}"
+    [told] = [each["schema"]["pattern"] for each in document["paths"][path]["put"]["parameters"]
+              if each["name"] == "If-None-Match"]
+    assert bool(re.search(told, value)) == is_taken
+    app.put("/models/p/a/1/m", b"x", headers={"If-None-Match": value}, status=201 if is_taken else 400)
+
+
 def test_operations_have_names_of_their_own(document):
     names = [operation["operationId"] for _, _, operation in operations(document)]
     assert len(set(names)) == len(names) and all(re.fullmatch("[a-z_]+", name) for name in names)
