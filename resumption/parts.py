@@ -203,7 +203,7 @@ class Part(Kept):
     def __init__(self, draft: KeptDraft, offset: int, length: int | None, last: bool, writers: Writers, store: Storage,
                  intake: Intake, limit: int | None) -> None:
         self.start = draft.size
-        super().__init__(writers, store, intake, None if limit is None else limit - self.start, start=self.start)
+        super().__init__(writers, store, intake, limit, start=self.start)
         self.draft: KeptDraft = draft
         self.record = draft.record
         self.length, self._last, self._skip = length, last, self.start - offset
@@ -219,13 +219,8 @@ class Part(Kept):
             self._hashes.put(self)
 
     @property
-    def total(self) -> int:
-        """Bytes of the whole upload that are here, or on their way to the disk."""
-        return self.start + self._size
-
-    @property
     def complete(self) -> bool:
-        return self._last and not self._skip if self.length is None else self.total == self.length
+        return self._last and not self._skip if self.length is None else self._size == self.length
 
     def _take(self, data: bytes | memoryview) -> None:
         block = memoryview(data)[self._skip:]
@@ -238,9 +233,9 @@ class Part(Kept):
         return not self._skip
 
     def _count(self, size: int) -> None:
-        if self.length is not None and self.total + size > self.length:
-            raise too_long(self.length)
         super()._count(size)
+        if self.length is not None and self._size > self.length:
+            raise too_long(self.length)
 
     def congested(self) -> bool:
         # while it is read again, the rest of the digest would have to wait in memory
@@ -275,8 +270,12 @@ class Rest(Upload):
 
     def __init__(self, store: Storage, intake: Intake, draft: Draft, source: ModelKey, ident: str, record: Record,
                  ) -> None:
-        super().__init__(store, intake, None, 0)
-        self.draft, self.source, self.ident, self.record = draft, source, ident, record
+        super().__init__(store, intake, None, None)
+        self.draft: Draft = draft
+        self.source, self.ident, self.record = source, ident, record
+
+    def _count(self, size: int) -> None:
+        raise too_long(self.draft.size)
 
     def finish(self) -> dict[str, str]:
         super().finish()

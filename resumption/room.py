@@ -193,7 +193,7 @@ def check(request: Request, store: Storage, key: ModelKey, fields: Mapping[str, 
     check_no_range(request.header, "say with Upload-Offset where it begins")
     if length is not None and max(size, here) > length:
         raise too_long(length)
-    if claims:
+    if claims or request.header("Upload-Checksum") is not None:    # as tus has it
         raise BadRequest("digests of a part are not checked: give that of the whole as ?sha256=")
     return wire.is_last(request.header)
 
@@ -219,15 +219,14 @@ def take_part(request: Request, store: Storage, **names: str) -> Response:
 
 def finish(request: Request, store: Storage, body: Part | Rest) -> Response:
     """Stores the model if this was the last part of it."""
-    digests, record = body.finish(), body.record
+    digests, record, size = body.finish(), body.record, body.draft.size
     if isinstance(body, Part) and not body.complete:
         body.draft.keep()
         body.dropped = False
-        return Response(204, wire.state_headers(request.settings, body.total, False, body.length))
-    assert body.draft
-    size, sha256 = body.draft.size, digest_in(request.query) or record.sha256
+        return Response(204, wire.state_headers(request.settings, size, False, body.length))
     try:
-        check_claims({"sha256": sha256} if sha256 else {}, digests)
+        for sha256 in filter(None, (digest_in(request.query), record.sha256)):
+            check_claims({"sha256": sha256}, digests)
         with in_words_of(request):
             told = described(record.fields | request.fields)
             filename = clean_filename(told.pop("filename", "")) or None
@@ -246,13 +245,14 @@ def finish(request: Request, store: Storage, body: Part | Rest) -> Response:
 
 def settle(request: Request, body: Part | Rest) -> None:
     """What is to be done when the model has been stored."""
-    keeper, metrics = keeper_of(request), request.services.metrics
+    keeper, metrics, key = keeper_of(request), request.services.metrics, ModelKey(**request.names)
     if isinstance(body, Rest):
-        metrics.count_upload("instant")
         keeper.shelf.remove(body.ident)
-        for key in (body.source, ModelKey(**request.names)):    # damage before the file was shared is that of both
-            with suppress(QueueFull, StoreError):
-                request.services.verifier.ask(request.caller.name, *key.names)
+        if body.source != key:      # else it was stored already
+            metrics.count_upload("instant")
+            for each in (body.source, key):     # damage before the file was shared is that of both
+                with suppress(QueueFull, StoreError):
+                    request.services.verifier.ask(request.caller.name, *each.names)
         return
     if body.start:
         metrics.count_upload("resumed")

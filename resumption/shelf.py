@@ -283,23 +283,22 @@ class Shelf:
             return sorted({*filter(IDENT.fullmatch, (name.partition(".")[0] for name in place.names()))})
         return []
 
-    def sweep(self, age: float) -> int:
-        """Removes the drafts whose last byte came more than `age` seconds ago, and what a crash left of others.
-
-        Returns how many.
-        """
-        moment, removed = time.time() - age, 0
+    def sweep(self, age: float) -> None:
+        """Removes the drafts whose last byte came more than `age` seconds ago, and what a crash left of others."""
+        moment = time.time() - age
         for ident in self.idents():
             try:
                 # somebody who holds the lock writes to it
                 with suppress(BlockingIOError), self._locked(ident, fcntl.LOCK_EX | fcntl.LOCK_NB) as (place, lock):
-                    if known(place, ident, lock) is None or last_change(place, ident) <= moment:
+                    found = known(place, ident, lock)
+                    if found is None or last_change(place, ident) <= moment:
                         self.clear(place, ident, lock)
                         place.unlink(f"{ident}.lock")
-                        removed += 1
+                        if found and not found.record.done:
+                            log.info("the unfinished upload of %s has expired: %d bytes",
+                                     found.record.model, found.size)
             except (OSError, StoreError) as error:      # the others have to go all the same
                 log.error("cannot remove the unfinished upload %s: %s", ident, error)
-        return removed
 
     def total(self) -> tuple[int, int]:
         """How many drafts there are, and their bytes, without those that cannot be read."""

@@ -205,7 +205,7 @@ class Upload(Body):
 
     `content_type` is that of the form, None for a raw body. `limit` is the largest permitted model in bytes.
     `algorithms` are digests to compute in addition to SHA-256, see digests.SIZES. `start` is the position in the file
-    of the first byte.
+    of the first byte; what comes before it counts towards the limit.
     """
 
     handover = SLAB     # bytes gathered at most before they are handed over
@@ -218,7 +218,7 @@ class Upload(Body):
         self.step = ENOUGH // 2 if self._form is None else STEP
         self._closed = False
         self._digests = Hashes(algorithms)
-        self._size = 0          # bytes of the model that have arrived
+        self._size = start      # bytes of the model that have arrived, with those that were there before
         self._writes, self._hashes = SerialQueue(intake, type(self)._write), SerialQueue(intake, type(self)._hash)
         self._landing = Landing(intake.slabs, self._make_way, start)
         self._begun = False     # whether any bytes have come

@@ -134,6 +134,14 @@ def test_another_digest_is_told_and_nothing_is_left(site, target, data):
     assert (staged(site.root), site.send("GET", url).json) == ([], 0)
 
 
+def test_the_digest_that_came_with_the_post_counts_beside_that_of_a_part(site, target, data):
+    created = site.send("POST", f"{target}/upload?sha256={sha256(b'other')}", Upload_Length=str(len(data)))
+    url = created.headers["Location"][created.headers["Location"].index("/models/"):]
+    answer = part(site, f"{url}&sha256={sha256(data)}", data, 0)
+    assert answer.status == 400 and sha256(b"other") in answer.json["detail"]
+    assert (staged(site.root), site.send("GET", target).status) == ([], 404)
+
+
 def test_a_draft_is_deleted(site, target, data):
     url = where(target, data)
     part(site, url, data[:MIB], 0, Upload_Complete="?0")
@@ -197,6 +205,7 @@ def test_what_cannot_begin_is_refused(site, target, query, headers):
     (f"?sha256={'0' * 64}", {"Content_Range": "bytes 5-14/15"}, 400),
     (f"?sha256={'0' * 64}", {"Range": "bytes=5-"}, 400),
     (f"?sha256={'0' * 64}", {"Content_MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}, 400),
+    (f"?sha256={'0' * 64}", {"Upload_Checksum": "sha1 Kq5sNclPz7QV2+lfQIuc6R7oRu0="}, 400),     # as tuspy can send it
     (f"?sha256={'0' * 64}&version=other", {}, 400),
     (f"?sha256={'0' * 64}", {"If_Match": '"x"'}, 412),
 ])
