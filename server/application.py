@@ -47,6 +47,7 @@ from storage import Storage
 
 log = logging.getLogger("model_server")
 RETRY_AFTER = 5     # seconds until a client should try a lost storage again, as in deploy/nginx.conf for a dead server
+LEFT = 499          # status in the log, as nginx has it; no client ever gets it
 MOST_NAMES = 64     # after the first: more than are allowed, to say so; 64 KiB of them took 0.2 s of the network thread
 ONE, NO_ALIAS = "([^/]+)", "([^/@][^/]*)"
 # a name that ends another route, like info, can be the only name of a model but not the last of several
@@ -328,7 +329,7 @@ class Application:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         request, route = environ.pop(REQUEST, None) or (Request(environ, self.services), None)
-        request.id = request.id or f"{self._process}-{next(self._numbers):x}"
+        self.name(request)
         try:
             response = self.respond(request, route)
         except Exception as error:      # noqa: BLE001  this is where every fault turns into its answer
@@ -340,6 +341,18 @@ class Application:
         if request.vary:
             response.headers.append(("Vary", ", ".join(request.vary)))
         return send(response, environ, start_response, functools.partial(request.log, response.status))
+
+    def name(self, request: Request) -> None:
+        """Gives a request an id, unless its client did."""
+        request.id = request.id or f"{self._process}-{next(self._numbers):x}"
+
+    def leave(self, environ: dict[str, Any], body: Body) -> None:
+        """Tells of a request whose connection ends before this body has come, so that it is never answered."""
+        if found := environ.get(REQUEST):
+            request: Request = found[0]
+            self.name(request)
+            request.body = body
+            request.log(LEFT, 0)
 
     def respond(self, request: Request, route: Route | None) -> Response:
         environ, arrived = request.environ, request.environ["wsgi.input"]

@@ -43,7 +43,7 @@ class Metrics:
             self._bytes["sent"] += sent
 
     def receive(self, received: int) -> None:
-        """Counts the bytes of a body that broke off, so that its request is never answered."""
+        """Counts the bytes of a body that was given up, so that its request is never counted."""
         with self._lock:
             self._bytes["received"] += received
 
@@ -101,7 +101,7 @@ class Metrics:
             return "".join(f"{line}\n" for line in (*self._counters(), *self._histogram(), *self._gauges(gauges)))
 
     def _counters(self) -> Iterator[str]:
-        yield from head("requests_total", "counter", "Requests answered.")
+        yield from head("requests_total", "counter", "Requests; those that broke off have the status 499.")
         for (route, method, status), count in self._requests.items():
             yield sample("requests_total", count, route=route, method=method, status=str(status))
         for name in ("received", "sent"):

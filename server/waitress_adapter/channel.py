@@ -251,7 +251,9 @@ class StreamingChannel(HTTPChannel):
             if request is None:
                 self.will_close = True  # the client does not read its answer
             else:
-                self.drop(request)
+                if request.body is not None:
+                    self.application.services.metrics.receive(request.body.received)
+                request.close()
                 refused = StreamingParser(self.adj)
                 refused.error = Overloaded("too many requests are half received: send it again, in one go")
                 self.hand_over(refused)
@@ -367,9 +369,9 @@ class StreamingChannel(HTTPChannel):
                 request.received(data)
 
     def drop(self, request: StreamingParser) -> None:
-        """Closes a request that will not be answered, and counts the bytes of its body."""
+        """Closes a request that will never be answered, and has the log and the metrics tell of it."""
         if request.body is not None:
-            self.application.services.metrics.receive(request.body.received)
+            self.application.leave(request.environ, request.body)
         request.close()
 
     def local_address(self) -> str:

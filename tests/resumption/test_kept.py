@@ -161,6 +161,7 @@ def test_it_expires_some_time_after_its_last_byte(start):
     server.stop()
     server = start(MODEL_UPLOAD_AGE="1h")
     assert eventually(lambda: staged(server.storage) == [])
+    server.wait_for_log(f"the unfinished upload of p/a/1/m has expired: {MIB} bytes")
     assert offset(server) == 0
 
 
@@ -179,6 +180,7 @@ def test_its_space_counts_as_taken_and_its_bytes_as_received(start, begin):
     seen = figures()
     assert (seen["kept_uploads"], seen["kept_upload_bytes"]) == (1, 12 * MIB + 5)
     assert seen["received_bytes_total"] == 12 * MIB + 5
+    server.wait_for_log(f"access PUT /models/p/a/1/m/upload 499 {12 * MIB + 5} ")
     assert put(server, DATA[12 * MIB + 5:], 12 * MIB + 5).status == 201
     assert figures()["uploads_resumed_total"] == 1
 
@@ -223,7 +225,9 @@ def test_an_upload_that_was_not_stored_never_looks_complete_to_a_client_that_sto
 
 def test_a_model_that_turns_out_to_be_too_large_is_removed(start):
     server = start(MODEL_MAX_SIZE="19M")
-    assert put(server, chunks(DATA), 0, Transfer_Encoding="chunked").status == 413
+    assert put(server, DATA[:MIB], 0, Upload_Complete="?0").status == 204
+    answer = put(server, chunks(DATA[MIB:]), MIB, Transfer_Encoding="chunked")
+    assert answer.status == 413 and f"larger than the {19 * MIB} bytes" in answer.json["detail"]
     assert staged(server.storage) == []
 
 
