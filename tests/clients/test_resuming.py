@@ -87,13 +87,23 @@ def test_the_line_ends_when_it_is_refused(tmp_path, model, digest, settings):
         assert staged(server.storage) == []
 
 
-def test_the_lines_of_python_get_there_too(tmp_path, model, digest):
+def python(model, url, pause="0.25"):
+    """Runs the lines of Python in the documentation."""
     page = (ROOT / "docs/clients.md").read_text(encoding="utf-8")
     snippet, = (code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "Upload-Offset" in code)
+    code = snippet.replace("http://localhost:8000", url).replace("sleep(5)", f"sleep({pause})")
+    return subprocess.run([sys.executable, "-c", code], cwd=model.parent, capture_output=True, text=True, timeout=300)
+
+
+def test_the_lines_of_python_end_when_they_are_refused(tmp_path, model):
+    with running(tmp_path / "models", MODEL_ANONYMOUS="read") as server:
+        done = python(model, server.url, pause="600")
+        assert done.returncode == 0 and "a token is needed" in done.stdout, done.stderr
+
+
+def test_the_lines_of_python_get_there_too(tmp_path, model, digest):
     with running(tmp_path / "models") as server, breaking(server, 6, 300 * MIB // 7) as proxy:
-        code = snippet.replace("http://localhost:8000", proxy.url).replace("sleep(5)", "sleep(0.25)")
-        done = subprocess.run([sys.executable, "-c", code], cwd=model.parent, capture_output=True, text=True,
-                              timeout=300)
+        done = python(model, proxy.url)
         assert done.returncode == 0 and digest in done.stdout, done.stderr
         assert proxy.broken == 6 and proxy.sent / model.stat().st_size <= 1.05
 
