@@ -93,8 +93,8 @@ class Asked:
         self.sha256 = sha256 or self.record.sha256
 
     def claim(self, length: int | None) -> KeptDraft | None:
-        """Its draft, which is begun by the first part unless it was begun by a POST."""
-        if "id" in self.request.query:
+        """Its draft, which is begun by the first part unless it was begun by a POST; None if it is gone by now."""
+        if self.size or "id" in self.request.query:
             return self.keeper.shelf.claim(self.ident)
         return self.keeper.shelf.begin(self.ident, replace(self.record, length=length))
 
@@ -162,11 +162,13 @@ def admit_part(request: Request, store: Storage, **names: str) -> Body:
     if asked.record.done:
         return Body()
     here = asked.size
-    if offset <= here and (draft := asked.claim(length)):
-        if offset <= draft.size:
+    if offset <= here:
+        if (draft := asked.claim(length)) and offset <= draft.size:
             return part(request, store, draft, offset, length, last)
-        draft.keep()    # it was removed and begun again meanwhile
-    elif found := asked.borrow():
+        if draft:
+            draft.keep()
+        return admit_part(request, store, **names)      # it was stored meanwhile, or removed and perhaps begun again
+    if found := asked.borrow():
         if (here := found[0].size) == offset:
             return Rest(store, request.services.intake, *found, asked.ident, asked.record)
         found[0].discard()

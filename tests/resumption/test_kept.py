@@ -3,8 +3,10 @@
 import fcntl
 import os
 import re
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from support.common import eventually, sha256, staged
@@ -202,6 +204,30 @@ def test_conditions_are_checked_again_at_the_end_and_what_is_here_stays(start, b
     assert offset(server) == len(DATA)
     assert put(server, b"", len(DATA), If_Match="*").status == 200
     assert staged(server.storage) == []
+
+
+def waits_for(path):
+    """Whether somebody waits for the lock of this file."""
+    locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    return any("->" in line and f":{path.stat().st_ino} " in line for line in locks)
+
+
+@pytest.mark.parametrize(("stored", "told"), [(True, (200, str(len(DATA)))), (False, (409, "0"))])
+def test_a_part_that_waits_while_the_upload_is_stored_or_removed_is_told_of_that(start, begin, stored, told):
+    """As after a break while the model takes its place, which may take seconds."""
+    server = start()
+    assert put(server, DATA, 0, Upload_Complete="?0").status == 204
+    lock, = (server.storage / ".staging/uploads").glob("*.lock")
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        wire = begin(server, URL, f"Upload-Offset: {len(DATA)}", "Content-Length: 0")
+        eventually(lambda: waits_for(lock))
+        if stored:
+            assert send(server, "PUT", "/models/p/a/1/m", DATA).status == 201
+        shutil.rmtree(lock.with_suffix(""))
+    status, headers, _ = wire.response()
+    assert (status, headers["upload-offset"]) == told
+    assert [path for path in staged(server.storage) if not path.endswith(".lock")] == []
 
 
 def test_an_upload_that_was_not_stored_never_looks_complete_to_a_client_that_stops_at_its_length(start, begin):
