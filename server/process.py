@@ -14,7 +14,9 @@ from storage import Storage
 
 log = logging.getLogger("model_server")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8     # constants of malloc.h
-CONNECTIONS = 4096          # open at once; an upload needs further descriptors, so there are four for each
+CONNECTIONS = 4096          # open at once
+EACH = 4                    # descriptors of a connection: those of an upload that can be continued
+OTHERS = 64                 # for all else, such as storing what has come, which eight threads do at once
 
 
 def tune() -> None:
@@ -51,10 +53,12 @@ def open_storage(path: Path | None) -> Storage:
 def raise_descriptor_limit() -> int:
     """Raises the limit of descriptors as far as needed and permitted; returns how many connections it is enough for."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 4 * CONNECTIONS if hard == resource.RLIM_INFINITY else min(hard, 4 * CONNECTIONS)
+    needed = EACH * CONNECTIONS + OTHERS
+    wanted = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    if wanted < 4 * CONNECTIONS:
+    connections = max(OTHERS // EACH, (wanted - OTHERS) // EACH)     # with so few files, all else has to do with less
+    if wanted < needed:
         log.warning("only %d connections at once, as this process may open no more than %d files: raise that limit to "
-                    "%d (ulimit -Hn, LimitNOFILE=, --ulimit nofile=)", wanted // 4, wanted, 4 * CONNECTIONS)
-    return min(CONNECTIONS, wanted // 4)
+                    "%d (ulimit -Hn, LimitNOFILE=, --ulimit nofile=)", connections, wanted, needed)
+    return connections

@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 from support.common import eventually, sha256, staged
@@ -219,6 +220,23 @@ def test_of_16_clients_on_one_upload_all_get_there(servers, say):
     assert listed(servers[0]) == {"p/app/1/m"}
     assert_clean(servers)
     say(f"16 clients at two servers: {dict(tries)}")
+
+
+def test_as_many_uploads_as_connections_are_continued_at_once_where_few_files_may_be_open(tmp_path):
+    with running(tmp_path / "models", "bash", "-c", 'ulimit -n 256; exec "$@"', "-") as server, ExitStack() as stack:
+        most = int(re.search("only ([0-9]+) connections at once", server.log())[1]) - 4     # the server's own
+        urls = [f"/models/p/app/1/m{n}/upload?sha256={sha256(DATA)}" for n in range(most)]
+        for url in urls:
+            assert send(server, "PUT", url, DATA[:MIDDLE], Upload_Offset="0", Upload_Complete="?0").status == 204
+        wires = [stack.enter_context(server.connect()) for _ in urls]
+        for url, wire in zip(urls, wires, strict=True):
+            wire.send(head(f"PUT {url}", f"Upload-Offset: {MIDDLE}", f"Content-Length: {len(DATA) - MIDDLE}"),
+                      DATA[MIDDLE:-1])
+        eventually(lambda: server.descriptors() > 4 * most)
+        for wire in wires:
+            wire.send(DATA[-1:])
+        assert Counter(wire.response()[0] for wire in wires) == {201: most}
+        assert "Traceback" not in server.log()
 
 
 def test_what_one_server_has_of_an_upload_the_other_continues_and_the_newest_writer_wins(servers):

@@ -249,7 +249,7 @@ def test_a_server_under_nohup_outlives_its_terminal(start):
     assert server.stop() == 0
 
 
-@pytest.mark.parametrize(("files", "said"), [("256", "only 64 connections at once"), ("16384", "")])
+@pytest.mark.parametrize(("files", "said"), [("256", "only 48 connections at once"), ("16448", "")])
 def test_a_low_limit_of_open_files_is_said(start, files, said):
     server = start("bash", "-c", f'ulimit -n {files}; exec "$@"', "-")
     assert server.stop() == 0
