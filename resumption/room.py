@@ -141,9 +141,8 @@ def state(request: Request, store: Storage, **names: str) -> Response:
     elif found := asked.borrow():
         found[0].discard()      # it was only to see whether that is possible
         offset = length = found[0].size
-    kind = ("Content-Type", "text/plain; charset=utf-8")
     headers = wire.state_headers(request.settings, offset, complete, length)
-    return Response(200, [kind, *headers], f"{offset}\n".encode())
+    return Response(200, [("Content-Type", "text/plain; charset=utf-8"), *headers], f"{offset}\n".encode())
 
 
 def admit_part(request: Request, store: Storage, **names: str) -> Body:
@@ -192,7 +191,7 @@ def check(request: Request, store: Storage, key: ModelKey, fields: Mapping[str, 
     with in_words_of(request):
         claims = check_upload(request, store, described_by, size, size - here)
     check_envelope(request.header, is_form=False)
-    check_no_range(request.header, "say with Upload-Offset where it begins")
+    check_no_range(request.header, "send one after the other, and say with Upload-Offset where it begins")
     if length is not None and max(size, here) > length:
         raise too_long(length)
     if claims or request.header("Upload-Checksum") is not None:    # as tus has it
@@ -212,8 +211,7 @@ def in_words_of(request: Request) -> Iterator[None]:
 
 
 def take_part(request: Request, store: Storage, **names: str) -> Response:
-    body = request.body
-    if isinstance(body, Part | Rest):
+    if isinstance(body := request.body, Part | Rest):
         return finish(request, store, body)
     size = Asked(request, names).size   # it was stored before
     return Response(204, wire.state_headers(request.settings, size, True, size))
@@ -264,6 +262,8 @@ def settle(request: Request, body: Part | Rest) -> None:
 
 def admit_creation(request: Request, store: Storage, **names: str) -> Body:
     key, record = ModelKey(**names), record_of(request)
+    if "id" in request.query or wire.number(request.header, "Upload-Offset"):   # as a PATCH that calls itself POST
+        raise BadRequest("a POST begins an upload, with its first byte: continue this one with PATCH")
     last = check(request, store, key, record.fields, 0, record.length, 0)
     if record.length == 0 or request.length or request.header("Transfer-Encoding") is not None:
         first = part(request, store, begin(request, record), 0, record.length, last)

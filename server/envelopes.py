@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from server.conditional import Header
 from server.errors import BadRequest, UnsupportedMediaType
 
-# Each says that the body is a part (RFC 9110 14.2, 14.4 and 14.5): lftp sends Range when it continues an upload.
-PARTS = ("Content-Range", "X-Content-Range", "Range")
+# Each says that the body is a part (RFC 9110 14.2, 14.4 and 14.5): lftp sends Range when it continues an upload,
+# and tus-js-client Upload-Concat when it sends several parts at once, to be put together.
+PARTS = ("Content-Range", "X-Content-Range", "Range", "Upload-Concat")
 # (number of the chunk, number of all) in the forms of Dropzone, Resumable.js, flow.js, Plupload, Fine Uploader and
 # ng-file-upload: chunks of one file, which would replace one another.
 CHUNKS = (("dzchunkindex", "dztotalchunkcount"), ("resumableChunkNumber", "resumableTotalChunks"),

@@ -109,10 +109,11 @@ def test_the_lines_of_python_get_there_too(tmp_path, model, digest):
 
 
 TUS_JS = """
-const [url, file, protocol] = process.argv.slice(1);
+const [url, file, protocol, options] = process.argv.slice(1);
 const tus = require("tus-js-client"), fs = require("fs");
 const upload = new tus.Upload(fs.createReadStream(file), {
-  endpoint: url, protocol, chunkSize: 100 * 1024 * 1024, uploadSize: fs.statSync(file).size,
+  endpoint: url, protocol, chunkSize: 100 * 1024 * 1024,
+  ...(options ? JSON.parse(options) : {uploadSize: fs.statSync(file).size}),
   retryDelays: Array(40).fill(250),
   metadata: {filename: "größer.pt", filetype: "application/zip", framework: "pytorch", stage: "prod"},
   onError: error => { console.error(String(error)); process.exit(1); },
@@ -155,6 +156,18 @@ def test_clients_of_tus_get_there_unmodified(tmp_path, model, digest, request, p
         assert info["metadata"] == {"stage": "prod"}
         say(f"{protocol}: {proxy.broken} breaks, {proxy.sent / model.stat().st_size:.3f} times the bytes")
         assert proxy.broken == 6 and "Traceback" not in server.log()
+
+
+@pytest.mark.needs("node")
+@pytest.mark.parametrize("options", ['{"parallelUploads": 2}', '{"overridePatchMethod": true}'])
+def test_tus_js_client_fails_with_options_that_would_store_a_part_or_nothing(tmp_path, tus_js, options):
+    (tmp_path / "small").write_bytes(os.urandom(MIB))
+    with running(tmp_path / "models") as server:
+        url = f"{server.url}/models/p/a/1/m"
+        done = subprocess.run(["node", "-e", TUS_JS, f"{url}/upload", tmp_path / "small", "tus-v1", options],
+                              cwd=tus_js, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1 and "response code: 400" in done.stderr, done.stderr
+        assert requests.get(url).status_code == 404
 
 
 @pytest.mark.needs("node")

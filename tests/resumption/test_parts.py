@@ -186,6 +186,9 @@ def test_an_upload_that_came_with_its_post_is_told_as_complete(site, target, dat
 @pytest.mark.parametrize(("query", "headers"), [
     ("?model_name=other", {}), ("", {"Upload_Metadata": "version b3RoZXI="}), ("?sha256=12", {}),
     ("", {"Upload_Metadata": "sha256 MTI="}), ("", {"X_Checksum_Sha256": "0" * 64}),
+    # parts that would be stored as the whole, or be lost, with 201 in each case
+    ("?id=" + "0" * 32, {"X_HTTP_Method_Override": "PATCH"}), ("", {"Upload_Offset": "5"}),
+    ("", {"Upload_Concat": "partial"}),
 ])
 def test_what_cannot_begin_is_refused(site, target, query, headers):
     answer = site.send("POST", f"{target}/upload{query}", Upload_Length="5", **headers)

@@ -15,6 +15,7 @@ SIGNED = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
     {"X_Content_Range": "bytes 5-9/10"},
     {"Range": "bytes=5-"},              # lftp: put -c
     {"Range": "bytes=0-"},
+    {"Upload_Concat": "partial"},       # tus-js-client: parallelUploads
     {"Upload_Offset": "5"}, {"Upload_Complete": "?0"},
 ])
 def test_a_part_of_a_model_is_not_stored_as_the_whole(site, target, header):
