@@ -41,6 +41,7 @@ GET = About("get_upload", "tells how much of an upload is here", {
 PUT, PATCH = part("put_part", "continues an upload"), part("patch_part", "the same, as clients of tus do it")
 # without the body's type: a generated client would look for JSON in the empty answer of an upload that has begun, too
 POST = About("begin_upload", "begins an upload that can be continued", {
+    200: STORED[200], 204: PARTLY,      # where it stands for a PATCH
     201: Answer("It has begun; if all of it came, it is stored, and the body tells of it.", {}, STORED[201].headers),
 }, REFUSALS, UPLOAD_QUERY, (LENGTH, Field("Upload-Metadata", "Fields, as tus has them.", STRING), OF_TUS, *CONDITIONS),
     PART, with_errors=STATE)

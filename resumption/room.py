@@ -148,12 +148,10 @@ def state(request: Request, store: Storage, **names: str) -> Response:
 def admit_part(request: Request, store: Storage, **names: str) -> Body:
     asked, offset = Asked(request, names), wire.number(request.header, "Upload-Offset")
     if offset is None:
-        raise BadRequest("Upload-Offset is missing: how many bytes of the model come before these; GET tells how many "
-                         "are here")
+        raise BadRequest("Upload-Offset is missing: how many bytes come before these; GET tells how many are here")
     length, known = wire.number(request.header, "Upload-Length"), asked.record.length
     if None not in (length, known) and length != known:
-        raise BadRequest(f"Upload-Length is {length}, and was {known} before: give this upload up with DELETE, then "
-                         "begin another one")
+        raise BadRequest(f"Upload-Length is {length}, and was {known} before: DELETE the upload and begin another one")
     length = known if length is None else length
     fields = asked.record.fields | request.fields
     # what comes before it is here, or in the store, or this part is refused
@@ -261,8 +259,10 @@ def settle(request: Request, body: Part | Rest) -> None:
 
 
 def admit_creation(request: Request, store: Storage, **names: str) -> Body:
+    if "id" in request.query and request.header("X-HTTP-Method-Override") == "PATCH":   # as Java sends it (tus 1.0)
+        return admit_part(request, store, **names)
     key, record = ModelKey(**names), record_of(request)
-    if "id" in request.query or wire.number(request.header, "Upload-Offset"):   # as a PATCH that calls itself POST
+    if "id" in request.query or wire.number(request.header, "Upload-Offset"):
         raise BadRequest("a POST begins an upload, with its first byte: continue this one with PATCH")
     last = check(request, store, key, record.fields, 0, record.length, 0)
     if record.length == 0 or request.length or request.header("Transfer-Encoding") is not None:
@@ -284,6 +284,8 @@ def record_of(request: Request) -> Record:
 
 
 def create(request: Request, store: Storage, **names: str) -> Response:
+    if "id" in request.query:   # it was taken for a PATCH
+        return take_part(request, store, **names)
     if isinstance(body := request.body, Part):
         draft, response = body.draft, finish(request, store, body)
     else:

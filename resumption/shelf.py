@@ -380,7 +380,5 @@ def staged(directory: Directory) -> StagedModel:
 
 def last_change(place: Directory, ident: str) -> float:
     """When a draft was written to last, in seconds since 1970."""
-    moments = [os.lstat(f"{ident}.lock", dir_fd=place.descriptor).st_mtime]
-    if stamp := stamp_of(place, ident):
-        moments.append(stamp.mtime_ns / 1e9)
-    return max(moments)
+    stamp = stamp_of(place, ident)
+    return max(os.lstat(f"{ident}.lock", dir_fd=place.descriptor).st_mtime, stamp.mtime_ns / 1e9 if stamp else 0)

@@ -68,7 +68,6 @@ def metadata_of(text: str) -> dict[str, str]:
 def state_headers(settings: Settings, offset: int, complete: bool, length: int | None) -> list[tuple[str, str]]:
     """What every answer tells of an upload."""
     most = f"max-size={settings.max_size}, " if settings.max_size is not None else ""
-    limit = f"{most}max-age={settings.upload_age}"
     size = [("Upload-Length", str(length))] if length is not None else [("Upload-Defer-Length", "1")]
-    return [("Upload-Offset", str(offset)), ("Upload-Complete", f"?{complete:d}"), ("Upload-Limit", limit),
-            ("Tus-Resumable", TUS), ("Cache-Control", "no-store"), *size]
+    return [("Upload-Offset", str(offset)), ("Upload-Complete", f"?{complete:d}"), *size, ("Tus-Resumable", TUS),
+            ("Upload-Limit", f"{most}max-age={settings.upload_age}"), ("Cache-Control", "no-store")]

@@ -175,6 +175,20 @@ def test_what_was_not_stored_when_all_of_it_had_come_can_be_sent_to_its_end(star
     assert send(server, "GET", "/models/p/a/1/m").body == data
 
 
+def test_a_post_that_overrides_its_method_continues_an_upload(site, target, data):
+    """tus-java-client: the classes of Java cannot send a PATCH."""
+    created = site.send("POST", f"{target}/upload", Upload_Length=str(len(data)), Tus_Resumable="1.0.0")
+    url = created.headers["Location"][created.headers["Location"].index("/models/"):]
+    says = {"X_HTTP_Method_Override": "PATCH", "Tus_Resumable": "1.0.0"}
+    first = part(site, url, data[:MIB], 0, "POST", **says)
+    assert (first.status, first.headers["Upload-Offset"]) == (204, str(MIB))
+    assert part(site, url, data[2 * MIB:], 2 * MIB, "POST", **says).status == 409
+    last = part(site, url, data[MIB:], MIB, "POST", **says)
+    assert (last.status, last.headers["Upload-Offset"]) == (204, str(len(data)))
+    assert site.send("GET", f"{target}/info").json["sha256"] == sha256(data)
+    assert site.send("DELETE", url).status == 204 and staged(site.root) == []
+
+
 def test_an_upload_that_came_with_its_post_is_told_as_complete(site, target, data):
     answer = site.send("POST", f"{target}/upload", data)    # whose length it does not tell beforehand
     where = answer.headers["Location"][answer.headers["Location"].index("/models/"):]
@@ -187,7 +201,7 @@ def test_an_upload_that_came_with_its_post_is_told_as_complete(site, target, dat
     ("?model_name=other", {}), ("", {"Upload_Metadata": "version b3RoZXI="}), ("?sha256=12", {}),
     ("", {"Upload_Metadata": "sha256 MTI="}), ("", {"X_Checksum_Sha256": "0" * 64}),
     # parts that would be stored as the whole, or be lost, with 201 in each case
-    ("?id=" + "0" * 32, {"X_HTTP_Method_Override": "PATCH"}), ("", {"Upload_Offset": "5"}),
+    ("?id=" + "0" * 32, {}), ("", {"Upload_Offset": "5"}),
     ("", {"Upload_Concat": "partial"}),
 ])
 def test_what_cannot_begin_is_refused(site, target, query, headers):
