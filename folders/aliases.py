@@ -10,6 +10,7 @@ from server.errors import BadRequest
 from server.places import place_in
 from server.request import Request
 from server.responses import Response, json_response
+from server.uploads import Body
 from storage import Storage
 
 
@@ -18,9 +19,9 @@ def read_through(request: Request, store: Storage, handler: Callable[..., Respon
     if "app_name" not in request.names:     # only applications have aliases
         return handler(request, store, **request.names)
     project_id, app_name, alias = (request.names[name] for name in NAME_FIELDS[:3])
-    if not request.caller.may("read", (project_id, app_name)):
-        raise absent((project_id, app_name, alias))
     missing, before = absent((project_id, app_name, alias)), ""
+    if not request.caller.may("read", (project_id, app_name)):
+        raise missing
     while (version := store.aliases.version(project_id, app_name, alias)) and version != before:
         before = version    # if it is moved and this version deleted meanwhile, we look again
         try:
@@ -36,6 +37,12 @@ def read_through(request: Request, store: Storage, handler: Callable[..., Respon
     raise missing
 
 
+def admit_no_body(request: Request, store: Storage, **names: str) -> Body:
+    """Refuses a body: it would be discarded, and the answer taken for one to an upload."""
+    has_one = request.length or request.header("Transfer-Encoding")
+    return Body(BadRequest("an alias takes no body: to upload something, name the version") if has_one else None)
+
+
 def point(request: Request, store: Storage, project_id: str, app_name: str, alias: str) -> Response:
     version, known = request.query.get("version"), list[str | None]()
     if version is None:
@@ -49,9 +56,8 @@ def point(request: Request, store: Storage, project_id: str, app_name: str, alia
 
     store.check_writable(project_id, app_name)
     store.aliases.point(project_id, app_name, MARK + alias, version, check)
-    status = 200 if known[0] else 201
-    request.audit("update", (project_id, app_name, MARK + alias), None, status, version=version)
-    return answer(request, status, f"Alias points at {version}", project_id, app_name, alias, version)
+    return answer(request, "update", 200 if known[0] else 201, f"Alias points at {version}",
+                  project_id, app_name, alias, version)
 
 
 def remove(request: Request, store: Storage, project_id: str, app_name: str, alias: str) -> Response:
@@ -65,8 +71,7 @@ def remove(request: Request, store: Storage, project_id: str, app_name: str, ali
 
     store.check_writable(project_id, app_name)
     store.aliases.remove(project_id, app_name, MARK + alias, check)
-    request.audit("delete", (project_id, app_name, MARK + alias), None, 200, version=known[0])
-    return answer(request, 200, "Alias removed", project_id, app_name, alias, known[0])
+    return answer(request, "delete", 200, "Alias removed", project_id, app_name, alias, known[0])
 
 
 def etag(version: str) -> str:
@@ -74,8 +79,9 @@ def etag(version: str) -> str:
     return f'"{version}"'
 
 
-def answer(request: Request, status: int, message: str, project_id: str, app_name: str, alias: str, version: str,
-           ) -> Response:
+def answer(request: Request, verb: str, status: int, message: str, project_id: str, app_name: str, alias: str,
+           version: str) -> Response:
+    request.audit(verb, (project_id, app_name, MARK + alias), None, status, version=version)
     document = {"message": message, "project_id": project_id, "app_name": app_name, "alias": MARK + alias,
                 "version": version, "url": f"{request.base_url}/models/{project_id}/{app_name}/{MARK}{alias}"}
     return json_response(status, document, ("ETag", etag(version)))

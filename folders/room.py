@@ -95,7 +95,8 @@ FOLDERS = Room(
     routes=(
         Route("PUT",    "/models/{project_id}/{app_name}/{version}",  "create", put_version, admit_version,
               about=PUT_VERSION),
-        Route("PUT",    ALIAS_PATH,                                   "update", aliases.point, about=POINT),
+        Route("PUT",    ALIAS_PATH,                                   "update", aliases.point, aliases.admit_no_body,
+              about=POINT),
         Route("DELETE", ALIAS_PATH,                                   "update", aliases.remove, about=REMOVE),
     ),
     formats={"tar": tar_response},

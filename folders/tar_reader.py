@@ -54,26 +54,21 @@ class TarCutter:
 
     def __init__(self) -> None:
         self._gathered, self._wanted = bytearray(), BLOCK   # of a header
-        self._left = self._padding = 0      # bytes of a file and behind it that are still to come
+        self.left = self._padding = 0       # bytes of a file and behind it that are still to come
         self._extending: tarfile.TarInfo | None = None      # the extended header whose text is being gathered
         self._pax = dict[str, bytes]()      # what extended headers say of the next file
         self._zeros = self._headers = self._position = 0
         self._files, self._folders = set[str](), {""}
         self.held = 0                       # bytes of memory that the names take
 
-    @property
-    def left(self) -> int:
-        """Bytes of the current file that are still to come."""
-        return self._left
-
     def feed(self, data: bytes | memoryview) -> Iterator[Event]:
         data = memoryview(data)
         while data:
-            if self._left:
-                block = data[: self._left]
-                self._left -= len(block)
+            if self.left:
+                block = data[: self.left]
+                self.left -= len(block)
                 yield block
-                if not self._left:
+                if not self.left:
                     yield MemberEnd()
             elif self._padding:
                 block = data[: self._padding]
@@ -92,9 +87,9 @@ class TarCutter:
 
     def skip(self, size: int) -> Iterator[Event]:
         """Takes so many bytes of the current file, which it need not be given."""
-        self._left -= size
+        self.left -= size
         self._position += size
-        if not self._left:
+        if not self.left:
             yield MemberEnd()
 
     def finish(self) -> None:
@@ -159,7 +154,7 @@ class TarCutter:
         size = int(pax["size"]) if "size" in pax else info.size
         shown = repr(name[:MAX_NAME_SHOWN])
         if info.type not in (*FILES, tarfile.DIRTYPE) or "sparse" in pax:
-            kind = SPARSE if "sparse" in pax else KINDS.get(info.type, f"of type {info.type!r}")
+            kind = SPARSE if "sparse" in pax else KINDS.get(info.type, f"of type {info.type.decode('latin-1')!r}")
             raise BadRequest(f"{shown} in the tar is {kind}. A version holds files and directories")
         is_folder = info.type == tarfile.DIRTYPE
         below = checked(name, is_folder, shown)
@@ -168,7 +163,7 @@ class TarCutter:
             return
         if size < 0:
             raise BadRequest(f"{shown} in the tar has {size} bytes")
-        self._left, self._padding = size, padding(size)
+        self.left, self._padding = size, padding(size)
         yield Member(below, size)
         if not size:
             yield MemberEnd()

@@ -68,7 +68,8 @@ def test_ranges_and_conditions_work_through_an_alias(versions):
 
 
 @pytest.mark.parametrize(("method", "path"), [
-    ("PUT", "/m"), ("PUT", "/onnx/x"), ("DELETE", "/m"), ("DELETE", "/onnx?recursive=true"), ("PATCH", "/m/info"),
+    *(("PUT", path) for path in ("", "?version=2.0.0", "/m", "/onnx/x")),
+    ("DELETE", "/m"), ("DELETE", "/onnx?recursive=true"), ("PATCH", "/m/info"),
     *((method, "/m/upload") for method in ("GET", "PUT", "PATCH", "POST", "DELETE")),
 ])
 def test_nothing_is_written_through_an_alias(versions, store, method, path):
@@ -76,6 +77,7 @@ def test_nothing_is_written_through_an_alias(versions, store, method, path):
     before = sorted(store.root.rglob("*/model"))
     got = versions.request(ALIAS + path, method=method, body=b"{}", status=400)
     assert "name the version" in got.json["detail"] and sorted(store.root.rglob("*/model")) == before
+    assert aliases(versions)["@production"] == "1.0.0"
 
 
 @pytest.mark.parametrize(("method", "path", "allow"), [

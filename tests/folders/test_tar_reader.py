@@ -162,7 +162,7 @@ def test_one_block_of_zeros_or_more_ends_a_tar(zeros):
     ("d", {"type": tarfile.BLKTYPE}, "'d' in the tar is a device"),
     ("f", {"type": tarfile.FIFOTYPE}, "'f' in the tar is a fifo"),
     ("s", {"type": tarfile.GNUTYPE_SPARSE}, "'s' in the tar is a sparse file"),
-    ("M", {"type": b"M"}, "'M' in the tar is of type b'M'"),
+    ("M", {"type": b"M"}, "'M' in the tar is of type 'M'"),
     ("/etc/passwd", {}, "'/etc/passwd' in the tar is not a plain path"),
     ("/", {}, "'/' in the tar is not a plain path"),
     ("..", {"type": tarfile.DIRTYPE}, "not a plain path"), ("m/", {"type": b"0"}, "not a plain path"),
