@@ -14,6 +14,7 @@ import yaml
 from support.common import ROOT, sha256
 from support.live import running
 from support.process import NOT_ALMIGHTY
+from support.tars import tar_with
 
 SIZE = 300_000      # the same for all: a copy that mixes two versions has no other mark than its digest
 
@@ -69,28 +70,35 @@ def test_a_backup_while_models_are_replaced_holds_each_model_whole(start, tmp_pa
         assert set(found.values()) <= written
 
 
-# rsync as it comes, but for the first pass, in which the model is replaced between its two files
+# rsync as it comes, but for the first pass, between whose halves there is an upload
 UNLUCKY = """#!/bin/sh
 if [ -e {place}/done ]; then exec {rsync} "$@"; fi
 touch {place}/done
-{rsync} --exclude=model "$@" && curl -q -sSf --noproxy '*' -o /dev/null -T {place}/new {url} &&
-    exec {rsync} --exclude=metadata.json "$@"
+{rsync} --exclude={second} "$@" && curl -q -sSf --noproxy '*' -o /dev/null -T - {url} <{place}/new &&
+    exec {rsync} --exclude={first} "$@"
 """
+VERSIONS = [tar_with({"a": data, "b": data}) for data in (b"old", b"new")]
 
 
 @pytest.mark.needs("rsync")
-def test_a_model_that_is_replaced_between_its_two_files_is_copied_once_more(start, tmp_path):
+@pytest.mark.parametrize(("path", "old", "new", "first", "second", "names"), [
+    ("p/app/1/m", b"old", b"new", "metadata.json", "model", ["m"]),
+    ("p/app/1", *VERSIONS, "a", "b", ["a", "b"]),
+], ids=["a model", "a version"])
+def test_what_is_replaced_between_two_of_its_files_is_copied_once_more(
+        start, tmp_path, path, old, new, first, second, names):
     server, copy = start(), tmp_path / "backup"
-    url = f"{server.url}/models/p/app/1/m"
-    requests.put(url, data=b"old").raise_for_status()
-    (tmp_path / "new").write_bytes(b"new")
+    url = f"{server.url}/models/{path}"
+    requests.put(url, data=old).raise_for_status()
+    (tmp_path / "new").write_bytes(new)
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/rsync").write_text(UNLUCKY.format(place=tmp_path, rsync=shutil.which("rsync"), url=url))
+    (tmp_path / "bin/rsync").write_text(UNLUCKY.format(
+        place=tmp_path, rsync=shutil.which("rsync"), url=url, first=first, second=second))
     (tmp_path / "bin/rsync").chmod(0o755)
     done = backup(server.storage, copy, PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
     assert done.returncode == 0
-    assert done.stderr == "p/app/1/m was replaced while it was copied: copying it again\n"
-    assert holding(copy) == {"p/app/1/m/model": sha256(b"new")}
+    assert done.stderr == f"{path} was replaced while it was copied: copying it again\n"
+    assert holding(copy) == {f"p/app/1/{name}/model": sha256(b"new") for name in names}
 
 
 @pytest.mark.needs("rsync")
