@@ -50,7 +50,7 @@ def version_tag(request: Request, store: Storage, model: Model) -> str | None:
     """The ETag of the tar of a version that has this very model; None for large versions, unless If-Match is there.
 
     The index may not know yet what another server did. So the model has to be one of the files that the ETag is made
-    of: two files with one ETag are never of two states of a version.
+    of, or it is weak and no condition: two files with one ETag are never of two states of a version.
     """
     version = model.key.names[:VERSION_DEPTH]
     if store.index.total(version, at_most=inf).models > LARGE and not request.header("If-Match"):
@@ -62,4 +62,4 @@ def version_tag(request: Request, store: Storage, model: Model) -> str | None:
             return tagged.etag
         store.index.forget(model.key.names)
         tags.forget(version)
-    return None
+    return f'W/{tagged.etag.removeprefix("W/")}'    # it was replaced since the model was opened

@@ -305,6 +305,23 @@ def test_a_change_that_the_index_has_not_noticed_fulfils_no_condition(folder, st
                == folder.get(f"{ROOT}?format=tar").headers["ETag"])
 
 
+def test_a_file_that_is_replaced_while_it_is_opened_tells_an_etag_that_never_holds(folder, store):
+    """None at all would make an empty If-Match of it, which curl leaves out."""
+    opened = store.open
+
+    def open_too_early(key):
+        found, store.open = opened(key), opened
+        folder.put(ROOT, tar_with({"weights": b"new", "more": b"new"}))
+        return found
+
+    store.open = open_too_early
+    got = folder.get(f"{ROOT}/weights")
+    assert got.body == FILES["weights"]
+    folder.get(f"{ROOT}/more", headers={"If-Match": got.headers["X-Version-ETag"]}, status=412)
+    again = folder.get(f"{ROOT}/more").headers["X-Version-ETag"]
+    folder.get(f"{ROOT}/weights", headers={"If-Match": again}, status=200)
+
+
 def test_a_large_version_tells_its_etag_to_those_who_ask(app, monkeypatch):
     monkeypatch.setattr(version_tags, "LARGE", 2)
     upload(app, FILES)
