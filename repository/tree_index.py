@@ -133,7 +133,7 @@ class Index:
 
     def _found_in_large(self, names: Names) -> tuple[Signature | None, bytes | None, State] | None:
         """What a model is now, and then a large directory around it that is known; None of others."""
-        if (directory := self._fresh(names[:-1])) and directory.is_large:
+        if len(names) > VERSION_DEPTH and (directory := self._fresh(names[:-1])) and directory.is_large:
             with suppress(OSError, StoreError):     # which the next list raises
                 return self._disk.sign(names), self.line(names), self._disk.changed(names[:-1])
         return None
