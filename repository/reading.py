@@ -71,7 +71,7 @@ class ModelReader:
     def is_lost(self) -> bool:
         """Whether even the top cannot be read, so that the whole storage has failed and not just one model."""
         try:
-            with os.scandir(self._tree.top) as entries:
+            with os.scandir(f"{self._tree.top}/.") as entries:     # the dot: its entries have to be reached as well
                 next(entries, None)
         except OSError:
             return True
@@ -188,11 +188,10 @@ class ModelReader:
                 return self.signature(directory.descriptor, names)
         except PermissionError as error:
             self._cannot_read(self._closed, names[:-1], error)
-            return None
         except OSError as error:
-            if error.errno in filesystem.ABSENT:
-                return None
-            raise
+            if error.errno not in filesystem.ABSENT:
+                raise
+        return None
 
     def signature(self, directory: int, names: Names, inside: str = "") -> Signature | None:
         """The signature of the model in a directory, None if there is no model. Raises OSError.
@@ -245,17 +244,19 @@ class ModelReader:
         return None
 
     def changed(self, names: Names) -> State:
-        """The state of a directory."""
+        """The state of a directory; that of none if it cannot be reached."""
         try:
             with self._reach(names) as directory:
                 state = state_of(os.fstat(directory.descriptor))
                 # ext4 gives a new directory the inode of the one that was removed last
                 generation = filesystem.generation(directory.descriptor) if len(names) == VERSION_DEPTH else 0
                 return state._replace(generation=generation)
+        except PermissionError as error:
+            self._cannot_read(self._closed, names[:-1], error)
         except OSError as error:
-            if error.errno in filesystem.ABSENT:
-                return State(-1)
-            raise
+            if error.errno not in filesystem.ABSENT:
+                raise
+        return State(-1)
 
     def is_unchanged(self, names: Names, state: State) -> bool:
         """Whether a directory is still in this state, by one system call: opening each took most of a pass.
@@ -309,8 +310,7 @@ class ModelReader:
 
 
 def state_of(status: os.stat_result) -> State:
-    """The state of the directory with this status."""
-    # not only the mtime: tools set that back, and chmod leaves it alone
+    """The state of the directory with this status; not only its mtime, which tools set back and chmod leaves alone."""
     return State(max(status.st_mtime_ns, status.st_ctime_ns), status.st_ino)
 
 
@@ -337,11 +337,11 @@ class ModelsIn:
 
         A link that was just put in place of that, which this follows, shows when the directory around it is looked at.
         """
-        signature = None
+        names = (*self._place, name)
         with suppress(OSError):
-            if self._directory:
-                signature = self._reader.signature(self._directory.descriptor, (*self._place, name), f"{name}/")
-        return signature or self._reader.sign((*self._place, name))
+            if self._directory and (found := self._reader.signature(self._directory.descriptor, names, f"{name}/")):
+                return found
+        return self._reader.sign(names)
 
     def read(self, name: str) -> tuple[Signature, Model] | None:
         """The model of this name and its signature; None if it has to be looked for from the top, as when it moves."""

@@ -303,7 +303,7 @@ class Index:
         """The state of a model and its line, which is read later: if it changes in between, a comparison shows it."""
         if found := models.read(names[-1]):
             return found[0].state, found[1].line
-        signature, line = self._disk.sign(names), self.line(names)
+        line = self.line(names) if (signature := self._disk.sign(names)) else None  # a closed one refuses no list
         return (signature.state, line) if signature and line is not None else None
 
     # ---- sums

@@ -12,6 +12,7 @@ import pytest
 from support.common import ROOT, app_of, eventually
 from support.process import NOT_ALMIGHTY
 
+from repository import indexed
 from repository.errors import ModelCorrupt, ModelUnreadable, StorageFailed, StorageFull, StorageLost
 from repository.model import NAME_FIELDS
 from repository.tree_index import BATCH_MODELS
@@ -115,6 +116,30 @@ def test_what_cannot_be_read_of_one_model_leaves_the_others_alone(nobody_s, unre
     assert app.get("/models/p/a/1/b/info").json["sha256"]
 
 
+@pytest.mark.parametrize("place", ["p", "p/a", "p/a/1"])
+def test_a_directory_in_which_nothing_can_be_reached_leaves_the_others_alone(nobody_s, place):
+    """As chmod -R 644 leaves it: the names in it can be read, but not what they stand for."""
+    app, root = nobody_s
+    (root / place).chmod(0o400)
+    time.sleep(1)       # after which the index looks at directories again
+    for path in ("/models/list", "/models/list?limit=1", "/models/list?format=txt", "/models/p") * 2:
+        app.get(path, status=200)
+    assert names_in(app) == ["q/a/1/m"]
+    assert app.get("/models/list?limit=1").json["total_models"] == 1
+    app.get("/models/p/a/1/b", status=409)
+    (root / place).chmod(0o700)
+    eventually(lambda: names_in(app) == EVERYTHING)
+
+
+def test_a_model_that_was_closed_after_the_last_look_refuses_no_list(nobody_s, monkeypatch):
+    monkeypatch.setattr(indexed, "KEPT_BYTES", 0)
+    app, root = nobody_s
+    assert names_in(app) == EVERYTHING
+    (root / "p/a/1/b").chmod(0)
+    assert names_in(app) == WITHOUT_B
+    (root / "p/a/1/b").chmod(0o700)
+
+
 def test_the_lost_and_found_of_a_disk_hides_no_list(nobody_s):
     app, root = nobody_s
     (root / "lost+found").mkdir(mode=0)
@@ -171,8 +196,9 @@ def test_the_lost_and_found_of_a_disk_is_logged_once_and_fails_no_thread(start, 
 
 @pytest.mark.parametrize(("lose", "find"), [
     (lambda root: root.chmod(0), lambda root: root.chmod(0o700)),
+    (lambda root: root.chmod(0o400), lambda root: root.chmod(0o700)),
     (lambda root: root.rename(f"{root}.away"), lambda root: Path(f"{root}.away").rename(root)),
-], ids=["closed", "gone"])
+], ids=["closed", "not to be entered", "gone"])
 def test_a_storage_that_is_lost_is_503_until_it_is_back(nobody_s, lose, find):
     app, root = nobody_s
     lose(root)
