@@ -18,6 +18,7 @@ EXTRA = 192             # bytes that are read in the time that a field beside it
 MAX_DEPTH = 3           # containers in containers
 TAIL = (1 << 16) + 22 + 20 + 56     # a zip's last records with the longest comment
 MAX_NPY_HEADER = 64 * 1024  # numpy itself reads 10,000 characters
+FIELDS = 20             # bytes that are read in the time that one of it takes, where it has many fields
 
 # What begins how. What is in the sealed ones is not looked at, so nobody knows what it holds.
 CONTAINERS = {kind: re.compile(begins, re.DOTALL) for kind, begins in {
@@ -204,6 +205,7 @@ def array_header(stream: Stream) -> tuple[dict[str, Any], int | None]:
     if length > MAX_NPY_HEADER:     # which numpy takes where it may unpickle
         stream.skip(length - 1)
         length = 1
+    stream.budget.take(FIELDS * length)
     if not (header := NUMERIC.fullmatch(stream.exactly(length))):
         return {}, None
     shape, fields = dimensions(header["shape"]), header["fields"] or b"('', '%b')" % header[1]

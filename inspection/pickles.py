@@ -26,9 +26,9 @@ TORCH = re.compile(rb"\x80.(?:\x95.{8})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", re
 TORCH_PICKLES = 5
 CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")  # what a text has none of
 # A module and a name in it, as raw bytes and lines of text may begin with the opcode that imports. Some modules in
-# others, like torch.ops, have every name that they are asked for.
-WORD, PATH = r"[\w<][\w<>-]*", r"[\w.<>-]*"
-IMPORTABLE = re.compile(rf"{WORD}{PATH}\n{WORD}(?:{PATH}|\..*)|{WORD}\.{PATH}\n.*", re.DOTALL)
+# others, like torch.ops, have every name that they are asked for. No two parts of this can share out the same letters.
+WORD, PATH = r"[\w<][\w<>-]*", r"[\w<][\w.<>-]*"
+IMPORTABLE = re.compile(rf"{PATH}\n(?:{PATH}|{WORD}\..*)|{WORD}\.[\w.<>-]*\n.*", re.DOTALL)
 TENSOR = "torch._utils._rebuild_tensor"
 WRAPPER = ".NumpyArrayWrapper"      # joblib's, under whatever name it is reached
 DTYPE = re.compile(rb"([biufcSUVmMO])([0-9]{1,9})")

@@ -165,12 +165,12 @@ class Stream:
                 missing -= len(data)
 
 
-# What begins to unpack one stream, and what a byte of it costs, where one that is stored costs 1.
-UNPACKERS: dict[str, tuple[Callable[[], Any], float]] = {
-    "gzip": (lambda: zlib.decompressobj(31), 1.5), "zlib": (lambda: zlib.decompressobj(15), 1.5),
-    "deflate": (lambda: zlib.decompressobj(-15), 1.5), "bzip2": (bz2.BZ2Decompressor, 22),
-    "bzip2 in a zip": (bz2.BZ2Decompressor, 22),    # which is one stream
-    "xz": (lambda: lzma.LZMADecompressor(memlimit=MAX_DICTIONARY), 12)}
+# What begins to unpack one stream, and what a byte of it and one that comes out cost, where one that is stored costs 1.
+UNPACKERS: dict[str, tuple[Callable[[], Any], float, int]] = {
+    "gzip": (lambda: zlib.decompressobj(31), 1.5, 1), "zlib": (lambda: zlib.decompressobj(15), 1.5, 1),
+    "deflate": (lambda: zlib.decompressobj(-15), 1.5, 1), "bzip2": (bz2.BZ2Decompressor, 22, 4),
+    "bzip2 in a zip": (bz2.BZ2Decompressor, 22, 4),     # which is one stream
+    "xz": (lambda: lzma.LZMADecompressor(memlimit=MAX_DICTIONARY), 12, 2)}
 
 
 class Packed:
@@ -200,7 +200,7 @@ class Packed:
 
     def _calls(self, quick: float = math.inf) -> Iterator[bytes]:
         """What each call of a decompressor gives, if anything, after `quick` calls byte by byte; raises Malformed."""
-        source, (begin, cost), more = self.part.stream(), UNPACKERS[self.kind], True
+        source, (begin, cost, gained), more = self.part.stream(), UNPACKERS[self.kind], True
         source.skip(self.start)
         while more:
             self.budget.step(BEGIN)
@@ -222,7 +222,7 @@ class Packed:
                 except (zlib.error, lzma.LZMAError, OSError, ValueError, EOFError) as error:    # bz2 has OSError for it
                     raise Malformed("it does not unpack") from error
                 source.at -= len(machine.unused_data if machine.eof else getattr(machine, "unconsumed_tail", b""))
-                self.budget.take(len(out) + int(len(data) * (cost - 1)))
+                self.budget.take(gained * len(out) + int(len(data) * (cost - 1)))
                 if hungry and not data and not out:
                     self.damaged = True     # it ends in the middle
                     return

@@ -89,6 +89,12 @@ def test_what_is_packed_twice_is_found_and_incomplete(pack, wrap):
     assert imports(wrap(pack(EVAL))) == (["builtins.eval"], False)
 
 
+@pytest.mark.parametrize(("pack", "length"), [
+    (bz2.compress, 30 << 20), (lambda data: lzma.compress(data, preset=0), 60 << 20)], ids=["bzip2", "xz"])
+def test_what_is_slow_to_unpack_is_unpacked_less_far(pack, length):
+    assert imports(pack(P4 + b"\x96" + struct.pack("<Q", length) + bytes(length) + EVAL[2:])) == ([], False)
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress], ids=["gzip", "bzip2", "xz"])
 def test_a_fault_of_the_disk_in_what_is_packed_is_no_damage(pack):
     class Failing(io.BytesIO):

@@ -620,6 +620,7 @@ ARRAY = b"h\0)\x81}(" + text("shape") + b"K\1\x85" + text("dtype") + b"h\1ub" + 
 SHAPE = f"({'9' * 18}{f', {10 ** 17}' * 3_000})"
 
 
+FIELD_OF_ARRAY = "('a', '<f8')"
 LIMIT = 128 << 20   # bytes more than an idle interpreter has
 BOMB = P4 + b"\x96" + struct.pack("<Q", 80 << 20) + bytes(80 << 20) + b"."
 HOSTILE = {     # name: (what makes it, format)
@@ -646,6 +647,10 @@ HOSTILE = {     # name: (what makes it, format)
     "8,000 arrays of a shape that numpy does not have": (
         lambda: pointing(npy("'<f8'", b"", SHAPE), 8_000), "zip"),
     "8,000 members of lzma with a large dictionary": (lambda: pointing(lzma_alone(PLAIN, 1 << 26), 8_000), "zip"),
+    "8,000 members of an import whose name is none": (
+        lambda: pointing(b"c" + b"a" * 128 + b"\n" + b"a" * 127 + b" \n", 8_000), "zip"),
+    "8,000 arrays of many fields": (
+        lambda: pointing(npy(f"[{', '.join([FIELD_OF_ARRAY] * 4500)}]", b""), 8_000), "zip"),
     "8,000 members of imports": (lambda: pointing(b"cos\nsystem\n" * 180, 8_000), "zip"),
     "8,000 members of text behind an import": (lambda: pointing(b"cos\nsystem\n" + b"a " * 40_000, 8_000), "zip"),
     "a directory of two million fields": (lambda: pointing(b"x", 125, extra=b"\2\0\0\0" * 16_000), "zip"),
