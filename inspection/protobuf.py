@@ -142,7 +142,8 @@ def onnx_input(found: Fields) -> Details:
 
 TENSOR: Tree = {13: ("external", {1: "key", 2: "value"}, last)}
 BODY: Tree = {}         # a graph in an attribute, like a loop's: read for its tensors that are in other files
-NODE: Tree = {HAS: b"location", 5: {5: TENSOR, 6: BODY, 10: TENSOR, 11: BODY}}
+ATTRIBUTE: Tree = {5: TENSOR, 6: BODY, 10: TENSOR, 11: BODY, 22: {1: TENSOR, 2: TENSOR}, 23: {1: TENSOR, 2: TENSOR}}
+NODE: Tree = {HAS: b"location", 5: ATTRIBUTE}
 WEIGHT: Tree = {8: "weight", **TENSOR}
 SPARSE: Tree = {1: WEIGHT, 2: TENSOR}
 BODY |= {1: NODE, 5: TENSOR, 15: SPARSE}
@@ -150,7 +151,7 @@ INPUT: Tree = {1: "name", 2: {1: {1: "type", 2: ("shape", {1: ("dimension", {1: 
 MODEL: Tree = {
     1: "ir_version", 2: "producer", 3: "producer_version", 8: ("opset", {1: "domain", 2: "version"}, last),
     7: {1: ("node", NODE), 5: WEIGHT, 11: ("input", INPUT, onnx_input), 15: SPARSE},
-    20: {1: BODY, 2: BODY}, 25: {7: NODE}}
+    20: {1: BODY, 2: BODY}, 25: {7: NODE, 11: ATTRIBUTE}}
 # A path that may lead out of its folder, on any system; what was cut off may.
 OUTSIDE = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)|…$")
 

@@ -24,9 +24,9 @@ UBJ = rb"(?:L\0{7}|l\0{3}|[iU])"     # what a length of one byte begins with in 
 PATTERNS: tuple[tuple[str, bytes, dict[str, bytes]], ...] = (
     ("xgboost", rb'\s*\{\s*"learner"\s*:\s*\{', {
         "version": rb'"version"\s*:\s*\[\s*(\d+\s*,\s*\d+\s*,\s*\d+)\s*\]\s*\}\s*$',
-        "trees": rb'"num_trees"\s*:\s*"(\d+)"', "objective": rb'"objective"\s*:\s*\{\s*"name"\s*:\s*"([^"]+)'}),
+        "trees": rb'"num_trees"\s*:\s*"(\d+)"', "objective": rb'"name"\s*:\s*"([a-z]+:[a-z]+)"'}),
     ("xgboost", rb"\{" + UBJ + rb"\x07learner\{", {
-        "trees": rb"num_treesS" + UBJ + rb".(\d+)", "objective": rb"objective\{.{1,9}nameS.{2,9}?([a-z:]{3,})"}),
+        "trees": rb"num_treesS" + UBJ + rb".(\d+)", "objective": rb"nameS" + UBJ + rb".([a-z]+:[a-z]+)"}),
     ("lightgbm", rb"tree\r?\nversion=v(?P<version>\d+)", {
         "objective": rb"\nobjective=(\S+)", "classes": rb"\nnum_class=(\d+)"}),
     ("tokenizer", rb'\s*\{\s*"version"\s*:\s*"(?P<version>[\d.]+)"\s*,\s*"truncation"\s*:', {

@@ -354,10 +354,14 @@ LOCATIONS = {"weights.bin": False, "data/weights.bin": False, "a..b": False, "..
     lambda weights: field(15, field(1, weights)),
     lambda weights: field(1, field(5, field(5, weights))),                          # an attribute of a node
     lambda weights: field(1, field(5, field(6, field(5, weights)))),                # in the body of a loop
+    lambda weights: field(1, field(5, field(22, field(1, weights)))),               # a sparse one
     lambda weights: field(1, field(5, field(5, weights) + field(4, bytes(9000)))),
-], ids=["weights", "sparse", "attribute", "body", "large node"])
+    lambda _: b"",      # but in a function, for an attribute that is not given
+], ids=["weights", "sparse", "attribute", "body", "sparse attribute", "large node", "default"])
 def test_external_data_of_an_onnx_is_told_and_called_out_when_it_is_outside(location, place):
-    details = inspect(onnx(graph=NODE + place(external(location)))).details
+    weights = external(location)
+    function = b"" if place(weights) else field(25, field(11, field(5, weights)))
+    details = inspect(onnx(graph=NODE + place(weights)) + function).details
     assert len(details["external_data"]) == 1 and location.startswith(details["external_data"][0].rstrip("…"))
     assert len(details.get("warnings", [])) == LOCATIONS[location]
 

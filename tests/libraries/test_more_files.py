@@ -59,6 +59,15 @@ def test_xgboost(tmp_path, booster, suffix):
     assert details.get("version", xgboost.__version__).replace(",", ".") == xgboost.__version__
 
 
+@pytest.mark.parametrize("objective", ["rank:ndcg", "survival:aft", "reg:quantileerror", "multi:softprob"])
+@pytest.mark.parametrize("suffix", ["json", "ubj"])
+def test_the_objective_of_xgboost_whatever_options_it_has(tmp_path, objective, suffix):
+    data = xgboost.DMatrix(FEATURES, LABELS, label_lower_bound=LABELS + 1, label_upper_bound=LABELS + 2)
+    options = {"objective": objective, "quantile_alpha": 0.5, "num_class": 2 * objective.startswith("multi")}
+    xgboost.train(options, data, 2).save_model(tmp_path / f"m.{suffix}")
+    assert told(tmp_path / f"m.{suffix}")[1]["objective"] == objective
+
+
 def test_lightgbm(tmp_path):
     lightgbm.LGBMClassifier(n_estimators=5, verbose=-1).fit(FEATURES, LABELS).booster_.save_model(tmp_path / "m")
     assert told(tmp_path / "m") == ("lightgbm", {"version": 4, "objective": "binary", "classes": 1})
