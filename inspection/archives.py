@@ -64,25 +64,23 @@ def kind_of(head: bytes) -> str:
     return ""
 
 
-def contents(window: Window) -> tuple[str, list[Member], Found]:
-    """The container that a file is, the members of a zip, and what it would unpickle, as far as the budget goes."""
-    kind = begins = kind_of(window.at(0, HEAD))
-    members, found = list[Member](), Found()
-    try:
-        kind = search(window, found, 0, members)
-        behind = Found()    # what stands first decides, but some readers go by what a file ends with
-        if begins != "zip" and search_zip(window, behind, 0, []):
-            found.merge(Found(behind.imports, complete=behind.complete and window.at(4, 4) == TFLITE))
-    except BudgetExceeded:
-        found.complete = False
-    return kind, members, found
-
-
 def search(part: Part, found: Found, depth: int, members: list[Member]) -> str:
     """Adds to `found` what unpickling this, or what is in it, would import, and the members of a zip to `members`.
 
-    Says what container begins here; what stands behind it makes it incomplete. Raises BudgetExceeded.
+    Says what container begins here. A zip at the end, by which some readers go, makes it incomplete, unless it has the
+    labels of a TFLite model; in a container it is looked for without a comment. Raises BudgetExceeded.
     """
+    kind = search_beginning(part, found, depth, members)
+    if kind != "zip" and isinstance(part, Window) and (not depth or part.at(part.length - 22, 4) == b"PK\x05\x06"):
+        behind = Found(complete=depth < MAX_DEPTH)
+        if not behind.complete or search_zip(part, behind, depth, []):
+            told = part.at(4, 4) == TFLITE and behind.pickled == bool(behind.imports)
+            found.merge(Found(behind.imports, complete=behind.complete and told))
+    return kind
+
+
+def search_beginning(part: Part, found: Found, depth: int, members: list[Member]) -> str:
+    """As search does, by the first bytes."""
     stream = part.stream()
     head = stream.ahead(HEAD)
     begins = kind = kind_of(head)
@@ -116,8 +114,8 @@ def search_packed(part: Part, kind: str, head: bytes, found: Found, depth: int) 
     zlib, inner = ZLIB.match(head), Found()
     if zlib and not kind:
         packed = Packed(part, "zlib", len(zlib[1] or b""))
-    # The first numbers of many tensors look like this, so in a container it is to be what joblib takes for it.
-    elif kind or (LZMA.match(head) and (not depth or head.startswith(b"\x5d\0"))):
+    # Many tensors begin like this, so in a container it is to be what joblib takes for it, or as Python writes it.
+    elif kind or (LZMA.match(head) and (not depth or head.startswith(b"\x5d\0") or head[5:13] == b"\xff" * 8)):
         packed = Packed(part, kind or "xz")
     else:
         return ""
@@ -125,7 +123,7 @@ def search_packed(part: Part, kind: str, head: bytes, found: Found, depth: int) 
         search(packed, inner, depth + 1, [])
     finally:
         found.merge(inner)
-    if not kind and (packed.damaged or not any(head)) and not inner.pickled and not inner.imports:
+    if not kind and (depth or packed.damaged or not any(head)) and not inner.pickled and not inner.imports:
         return ""
     found.complete &= not packed.damaged and not isinstance(part, Packed)
     return packed.kind

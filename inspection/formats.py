@@ -1,11 +1,11 @@
 """Which format a file is of, and what its bytes tell: bytes in, values out, and nothing is ever loaded or executed."""
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import BinaryIO
 
-from inspection.archives import HEAD, TFLITE, Member, array_header, contents, kind_of, open_member
+from inspection.archives import HEAD, TFLITE, Member, array_header, kind_of, open_member, search
 from inspection.found import KNOWN, Found
 from inspection.headers import MAX_SHOWN, MAX_TEXT, Details, Table, gguf, tflite
 from inspection.protobuf import protobuf
@@ -52,8 +52,12 @@ def inspect(file: BinaryIO, size: int) -> Inspection:
     """What an open file of `size` bytes is; `unknown` at worst. Raises OSError where the file itself fails."""
     name, details = "", Details()
     with Budget() as budget:
-        window = Window(file, 0, size, budget)
-        kind, members, found = contents(window)
+        window, members, found = Window(file, 0, size, budget), list[Member](), Found()
+        kind = kind_of(window.at(0, HEAD))
+        try:
+            kind = search(window, found, 0, members)
+        except BudgetExceeded:
+            found.complete = False
         budget.refill()
         try:
             name, details = recognise(window, kind, members, found)
@@ -67,17 +71,13 @@ def inspect(file: BinaryIO, size: int) -> Inspection:
         details["imports_found"] = list(found.imports)
     if not found.complete:
         details["complete"] = False
-    names = unknown(found.imports)
+    names = [name for name in found.imports if name not in KNOWN]
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     named = f"loading it imports {', '.join(names[:MAX_NAMED])}{more}, beyond what rebuilds tensors and arrays"
     native = "native code is in it: a program or a library"
     if said := [named] * bool(names) + [native] * found.native + details.pop("warnings", []):
         details["warnings"] = [clip(each, MAX_TEXT) for each in said[:MAX_SHOWN]]
     return Inspection(name or "unknown", details)
-
-
-def unknown(imports: Iterable[str]) -> list[str]:
-    return [name for name in imports if name not in KNOWN]
 
 
 def check(inspection: Inspection, allowed: Collection[str], pickle: str) -> None:
@@ -96,7 +96,7 @@ def check(inspection: Inspection, allowed: Collection[str], pickle: str) -> None
             rest[0], "upload what is in it, unpacked and whole")
         raise PickleRefused(f"the file holds {held}: this server takes none (MODEL_PICKLE=deny); "
                             f"{ADVICE.get(inspection.format, advice)}")
-    if pickle != "allow" and (refused := unknown(imports or ()) + rest):
+    if pickle != "allow" and (refused := [name for name in imports or () if name not in KNOWN] + rest):
         raise PickleRefused(f"the file would import {', '.join(refused)} when it is loaded: "
                             "this server takes what rebuilds tensors alone (MODEL_PICKLE=known)")
 

@@ -23,7 +23,6 @@ DIGIT = 64              # and a byte of its numbers
 MESSAGE = 3             # steps that a message costs
 MAX_NESTING = 40        # messages in messages; the body of a loop in ONNX is 3 deeper than the node
 NEAR = 4096             # bytes of a message in which it is searched for
-MORE = "it has more fields than are looked at: what the rest does is not known"
 HAS = 0                 # in a tree, where no field is: bytes without which a message is not of interest
 Tree = dict[int, Any]
 Fields = dict[str, list[Any]]
@@ -113,7 +112,7 @@ def protobuf(window: Window) -> tuple[str, Details] | None:
                 try:
                     return name, details(window, kinds)
                 except BudgetExceeded:
-                    return name, {"warnings": [MORE]}
+                    return name, {"warnings": ["it has more fields than are looked at: what the rest do is not known"]}
                 except Malformed:
                     continue
     return None

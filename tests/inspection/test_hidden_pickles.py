@@ -39,7 +39,7 @@ from inspection import formats as inspection
 
 WHOLE = {name for name in PACKED if not re.search(
     "tar|zip behind|array behind|with lzma|before a zip|wrong check|no meaning|in a zip|xz with a large", name)}
-WHOLE |= {"joblib of before 0.9.3 in a zip", "lzma in a zip"}
+WHOLE |= {"joblib of before 0.9.3 in a zip", "lzma in a zip", "lzma of other properties in a zip"}
 
 
 @pytest.mark.parametrize("name", PACKED)
@@ -340,6 +340,14 @@ def test_a_pickle_is_found_behind_an_import_of_a_name_that_only_some_modules_hav
 
 
 # ---- what stands first
+
+
+@pytest.mark.parametrize("depth", range(2, 5))
+def test_a_zip_behind_something_else_is_searched_in_as_few_containers_as_others(depth):
+    data = EVAL
+    for _ in range(depth):
+        data = zipped({"m": b"text" + data if data != EVAL else data})
+    assert imports(data) == (["builtins.eval"] if depth < 4 else None, False)
 
 
 @pytest.mark.parametrize("behind", ["keras", "npz", "pytorch", "zip"])

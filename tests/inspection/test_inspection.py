@@ -597,6 +597,10 @@ def pointing(member, count, name="{}".format, extra=b""):
     return local + entries + END + end
 
 
+def test_many_tensors_whose_first_numbers_may_begin_an_lzma_are_no_work():
+    assert imports(pointing(struct.pack("<1000q", *range(1000)), 3_000)) == (None, True)
+
+
 def nested(config, depth):
     return zipped({"metadata.json": b'{"keras_version": "3"}',
                    "config.json": b'{"class_name": ' * depth + config + b"}" * depth}, zipfile.ZIP_DEFLATED)
@@ -917,6 +921,7 @@ LABELLED = {    # what MediaPipe and TFLite's metadata make: a zip that does not
     "tflite": lambda members: SAMPLES["tflite"][0] + zipped_behind(SAMPLES["tflite"][0], members),
     "task": lambda members: bundled({"a.tflite": SAMPLES["tflite"][0], **members}),
     "a bundle in a bundle": lambda members: bundled({"a.task": bundled({"a.tflite": SAMPLES["tflite"][0], **members})}),
+    "a model with labels in a bundle": lambda members: bundled({"a.tflite": LABELLED["tflite"](members)}),
 }
 
 
@@ -927,6 +932,7 @@ def test_labels_in_a_zip_at_the_end_are_looked_into(make_app, store, name):
     assert answer["format"] == kind and "complete" not in answer["details"]
     app.delete("/models/p/a/1/m")
     assert "take the pickle out" in refused(app, store, LABELLED[name]({"x.pkl": OS_SYSTEM}), 422)
+    refused(app, store, LABELLED[name]({"x.pkl": PLAIN}), 422)      # which imports nothing
 
 
 @pytest.mark.parametrize(("data", "advice"), [

@@ -370,6 +370,9 @@ PACKED = {
     "gzip in a zip": lambda data: zipped({"m": gzipped(data) + b"behind"}),
     "joblib of before 0.9.3 in a zip": lambda data: zipped({"m": zfile(data)}),
     "lzma in a zip": lambda data: zipped({"m": lzma_alone(data, 4096)}),
+    "lzma of other properties in a zip": lambda data: zipped({"m": lzma.compress(data, lzma.FORMAT_ALONE, filters=[
+        {"id": lzma.FILTER_LZMA1, "dict_size": 1 << 16, "lc": 1, "lp": 1, "pb": 0}])}),
+    "a zip behind text in a zip": lambda data: zipped({"m": b"text" + zipped({"m/data.pkl": data})}),
     "tar": lambda data: tarred("m", data),
     "tar with its checksum in base 256":
         lambda data: tar_checksum(tarred("m", data), lambda total: b"\x80" + total.to_bytes(7)),
