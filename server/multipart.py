@@ -98,7 +98,7 @@ class FormCutter:
     def finish(self) -> Iterator[Part | memoryview | PartEnd]:
         """The last events, at the end of the body; raises BadRequest if the closing boundary is missing."""
         yield from self._cut(b"")
-        if self._state == "content" and re.fullmatch(self._delimiter_line(rb"--[ \t]*\r?"), self._rest):
+        if self._state == "content" and re.fullmatch(re.escape(self._delimiter) + rb"--[ \t]*\r?", self._rest):
             self._state = "epilogue"    # RFC 2046 5.1.1: the CRLF after the closing boundary may be missing
             yield PartEnd()
         if self._state != "epilogue":
@@ -121,9 +121,6 @@ class FormCutter:
         """Where a boundary may begin that continues after `end`, otherwise `end`."""
         at = data.rfind(b"\r", max(begin, end - len(self._delimiter) + 1), end)
         return at if at >= 0 and self._delimiter.startswith(data[at:end]) else end
-
-    def _delimiter_line(self, end: bytes) -> bytes:
-        return re.escape(self._delimiter) + end
 
     def _find(self, data: bytes, position: int) -> tuple[int, int, bool]:
         """Where content ends, where the CRLF after the boundary is (-1: not here yet), whether it closes the form."""

@@ -131,16 +131,15 @@ class StreamingParser(HTTPRequestParser):
         self.completed = self.body_rcv.completed
 
     def _too_large(self, detail: str, data: bytes) -> int:
-        self._head = bytearray()
-        self.error = RequestHeaderFieldsTooLarge(detail)
-        self.completed = self.headers_finished = True
-        return len(data)
+        return self._refuse(RequestHeaderFieldsTooLarge(detail), data)
 
     def _not_http(self, what: str, data: bytes) -> int:
-        self._head = bytearray()
         self.foreign, self.empty = what, what == TLS    # a client of TLS could not read the answer
-        self.error = BadRequest(f"this is {what}, and this server speaks HTTP: begin with a line like "
-                                "GET /health HTTP/1.1 that ends with CRLF")
+        return self._refuse(BadRequest(f"this is {what}, and this server speaks HTTP: begin with a line like "
+                                       "GET /health HTTP/1.1 that ends with CRLF"), data)
+
+    def _refuse(self, error: Any, data: bytes) -> int:
+        self._head, self.error = bytearray(), error
         self.completed = self.headers_finished = True
         return len(data)
 
@@ -176,8 +175,9 @@ class StreamingParser(HTTPRequestParser):
         if self.request_uri.startswith("/"):
             path, _, self.query = self.request_uri.partition("?")
             self.path = unquote_to_bytes(path.encode("latin-1")).decode("latin-1") if "%" in path else path
-        else:   # a whole URL, or *
-            _, _, self.path, self.query, _ = split_uri(self.request_uri.encode("latin-1"))
+        else:   # a whole URL, whose host replaces the one in the header (3.2.2), or *
+            _, host, self.path, self.query, _ = split_uri(self.request_uri.encode("latin-1"))
+            self.headers["HOST"] = host or self.headers.get("HOST", "")
 
     def begin_body(self, body: Body) -> None:
         """Makes what admit() returned the receiver of the body."""

@@ -7,6 +7,7 @@ import subprocess
 import threading
 
 import pytest
+import requests
 from support.common import eventually, sha256, staged
 from support.live import running
 from support.raw import chunks, head
@@ -293,6 +294,17 @@ def test_what_is_a_request_is_answered_whole_and_in_drops(live_server, request_)
             for at in range(0, len(request_), step):
                 wire.send(request_[at:at + step])
             assert wire.response()[0] == 200
+
+
+@pytest.mark.parametrize(("target", "host"), [
+    ("", "x:1"), ("http://other.example:99", "other.example:99"), ("HTTP://other.example", "other.example"),
+])
+def test_the_host_of_a_whole_url_replaces_that_of_the_header(live_server, project, target, host):
+    """RFC 9112 3.2.2"""
+    requests.put(f"{live_server.url}/models/{project}/a/1/m", data=b"model", timeout=30)
+    with live_server.connect() as wire:
+        wire.send(f"GET {target}/models/{project}?format=urls HTTP/1.1\r\nHost: x:1\r\n\r\n")
+        assert wire.response()[2].decode() == f"http://{host}/models/{project}/a/1/m\n"
 
 
 @pytest.mark.parametrize(("connection", "version", "goes_on"), [
