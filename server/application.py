@@ -346,13 +346,12 @@ class Application:
         """Gives a request an id, unless its client did."""
         request.id = request.id or f"{self._process}-{next(self._numbers):x}"
 
-    def leave(self, environ: dict[str, Any], body: Body) -> None:
-        """Tells of a request whose connection ends before this body has come, so that it is never answered."""
-        if found := environ.get(REQUEST):
-            request: Request = found[0]
-            self.name(request)
-            request.body = body
-            request.log(LEFT, 0)
+    def leave(self, environ: dict[str, Any], body: Body | None) -> None:
+        """Tells of a request whose connection ends before it can be answered, usually because its body is missing."""
+        request, _ = environ.get(REQUEST) or (Request(environ, self.services), None)
+        self.name(request)
+        request.body = request.body if body is None else body
+        request.log(LEFT, 0)
 
     def respond(self, request: Request, route: Route | None) -> Response:
         environ, arrived = request.environ, request.environ["wsgi.input"]

@@ -1,8 +1,10 @@
 """A connection: what it receives, whose turn it is, and what it sends."""
 
+import fcntl
 import logging
 import os
 import socket
+import termios
 import threading
 import time
 from contextlib import suppress
@@ -55,13 +57,15 @@ class StreamingChannel(HTTPChannel):
     total_outbufs_len: int
     turn = 0    # bytes of files that may still be sent in this turn
     linger_until = 0.0
+    in_kernel = b""     # how many bytes the client had not taken when has_stalled() looked, as ioctl(2) returns it
 
     def __init__(self, application: Any, turns: Turns, memory: Memory, trusted: tuple[Network, ...], *args: Any,
                  **kwargs: Any) -> None:
         self.application, self.turns, self.memory, self.trusted = application, turns, memory, trusted
         super().__init__(*args, **kwargs)
-        self.descriptor = self.socket.fileno()      # kept, because a closed socket does not know it any more
-        self.addr = (self.addr[0].removeprefix("::ffff:"), *self.addr[1:])  # RFC 4291 2.5.5.2: an IPv4 client
+        # kept, because a closed socket does not know them any more; RFC 4291 2.5.5.2: the ends of an IPv4 connection
+        self.descriptor, self.local_address = self.socket.fileno(), self.socket.getsockname()[0].removeprefix("::ffff:")
+        self.addr = (self.addr[0].removeprefix("::ffff:"), *self.addr[1:])
         self.requests_lock = threading.RLock()  # give_up() may be called with it held
 
     def task_class(self, channel: "StreamingChannel", request: StreamingParser) -> StreamingTask:
@@ -84,8 +88,8 @@ class StreamingChannel(HTTPChannel):
         self.server.add_task(self)
 
     def readable(self) -> bool:
-        if self.paused and time.time() - self.last_activity > self.adj.channel_timeout:
-            self.handle_close()     # waitress closes silent connections only without a request, or if they are writable
+        if self.total_outbufs_len and self.has_stalled():
+            self.handle_close()     # waitress closes silent connections only if they are writable
             return False
         if self.linger_until:
             return True
@@ -99,6 +103,14 @@ class StreamingChannel(HTTPChannel):
             self.turns.ask(self)    # turns are given even if no connection is ready
             return False
         return ready
+
+    def has_stalled(self) -> bool:
+        """Whether its reader has taken nothing for too long, not even of the megabytes that the kernel may hold."""
+        if time.time() - self.last_activity <= self.adj.channel_timeout:
+            return False
+        before, self.in_kernel = self.in_kernel, fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4))
+        self.last_activity = time.time()
+        return before == self.in_kernel
 
     def writable(self) -> bool:
         return not self.admitting and bool(super().writable())  # the thread that admits it may send 100 Continue
@@ -264,6 +276,9 @@ class StreamingChannel(HTTPChannel):
         if self.request is not None and self.request.admitting:
             self.admit(self.request)
         else:
+            request = self.requests[0]
+            if not self.connected and self.task_class(self, request).sending is None:
+                self.application.leave(request.task.get_environment(), request.body)
             with suppress(Paused):
                 super().service()
         self.memory.count(self)
@@ -338,14 +353,19 @@ class StreamingChannel(HTTPChannel):
             return int(super().send(data, do_close))
         try:
             sent = os.sendfile(self.socket.fileno(), data.file.fileno(), data.start, min(data.length, self.turn))
+            if sent == 0 < self.turn:
+                raise OSError("a file became shorter while it was sent")
         except BlockingIOError:
             return 0
         except ConnectionError:
             if do_close:
                 self.handle_close()
             return 0
-        if sent == 0 < self.turn:
-            raise OSError("a file became shorter while it was sent")    # waitress closes the connection
+        except OSError as error:
+            if self.connected and not self.will_close:
+                log.warning("an answer ends early, and its connection is closed: %s", error)
+            self.will_close = True
+            return 0
         self.turn -= sent
         return sent
 
@@ -374,10 +394,12 @@ class StreamingChannel(HTTPChannel):
             self.application.leave(request.environ, request.body)
         request.close()
 
-    def local_address(self) -> str:
-        """The address that the client has connected to."""
-        return str(self.socket.getsockname()[0]).removeprefix("::ffff:")
-
     def busy(self) -> bool:
-        arriving = self.request is not None and not self.request.kept
-        return bool(arriving or self.requests or self.rest or self.total_outbufs_len)
+        """Whether a server that stops has to wait for this connection: its request may still be in the kernel."""
+        if self.requests or self.rest or self.total_outbufs_len:
+            return True
+        if self.request is not None:
+            return not self.request.kept
+        with suppress(OSError):     # nothing has come, or the line is broken
+            return not self.linger_until and bool(self.socket.recv(1, socket.MSG_PEEK))
+        return False

@@ -69,8 +69,7 @@ class Errand:
     def service(self) -> None:
         self._channels.pop().service()
 
-    def cancel(self) -> None:
-        self._channels.pop().cancel()
+    cancel = service    # when the server stops: its connection is closed, so that this only tells of the request
 
 
 def attend(task: StreamingChannel) -> None:
@@ -156,6 +155,9 @@ class Server:
         if not self._deadline:
             self._deadline = time.monotonic() + self._grace
             for listener in self._listeners:
+                before = -1
+                while listener.readable() and before != (before := len(self._map)):
+                    listener.handle_accept()    # if a client is waiting, it may have sent its request already
                 wasyncore.dispatcher.close(listener)
         return not self._close_channels(idle_only=True) or time.monotonic() > self._deadline
 

@@ -41,7 +41,7 @@ class StreamingTask(WSGITask):
         if not environ:
             environ |= super().get_environment()
             if not environ.get("HTTP_HOST"):    # HTTP/1.0; the name that waitress has for that is no address
-                environ["SERVER_NAME"] = self.channel.local_address()
+                environ["SERVER_NAME"] = self.channel.local_address
             forward(environ, self.channel.trusted)
             del environ["waitress.client_disconnected"]     # it refers to the channel, which refers to this
         if error := self.request.error:
@@ -80,7 +80,7 @@ class StreamingTask(WSGITask):
             self.response_headers.append(("Transfer-Encoding", "chunked"))
             self.chunked_response = True
         if (self.has_body and self.content_length is None) or "close" in wishes or (
-                self.version == "1.0" and "keep-alive" not in wishes):
+                self.version == "1.0" and "keep-alive" not in wishes) or not self.channel.server.accepting:
             self.set_close_on_finish()
         elif self.version == "1.0":
             self.response_headers.append(("Connection", "Keep-Alive"))

@@ -1,14 +1,17 @@
 """Clients that are slow, many, or that try to hide a request in another: the others are served, and nothing gets in."""
 
+import os
 import random
 import resource
 import socket
 import statistics
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import requests
 from support.tracing import strace, threads_of
 from support.witness import Version, assert_knows, assert_whole, attempt, delete, listed, perform, put, send
 
@@ -148,6 +151,24 @@ def test_idle_connections_and_heads_in_drops_are_closed(start, say):
     assert took.keys() == said.keys(), f"still open: {said.keys() - took.keys()}"
     say(f"closed after seconds, the limit being 2: {took}")
     assert_whole(server)
+
+
+def test_a_reader_that_stalls_is_closed_and_a_slow_one_is_not(start):
+    """The slow one takes some of what the kernel holds for it, megabytes, and so seems to the server to stand still."""
+    server = start(SERVER_IDLE_SECONDS="2")
+    requests.put(f"{server.url}/models/p/a/1/m", data=os.urandom(1 << 20) * 30, timeout=60)
+    with ExitStack() as stack:
+        stalled, slow = (stack.enter_context(server.connect()) for _ in range(2))
+        for wire, name in ((stalled, "stalled"), (slow, "slow")):
+            wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            wire.send(f"GET /models/p/a/1/m HTTP/1.1\r\nHost: x\r\nX-Request-Id: {name}\r\n\r\n")
+            assert wire.head()[0] == 200
+        until = time.monotonic() + 8
+        while time.monotonic() < until:
+            assert slow.sock.recv(4096)
+            time.sleep(0.02)
+        assert " 200 " in server.line_of("stalled")
+        assert " slow " not in server.log()
 
 
 def test_a_slow_body_that_goes_on_is_not_closed(start):

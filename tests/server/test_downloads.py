@@ -438,3 +438,16 @@ def test_a_client_that_leaves_in_the_middle_frees_its_descriptors(start, http):
         assert server.holds("p/a/1/big/model") == 10
     eventually(lambda: server.holds("p/a/1/big/model") == 0)
     eventually(lambda: server.descriptors() <= before)      # and no socket either
+
+
+def test_a_model_that_is_cut_while_it_is_sent_ends_the_connection_and_is_told_in_one_line(start, http):
+    server = start()
+    http.put(f"{server.url}/models/p/a/1/m", data=bytes(30_000_000), timeout=60)
+    with server.connect() as wire:
+        wire.send("GET /models/p/a/1/m HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert wire.head()[0] == 200
+        os.truncate(server.storage / "p/a/1/m/model", 20_000_000)
+        assert len(wire.file.read()) == 20_000_000
+    server.wait_for_log(" GET /models/p/a/1/m 200 20000000 ")
+    assert server.log().count("an answer ends early, and its connection is closed: a file became shorter") == 1
+    assert "Traceback" not in server.log()

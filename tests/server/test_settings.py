@@ -5,17 +5,19 @@ import re
 import signal
 import socket
 import time
+from contextlib import ExitStack
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 import requests
 from support.common import eventually
-from support.live import LiveServer
+from support.live import LiveServer, Wire
 from support.needs import SANDBOX, need, read_only_but
 from support.process import NOT_ALMIGHTY, run_to_its_end
 
 from server.settings import Settings
+from server.waitress_adapter.server import Server
 
 DEFAULTS = {"storage_path": None, "host": "", "port": 8000, "threads": 8, "max_size": None, "overwrite": True,
             "allowed_formats": frozenset(), "pickle": "allow"}
@@ -213,8 +215,8 @@ def test_a_signal_lets_a_running_upload_finish_and_nobody_new_in(start, sign):
         assert idle.at_end()        # a connection without a request is closed
         assert server.process.poll() is None
         wire.send(body[1_500_000:])
-        status, _, _ = wire.response()
-        assert status == 201
+        status, headers, _ = wire.response()
+        assert (status, headers["connection"], wire.at_end()) == (201, "close", True)
     assert (server.process.wait(15), server.stop()) == (0, 0)
     assert "Traceback" not in server.log()
     assert (server.storage / "p/a/1/m/model").read_bytes() == body
@@ -223,6 +225,23 @@ def test_a_signal_lets_a_running_upload_finish_and_nobody_new_in(start, sign):
         assert requests.get(f"{again.url}/models/p/a/1/m", timeout=10).content == body
     finally:
         assert again.stop() == 0
+
+
+def test_what_was_sent_before_the_signal_is_answered(make_app):
+    """Also on connections that the server has not accepted yet."""
+    server = Server(make_app().app, "127.0.0.1", 0, 2, 100, idle=10, grace=20, proxies=(), prefix="")
+    port = server.addresses[0].rpartition(":")[2]
+    with ExitStack() as wires:
+        clients = [wires.enter_context(Wire(socket.create_connection(("127.0.0.1", port), 20))) for _ in range(30)]
+        for number, wire in enumerate(clients):
+            wire.send(f"PUT /models/p/a/1/m{number} HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nmodel")
+        server.stop()
+        server.run()
+        answers = [wire.response() for wire in clients]
+        assert {(status, headers["connection"]) for status, headers, _ in answers} == {(201, "close")}
+        assert all(wire.at_end() for wire in clients)
+    for entry in [*server._map.values()]:   # otherwise the process ends then
+        entry.close()
 
 
 @pytest.fixture

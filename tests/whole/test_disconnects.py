@@ -194,3 +194,25 @@ def test_paused_uploads_keep_nobody_waiting_and_end_well(server, project, http, 
             status, _, body = wire.response()
             assert status == 201 and sha256(CONTENT).encode() in body
     http.close()
+
+
+@pytest.mark.parametrize("request_line", ["GET /models/list HTTP/1.0\r\n", "GET /models/list HTTP/1.1\r\nHost: x\r\n"])
+def test_a_client_that_leaves_before_a_thread_is_free_is_logged_and_counted_once(start, http, request_line):
+    """More requests at once than there are threads: of some, the connection has ended when it is their turn."""
+    server, ids = start(SERVER_THREADS="1"), {f"left-{number}" for number in range(100)}
+    with ExitStack() as wires:
+        for each in ids:
+            wire = wires.enter_context(server.connect())
+            wire.send(f"{request_line}X-Request-Id: {each}\r\n\r\n")
+            leave(wire, "reset")
+
+    def logged():
+        return [line.split() for line in server.lines if " left-" in line]
+
+    eventually(lambda: len(logged()) >= len(ids), "a line for each")
+    assert {line[8] for line in logged()} == ids and len(logged()) == len(ids)
+    assert {line[5] for line in logged()} <= {"200", "499"}
+    counted = [line.split() for line in http.get(f"{server.url}/metrics").text.splitlines()
+               if line.startswith("model_repository_requests_total{") and "/models/list" in line]
+    assert sum(int(line[-1]) for line in counted) == len(ids)
+    assert "Traceback" not in server.log()
