@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from inspection.found import Found
 from inspection.pickles import OPCODES, add_imports
-from inspection.reader import LZMA, UNPACKERS, BudgetExceeded, Malformed, Packed, Part, Stream, Window
+from inspection.reader import LETTER, LZMA, STEP, UNPACKERS, BudgetExceeded, Malformed, Packed, Part, Stream, Window
 
 HEAD = 512              # bytes that tell what begins here; of a tar they are its first header
 MAX_DIRECTORY = 8 << 20     # bytes of a zip's central directory: 100,000 members, a shard of a model has 1,000
@@ -167,8 +167,8 @@ def read_directory(window: Window, members: list[Member]) -> bool:
         raise Malformed("its directory is not where it should be")
     at = 0
     while len(data) >= at + 46 and data.startswith(b"PK\x01\x02", at):
-        window.budget.step(2)
         flags, method, packed, size, *lengths, place = struct.unpack_from("<8xHH8xIIHHH8xI", data, at)
+        window.budget.take(2 * STEP + LETTER * lengths[0])
         text, extra = data[at + 46:at + 46 + lengths[0]].decode("utf-8", "replace"), at + 46 + lengths[0]
         end, at = min(extra + lengths[1], len(data)), at + 46 + sum(lengths)
         numbers = [size, packed, place]     # in this order those that are too large come in a field of their own

@@ -19,8 +19,7 @@ KNOWN = frozenset({
     *(f"torch.{name}" for name in ("bfloat16", "bool", "float16", "float32", "float64", "int8", "int16", "int32",
                                    "int64", "uint8", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2")),
     *(f"numpy.{core}.{name}" for core in ("core", "_core") for name in (
-        "multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")),
-})
+        "multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer"))})
 
 
 @dataclass

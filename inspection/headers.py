@@ -25,10 +25,10 @@ MAX_DIMENSIONS = 8      # of a tensor in GGUF, which has 4
 Details = dict[str, Any]
 
 # Operations that read or write files or run Python. Those of checkpoints, Save and Restore, are in every SavedModel.
-WATCHED = re.compile(
-    r"(?:Flex)?(?:\w*(?:File(?!name|spec)|PyFunc|DatasetToTF|SnapshotDataset)\w*|RecordInput|LoadAndRemapMatrix|Debug\w+|"
+WATCHED = re.compile(   # first whether it is a name at all, or the rest would look for its end from each of its letters
+    r"(?=\w+\Z)(?:Flex)?(?:\w*(?:File(?!name|spec)|PyFunc|DatasetToTF|SnapshotDataset)\w*|RecordInput|DumpTensor|"
     r"(?:Experimental)?(?:CSV|LMDB|Sql|TFRecord|FixedLengthRecord|TextLine|Cache|Save|Load)(?:Dataset|Reader)(?:V2)?|"
-    r"GenerateVocabRemapping|DumpTensor|ImmutableConst|PrintV2|DistributedSave|Skipgram)|"
+    r"LoadAndRemapMatrix|Debug\w+|GenerateVocabRemapping|ImmutableConst|PrintV2|DistributedSave|Skipgram)|"
     r"py_func|py_layer|(?:save|load)(?:_combine)?|read_file")
 
 
@@ -70,9 +70,8 @@ FILE_TYPES = numbered(
     "F32 F16 Q4_0 Q4_1 - - - Q8_0 Q5_0 Q5_1 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K IQ2_XXS IQ2_XS "
     "Q2_K_S IQ3_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S IQ3_M IQ2_S IQ2_M IQ4_XS IQ1_M BF16 - - - TQ1_0 TQ2_0 MXFP4_MOE NVFP4 "
     "Q1_0")
-KEYS = re.compile(  # that are looked at
-    r"general\.(?:name|basename|size_label|license|quantization_version|alignment|architecture|file_type)|"
-    r".*\.(?:context_length|embedding_length|block_count)|.*tokenizer\.ggml\.model", re.DOTALL)
+KEYS = re.compile(r"general\.(?:name|basename|size_label|license|quantization_version|alignment|architecture|"
+                  r"file_type)|.*\.(?:context_length|embedding_length|block_count)|.*tokenizer\.ggml\.model", re.DOTALL)
 
 
 class Gguf:

@@ -13,7 +13,7 @@ from typing import Any
 
 from inspection.found import MAX_NUMBER
 from inspection.headers import MAX_SHOWN, MAX_TEXT, Details, decoded, numbered, watched
-from inspection.reader import BudgetExceeded, Malformed, Stream, Window
+from inspection.reader import LETTER, BudgetExceeded, Malformed, Stream, Window
 
 VARINT, BYTES = 0, 2    # protobuf's wire types
 WIDTHS = {1: 8, 5: 4}   # bytes of the others
@@ -88,6 +88,7 @@ def read(stream: Stream, length: int, tree: Tree, into: Fields | None = None, ne
             case name, inner, collect if wire == BYTES:
                 into[name].append(collect(read(stream, size, inner, None, nesting + 1)))
             case str(name) if wire == BYTES:
+                stream.budget.take(LETTER * min(size, 4 * MAX_TEXT))
                 into[name].append(decoded(stream.read(min(size, 4 * MAX_TEXT))))
                 stream.skip(size - min(size, 4 * MAX_TEXT))
             case str(name) if wire == VARINT:   # negative ones have 64 bits
@@ -147,10 +148,9 @@ WEIGHT: Tree = {8: "weight", **TENSOR}
 SPARSE: Tree = {1: WEIGHT, 2: TENSOR}
 BODY |= {1: NODE, 5: TENSOR, 15: SPARSE}
 INPUT: Tree = {1: "name", 2: {1: {1: "type", 2: ("shape", {1: ("dimension", {1: "size", 2: "size"}, last)})}}}
-MODEL: Tree = {
-    1: "ir_version", 2: "producer", 3: "producer_version", 8: ("opset", {1: "domain", 2: "version"}, last),
-    7: {1: ("node", NODE), 5: WEIGHT, 11: ("input", INPUT, onnx_input), 15: SPARSE},
-    20: {1: BODY, 2: BODY}, 25: {7: NODE, 11: ATTRIBUTE}}
+MODEL: Tree = {1: "ir_version", 2: "producer", 3: "producer_version", 7: {
+    1: ("node", NODE), 5: WEIGHT, 11: ("input", INPUT, onnx_input), 15: SPARSE},
+    8: ("opset", {1: "domain", 2: "version"}, last), 20: {1: BODY, 2: BODY}, 25: {7: NODE, 11: ATTRIBUTE}}
 # A path that may lead out of its folder, on any system; what was cut off may.
 OUTSIDE = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)|…$")
 
@@ -194,8 +194,7 @@ def graph(window: Window, _: Kinds, tree: Tree = GRAPH, also: str = "op") -> Det
 # ---- CoreML and SentencePiece
 
 FIRST_KIND, MAX_FIELD = 200, 3000   # the fields of CoreML that hold the model, one for each kind of them
-LAYERS: Tree = {1: {500: {10: "custom"}}}
-PARTS: Tree = dict.fromkeys((303, 403, 500), LAYERS) | {555: {10: "custom"}}
+PARTS: Tree = {number: {1: {500: {10: "custom"}}} for number in (303, 403, 500)} | {555: {10: "custom"}}
 PIPELINE: Tree = {1: PARTS}
 PARTS |= {202: PIPELINE} | {number: {1: PIPELINE} for number in (200, 201)}
 COREML: Tree = {1: "specification_version", **PARTS, 2: {

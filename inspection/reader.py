@@ -15,7 +15,9 @@ from typing import Any, BinaryIO
 
 MAX_BYTES = 96 << 20        # read or unpacked for one file: 0.3 s, and the pickles of models are smaller
 FOR_DETAILS = 8 << 20       # of these, where looking for pickles took the rest
+PER_SECOND = 2 * MAX_BYTES  # taken for unpacking of any kind: a few bytes can ask for new tables or a new dictionary
 STEP = 448                  # bytes that are unpacked in the time of a few lines of Python, about a microsecond
+LETTER = 4                  # and of a name, as it may be no UTF-8
 READ = 512                  # and in that of a read, however short it is
 SLICE = 256 * 1024          # bytes, a millisecond, after which other threads are let in
 PAUSE = 0.0001              # seconds for them
@@ -209,20 +211,21 @@ class Packed:
                 data, whole = gzip_header(source)
                 self.damaged |= not whole
             elif self.kind == "xz" and (header := LZMA.match(source.ahead(13))):
-                self.budget.step(2 * BEGIN)     # for its dictionary: of a larger one than all bytes no more is filled
-                source.skip(len(header[0]))
+                source.skip(len(header[0]))     # and of a dictionary larger than all bytes no more is filled
                 data = header[1] + min(int.from_bytes(header[2], "little"), MAX_BYTES).to_bytes(4, "little") + header[3]
             while not machine.eof:
                 self.budget.step()
                 quick -= 1
                 if (hungry := getattr(machine, "needs_input", True)) and source.ahead(1):
                     data += source.read(min(PACKED, len(source.data) - source.at) if quick >= 0 else 1)
+                begun = time.thread_time()
                 try:
                     out = machine.decompress(data, UNPACKED if quick >= 0 else 1)
                 except (zlib.error, lzma.LZMAError, OSError, ValueError, EOFError) as error:    # bz2 has OSError for it
                     raise Malformed("it does not unpack") from error
                 source.at -= len(machine.unused_data if machine.eof else getattr(machine, "unconsumed_tail", b""))
-                self.budget.take(gained * len(out) + int(len(data) * (cost - 1)))
+                self.budget.take(int(max(gained * len(out) + len(data) * (cost - 1),
+                                         (time.thread_time() - begun) * PER_SECOND)))
                 if hungry and not data and not out:
                     self.damaged = True     # it ends in the middle
                     return

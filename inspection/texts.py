@@ -9,13 +9,13 @@ from contextlib import suppress
 from typing import Any
 
 from inspection.headers import MAX_SHOWN, MAX_TEXT, Details, decoded, shown
-from inspection.reader import Budget, Malformed, Window, clip
+from inspection.reader import STEP, Budget, Malformed, Window, clip
 
 MAX_HEADER = 8 << 20    # of JSON: 60,000 tensors of safetensors, which allows 100 MB; parsed it takes ten times that
 MAX_ITEMS = 300_000     # brackets and commas of a JSON document, which say how much memory it takes parsed
 MAX_DIGITS = 400        # of a number in it that count; for int() many of them take the square of the time
-DOCUMENT = 8            # steps that a JSON document costs
-ITEM = 256              # bytes that are read in the time that an item of it takes
+DOCUMENT = 8 * STEP     # bytes that are read in the time that a JSON document takes,
+ITEM = 256              # and an item of it
 
 # ---- patterns
 
@@ -65,8 +65,7 @@ def parsed(data: bytes, budget: Budget, **hooks: Any) -> Any:
     items = sum(map(data.count, (b",", b"[", b"{")))
     if len(data) > MAX_HEADER or items > MAX_ITEMS:
         raise Malformed(f"its JSON has more than {MAX_HEADER} bytes or {MAX_ITEMS} items")
-    budget.step(DOCUMENT)
-    budget.take(2 * len(data) + items * ITEM)
+    budget.take(DOCUMENT + 2 * len(data) + items * ITEM)
     try:
         return json.loads(data.decode(), parse_int=lambda digits: int(digits[:MAX_DIGITS]), **hooks)
     except (ValueError, RecursionError) as error:
@@ -132,8 +131,8 @@ def warnings(data: bytes, budget: Budget, warning_of: Callable[[Details], str]) 
 
 
 def text(value: Any) -> str:
-    """A name in a config; what is none may be as large as the config."""
-    return value if isinstance(value, str) else ""
+    """A name in a config, which may be as large as the config, or no name at all."""
+    return clip(value, MAX_TEXT) if isinstance(value, str) else ""
 
 
 def keras_warning(each: Details) -> str:
@@ -144,8 +143,8 @@ def keras_warning(each: Details) -> str:
         return "a Lambda layer in it runs Python code of its own"
     if kind == "TorchModuleWrapper":
         return "its TorchModuleWrapper is unpickled when it is loaded"
-    if kind == "function" or ">" in kind + registered or (module and module.split(".")[0] != "keras"):
-        name = config if kind == "function" and isinstance(config, str) else kind
+    if kind == "function" or set(">…") & set(kind + registered) or (module and module.split(".")[0] != "keras"):
+        name = text(config) or kind if kind == "function" else kind
         return f"loading it looks up {module + '.' if module else ''}{name}, which is not a part of Keras"
     vocabulary = text(config.get("vocabulary")) if isinstance(config, dict) else ""
     return f"loading it reads the file {vocabulary}" if vocabulary else ""
@@ -172,7 +171,7 @@ def config(read: Callable[[str], bytes], budget: Budget) -> tuple[str, Details] 
             data = read(member)
             told = parsed(read(versions) or b"{}", budget) if data else {}
             if version in told or b'"%b"' % key.encode() in data or (b"\\u" in data and key in parsed(data, budget)):
-                value = {version.removeprefix("_"): clip(text(told[version]), MAX_TEXT)} if version in told else {}
+                value = {version.removeprefix("_"): text(told[version])} if version in told else {}
                 return kind, value | {"warnings": warnings(data, budget, warning)}
     return None
 
@@ -184,6 +183,7 @@ SEARCHED = 32 << 20     # bytes: Keras writes what a model is made of before its
 MAX_BLOCK = 40          # doublings of 512 bytes that a block of the user may have
 ATTRIBUTE = b"model_config\0"
 CONFIG = re.compile(rb'\{\s*"[^\0]*')       # a text of JSON, which ends with a brace before a zero
+BRACE = 16              # bytes that are read in the time in which a brace is looked at
 NAMES = b'"class_name"', b"\\u"     # what is in the config of a layer, and what may stand for a letter of it
 
 
@@ -199,13 +199,13 @@ def hdf5(window: Window) -> tuple[str, Details]:
     rest = [f"only its first {SEARCHED >> 20} MiB are searched for what Keras would run"] * (window.length > SEARCHED)
     if ATTRIBUTE not in data:
         return "hdf5", {"warnings": rest}
-    said, seen = dict[str, None](), False
+    said = dict[str, None]()
+    window.budget.take(BRACE * data.count(b"{"))
     for match in CONFIG.finditer(data):
         window.budget.step(2)
         layers = data[match.start():data.rfind(b"}", *match.span()) + 1]
         if any(name in layers for name in NAMES):
-            seen = True
-            said |= dict.fromkeys(warnings(layers, window.budget, keras_warning)[:MAX_SHOWN - len(said)])
-    if not seen:
+            said |= dict.fromkeys(["", *warnings(layers, window.budget, keras_warning)][:MAX_SHOWN + 1 - len(said)])
+    if not said:
         rest.append("what its layers are is not known: its config was not found")
-    return "keras", {"container": "hdf5", "warnings": [*said, *rest]}
+    return "keras", {"container": "hdf5", "warnings": [*filter(None, said), *rest]}

@@ -4,6 +4,7 @@ import builtins
 import functools
 import io
 import json
+import lzma
 import os
 import pickle
 import pickletools
@@ -621,6 +622,22 @@ def configs(text, count):
     return hdf5([("model_config", "{}")]) + (b"\0" + text) * count
 
 
+def empty_blocks(count):
+    """A gzip of blocks of deflate that have no content, but 257 codes of up to 9 bits."""
+    lengths = {16: 1, 8: 2, 1: 3, 9: 3}     # of their own codes: to repeat the last length 3 to 6 times, and of lengths
+    order = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1)
+    head = "0" "01" "00000" "10000" "0111" + "".join(f"{lengths.get(n, 0):03b}"[::-1] for n in order)
+    bits = head + "10" + "011" * 42 + "10" * 2 + "111" * 2 + "110" * 2 + "1" * 9
+    return b"\x1f\x8b\x08" + bytes(7) + int((bits * 8)[::-1], 2).to_bytes(len(bits), "little") * (count // 8)
+
+
+def xz_blocks(count):
+    """An xz of blocks that have no content, but each another dictionary than the one before."""
+    heads = [bytes([2, 0, 0x21, 1, dictionary, 0, 0, 0]) for dictionary in (24, 26)]
+    blocks = b"".join(head + struct.pack("<I", zlib.crc32(head)) + bytes(4) for head in heads)
+    return lzma.compress(b"", check=lzma.CHECK_NONE)[:12] + blocks * (count // 2)
+
+
 WIDE = b"(" + (b"\x8a\x80" + b"\x7f" * 128) * 64 + b"t"     # 64 numbers of 1,024 bits
 WRAPPER = (P4 + stack_global("joblib.numpy_pickle", "NumpyArrayWrapper") + b"\x94" + stack_global("numpy", "dtype")
            + text("f8") + b"\x89\x88\x87R\x94")
@@ -663,6 +680,8 @@ HOSTILE = {     # name: (what makes it, format)
     "8,000 members of text behind an import": (lambda: pointing(b"cos\nsystem\n" + b"a " * 40_000, 8_000), "zip"),
     "a directory of two million fields": (lambda: pointing(b"x", 125, extra=b"\2\0\0\0" * 16_000), "zip"),
     "deflate that is all codes": (lambda: repeated(random.Random(0).randbytes(1 << 20).hex().encode(), 30), "pickle"),
+    "blocks of deflate that are all codes": (lambda: empty_blocks(1_600_000), "gzip"),
+    "blocks of xz with other dictionaries": (lambda: xz_blocks(500_000), "xz"),
     "20,000 files of TorchScript": (lambda: torchscript(b"", 20_000), "unknown"),
     "a hundred large files of TorchScript": (lambda: torchscript(b"ops.a " * 170_000, 100), "unknown"),
     "100,000 tensors": (lambda: safetensors(
@@ -684,6 +703,9 @@ HOSTILE = {     # name: (what makes it, format)
     "a million operations": (lambda: field(1, field(2, "A")) * 1_000_000, "unknown"),
     "different operations": (lambda: b"".join(field(1, field(2, f"A{n:0190}")) for n in range(100_000)) + field(4, b""),
                              "graphdef"),
+    "operations that are nearly on files": (
+        lambda: b"".join(field(1, field(2, f"Flex{n:05}{'File' * 47}.")) for n in range(25_000)) + field(4, b""),
+        "graphdef"),
     "a million pieces": (lambda: field(1, b"") * 1_000_000 + field(2, b"") + field(3, b""), "unknown"),
     "inputs with many dimensions": (lambda: onnx(graph=field(11, field(2, field(1, field(
         2, field(1, field(1, 1)) * 100_000)))) * 3), "onnx"),
@@ -693,12 +715,15 @@ HOSTILE = {     # name: (what makes it, format)
         lambda: field(1, 1) + field(2, field(1, field(1, "x")) * 400_000) + field(500, b""), "coreml"),
     "tables in a vector": (lambda: flatbuffer((0, [("", None)] * 20_000), b"TFL3"), "tflite"),
     "configs without end": (lambda: hdf5([("model_config", "{}")]) + b'\0{"class_name"' * 6_000_000, "unknown"),
-    "one config without end": (lambda: hdf5([("model_config", "{}")]) + b'\0' + b'{"' * 45_000_000, "keras"),
+    "one config without end": (lambda: hdf5([("model_config", "{}")]) + b'\0' + b'{"' * 45_000_000, "unknown"),
     "configs that say nothing": (
         lambda: hdf5([("model_config", "{}")]) + b'\0{"class_name":[]}' * 6_000_000, "unknown"),
     "configs that are no JSON": (lambda: configs(b'{"class_name"}', 100_000), "unknown"),
     "configs nested too deeply": (lambda: configs(b'{"class_name":' + b"[" * 900 + b"}", 20_000), "unknown"),
     "configs of long numbers": (lambda: configs(b'{"class_name":[' + (b"9" * 4299 + b",") * 1800 + b"1]}", 4), "keras"),
+    "braces and no config": (lambda: configs(b"{", 16_000_000), "unknown"),
+    "a module of Keras of many parts": (lambda: zipped({"metadata.json": b'{"keras_version": "3"}', "config.json": (
+        '{"class_name":"a","module":"😀' + "." * 8_000_000 + '"}').encode()}), "keras"),
     "zeros and no config": (lambda: configs(b"", 40_000_000), "keras"),
     "names in names": (lambda: nested(b'"' + b"a" * 7_000_000 + b'"', 150), "keras"),
     "a config of a million objects": (lambda: zipped({
