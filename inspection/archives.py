@@ -30,8 +30,8 @@ CONTAINERS = {kind: re.compile(begins, re.DOTALL) for kind, begins in {
 # behind ZF and its length in digits, with Python 2 one byte more.
 ZLIB = re.compile(rb"(ZF.{19} ?)?(?:%b)" % b"|".join(
     re.escape(number.to_bytes(2)) for number in range(0, 1 << 16, 31) if number & 0x8F20 == 0x0800), re.DOTALL)
-# Programs and libraries of Linux, Windows and macOS.
-NATIVE = (b"\x7fELF", b"MZ\x90\0", b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
+# Programs and libraries of Linux, Windows and macOS; those for several processors say how many, classes of Java do not.
+NATIVE = re.compile(rb"\x7fELF|MZ[\x90xP]\0|[\xce\xcf]\xfa\xed\xfe|\xca\xfe\xba[\xbe\xbf]\0{3}[\1-\x2c]")
 TFLITE = b"TFL3"        # from byte 4 on; its labels are in a zip behind it
 SEALED = ("7z", "zstd", "lz4", "rar", "tar")
 METHODS = {0: "", 8: "deflate", 12: "bzip2 in a zip"}    # of a zip's members
@@ -84,7 +84,7 @@ def search_beginning(part: Part, found: Found, depth: int, members: list[Member]
     stream = part.stream()
     head = stream.ahead(HEAD)
     begins = kind = kind_of(head)
-    found.native |= head.startswith(NATIVE)
+    found.native |= bool(NATIVE.match(head))
     if kind in SEALED or (kind and depth == MAX_DEPTH) or (kind == "zip" and isinstance(part, Packed)):
         found.complete = False
         return kind

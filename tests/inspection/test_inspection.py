@@ -133,6 +133,17 @@ def test_what_a_person_should_look_at_is_told_in_plain_words(name):
     assert inspect(SAMPLES[name][0]).details.get("warnings", []) == WARNINGS.get(name, [])
 
 
+@pytest.mark.parametrize(("begins", "native"), [
+    (b"\x7fELF", True), (b"MZ\x90\0", True), (b"MZx\0", True), (b"\xcf\xfa\xed\xfe", True),
+    (b"\xca\xfe\xba\xbe\0\0\0\2", True), (b"\xca\xfe\xba\xbf\0\0\0\2", True),
+    (b"\xca\xfe\xba\xbe\0\0\0\x34", False),      # a class of Java 8, as in every .jar and many wheels
+    (b"\xca\xfe\xba\xbe\0\3\0\x2d", False), (b"MZ is a text", False),
+])
+def test_programs_are_native_code_and_classes_of_java_are_not(begins, native):
+    for data in begins + bytes(60), zipped({"a": begins + bytes(60)}):
+        assert inspect(data).details.get("warnings", []) == ["native code is in it: a program or a library"] * native
+
+
 @pytest.mark.parametrize("name", ["keras with a Lambda layer", "skops"])
 def test_a_zip_without_the_version_that_its_library_does_without_is_what_it_is(name):
     members = {"config.json": LAMBDA} if "keras" in name else {"schema.json": SKOPS.replace("_skops_version", "x")}
