@@ -223,7 +223,7 @@ class Walk:
                 text = argument[1:-1] if name == "STRING" else argument     # without its quotes
                 result = None if b"\\" in text else text
             case "GET" | "PUT":
-                key = int(argument[:MAX_NAME])
+                key = int(argument[:MAX_NAME].partition(b"\0")[0])  # as C reads texts
                 if len(argument) > MAX_NAME:
                     raise BudgetExceeded
                 if name == "PUT":
@@ -255,7 +255,7 @@ class Walk:
     def _import(self, *names: Any) -> Global:
         """What is imported by a module's name and one in it: ? if too long, or known only when it runs."""
         self._source.budget.step(3)     # decoding and checking two names takes longer than other opcodes
-        if any(name is not None and type(name) not in (bytes, Made) for name in names):
+        if any(name is not None and type(name) not in (bytes, Made, Global) for name in names):     # os.name is a text
             raise Malformed("it imports what is no name")
         short = (name if type(name) is bytes and 0 < len(name) <= MAX_NAME else b"?" for name in names)
         texts = (name.decode("utf-8", "replace") for name in short)

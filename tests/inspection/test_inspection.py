@@ -418,6 +418,11 @@ PICKLES = {     # bytes: (imports found, complete)
         (P4 + text("math") + b"q\x00" + text("os") + b"q\x00" + b"00h\x00" + text("system") + b"\x93.",
          ["os.system"], True),
     "a name twice": (P4 + text("os") + b"2\x93.", ["os.os"], True),
+    "a name that is imported, as os.name is a text": (
+        b"cos\nname\nVsystem\n\x93(Vid\ntR.", ["os.name", "?.system"], True),
+    "behind a PUT whose number ends before its line, for C": (
+        b"\x80\x02Np0\0x\n0" + OS_SYSTEM, ["posix.system"], True),
+    "behind such a GET": (b"Np0\n0g0\0x\n0" + OS_SYSTEM, ["posix.system"], True),
     "a name that is computed": (P4 + text("os") + EVAL + text("x") + b"\x85R\x93.", ["builtins.eval", "os.?"], True),
     "a name with an escape": (b"S'o\\x73'\nVsystem\n\x93.", ["?.system"], True),
     "a name in quotes of another kind": (b"S\"os\"\nS'system'\n\x93.", ["os.system"], True),
@@ -516,10 +521,12 @@ class Inert:
 
 class InC(pickle.Unpickler):
     def find_class(self, module, name):
-        if hasattr({"os": os, "builtins": builtins}.get(module), name):
-            self.performed.add(f"{module}.{name}")
-            return type("Imported", (Inert,), {"loading": self})
-        raise ImportError
+        try:
+            value = getattr({"os": os, "builtins": builtins}.get(module), name)
+        except AttributeError as error:
+            raise ImportError from error
+        self.performed.add(f"{module}.{name}")
+        return value if type(value) is str else type("Imported", (Inert,), {"loading": self})
 
     def persistent_load(self, _):
         return "os"
@@ -531,8 +538,10 @@ class InPython(pickle._Unpickler):
 
 PIECES = st.one_of(st.sampled_from([
     *(bytes([code]) for code in b"N()]}tRb012aesuoQ\x81\x85\x86\x87\x88\x8f\x90\x93\x93\x94\x94."),
-    b"q\x00", b"q\x01", b"h\x00", b"h\x01", b"p0\n", b"p 1\n", b"g0\n", b"g1\n", b"j\x01\0\0\0", b"r\x01\0\0\0",
-    b"cos\nsystem\n", b"ios\nsystem\n", b"cos\npopen", b"Pos\n", b"\x82\x01", b"\x80\x04", b"\x95" + bytes(8),
+    b"q\x00", b"q\x01", b"h\x00", b"h\x01", b"p0\n", b"p 1\n", b"g0\n", b"g1\n", b"p0\0x\n", b"g0\0\n",
+    b"j\x01\0\0\0", b"r\x01\0\0\0",
+    b"cos\nsystem\n", b"cos\nname\n", b"ios\nsystem\n", b"cos\npopen", b"Pos\n", b"\x82\x01", b"\x80\x04",
+    b"\x95" + bytes(8),
     b"S'os'\n", b"Vos\n", b"V\\u006fs\n", b"S'\\x6fs'\n", b"C\x02os", b"B\x02\0\0\0os", b"U\x02os",
     b"I01\n", b"L5L\n", b"K\x05", b"M\x05\x00", b"\x8a\x01\x05", b"F1.5\n",
 ]), st.sampled_from(["os", "system", "builtins", "eval"]).map(text),
