@@ -223,9 +223,9 @@ class Walk:
                 text = argument[1:-1] if name == "STRING" else argument     # without its quotes
                 result = None if b"\\" in text else text
             case "GET" | "PUT":
-                key = int(argument[:MAX_NAME].partition(b"\0")[0])  # as C reads texts
-                if len(argument) > MAX_NAME:
+                if len(number := argument.partition(b"\0")[0]) > MAX_NAME and re.fullmatch(rb"[\s\d+_-]+", number):
                     raise BudgetExceeded
+                key = int(number)   # for C a text ends at a zero
                 if name == "PUT":
                     self._memo[key] = self._stack[-1]
                 result = self._memo[key]

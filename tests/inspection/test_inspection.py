@@ -422,6 +422,9 @@ PICKLES = {     # bytes: (imports found, complete)
         b"cos\nname\nVsystem\n\x93(Vid\ntR.", ["os.name", "?.system"], True),
     "behind a PUT whose number ends before its line, for C": (
         b"\x80\x02Np0\0x\n0" + OS_SYSTEM, ["posix.system"], True),
+    "behind a PUT with many spaces before its number": (
+        b"\x80\x02Np" + b" " * 129 + b"1\n0" + OS_SYSTEM, [], False),
+    "a line that is no number in raw bytes": (b"p" + b"x" * 200 + b"\n0" + OS_SYSTEM, None, True),
     "behind such a GET": (b"Np0\n0g0\0x\n0" + OS_SYSTEM, ["posix.system"], True),
     "a name that is computed": (P4 + text("os") + EVAL + text("x") + b"\x85R\x93.", ["builtins.eval", "os.?"], True),
     "a name with an escape": (b"S'o\\x73'\nVsystem\n\x93.", ["?.system"], True),
