@@ -81,6 +81,7 @@ def etag(version: str) -> str:
 
 def answer(request: Request, verb: str, status: int, message: str, project_id: str, app_name: str, alias: str,
            version: str) -> Response:
+    """Logs a change for the audit, and answers it."""
     request.audit(verb, (project_id, app_name, MARK + alias), None, status, version=version)
     document = {"message": message, "project_id": project_id, "app_name": app_name, "alias": MARK + alias,
                 "version": version, "url": f"{request.base_url}/models/{project_id}/{app_name}/{MARK}{alias}"}

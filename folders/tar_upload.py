@@ -57,9 +57,11 @@ class TarUpload(Upload):
                  algorithms: Iterable[str]) -> None:
         self._algorithms = [*algorithms]
         super().__init__(store, services.intake, None, None, self._algorithms)
-        self._largest, self.step = services.settings.max_size, CHUNKED_STEP     # headers take time to parse
+        self._largest = services.settings.max_size
+        self.step = CHUNKED_STEP    # headers take time to parse
         self._examine, self._version, self._details = services.examine, version, details
-        self._cutter, self._files = TarCutter(), 0
+        self._cutter = TarCutter()
+        self._files = 0
         # the current one of the cutter, and of the two queues
         self._file: File | None = None
         self._writing: File | None = None

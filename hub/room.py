@@ -77,7 +77,7 @@ def blob_of(file: File) -> Json:
 
 
 def tree(request: Request, store: Storage, model_name: str = "", **names: str) -> Response:
-    """What is in a folder of a revision, or everything below it; in pages if that is a lot."""
+    """The entries of a folder of a revision, or all below it; in pages if there are many."""
     snapshot = request.services.of(Snapshots).find(store, **names)
     query, below = dict(request.parameters), f"{model_name}/" if model_name else ""
     found = {path: shown for path, shown in entries(snapshot).items() if path.startswith(below)

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import BinaryIO
 
 from inspection.archives import HEAD, TFLITE, Member, array_header, kind_of, open_member, search
-from inspection.found import KNOWN, Found
+from inspection.found import Found, beyond_known
 from inspection.headers import MAX_SHOWN, MAX_TEXT, Details, Table, gguf, tflite
 from inspection.protobuf import protobuf
 from inspection.reader import UNPACKERS, Budget, BudgetExceeded, Malformed, Window, clip
@@ -71,7 +71,7 @@ def inspect(file: BinaryIO, size: int) -> Inspection:
         details["imports_found"] = list(found.imports)
     if not found.complete:
         details["complete"] = False
-    names = [name for name in found.imports if name not in KNOWN]
+    names = beyond_known(found.imports)
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     named = f"loading it imports {', '.join(names[:MAX_NAMED])}{more}, beyond what rebuilds tensors and arrays"
     native = "native code is in it: a program or a library"
@@ -96,7 +96,7 @@ def check(inspection: Inspection, allowed: Collection[str], pickle: str) -> None
             rest[0], "upload what is in it, unpacked and whole")
         raise PickleRefused(f"the file holds {held}: this server takes none (MODEL_PICKLE=deny); "
                             f"{ADVICE.get(inspection.format, advice)}")
-    if pickle != "allow" and (refused := [name for name in imports or () if name not in KNOWN] + rest):
+    if pickle != "allow" and (refused := beyond_known(imports or ()) + rest):
         raise PickleRefused(f"the file would import {', '.join(refused)} when it is loaded: "
                             "this server takes what rebuilds tensors alone (MODEL_PICKLE=known)")
 

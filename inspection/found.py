@@ -1,6 +1,7 @@
 """What is found in a file: its imports, whether there may be more, and what is known of the values in its pickles."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,10 @@ KNOWN = frozenset({
                                    "int64", "uint8", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2")),
     *(f"numpy.{core}.{name}" for core in ("core", "_core") for name in (
         "multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer"))})
+
+
+def beyond_known(imports: Iterable[str]) -> list[str]:
+    return [name for name in imports if name not in KNOWN]
 
 
 @dataclass

@@ -143,6 +143,7 @@ def keras_warning(each: Details) -> str:
         return "a Lambda layer in it runs Python code of its own"
     if kind == "TorchModuleWrapper":
         return "its TorchModuleWrapper is unpickled when it is loaded"
+    # of a package: its name is before a >, and so may be what was cut off at a …
     if kind == "function" or set(">…") & set(kind + registered) or (module and module.split(".")[0] != "keras"):
         name = text(config) or kind if kind == "function" else kind
         return f"loading it looks up {module + '.' if module else ''}{name}, which is not a part of Keras"
@@ -199,13 +200,14 @@ def hdf5(window: Window) -> tuple[str, Details]:
     rest = [f"only its first {SEARCHED >> 20} MiB are searched for what Keras would run"] * (window.length > SEARCHED)
     if ATTRIBUTE not in data:
         return "hdf5", {"warnings": rest}
-    said = dict[str, None]()
+    said, seen = dict[str, None](), False
     window.budget.take(BRACE * data.count(b"{"))
     for match in CONFIG.finditer(data):
         window.budget.step(2)
         layers = data[match.start():data.rfind(b"}", *match.span()) + 1]
         if any(name in layers for name in NAMES):
-            said |= dict.fromkeys(["", *warnings(layers, window.budget, keras_warning)][:MAX_SHOWN + 1 - len(said)])
-    if not said:
+            seen = True
+            said |= dict.fromkeys(warnings(layers, window.budget, keras_warning)[:MAX_SHOWN - len(said)])
+    if not seen:
         rest.append("what its layers are is not known: its config was not found")
-    return "keras", {"container": "hdf5", "warnings": [*filter(None, said), *rest]}
+    return "keras", {"container": "hdf5", "warnings": [*said, *rest]}

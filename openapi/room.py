@@ -30,7 +30,7 @@ def overview(routes: Sequence[Route], settings: Settings) -> tuple[Route, ...]:
         etag = f'"{hashlib.sha256(text).hexdigest()[:32]}"'
         return tagged_response(request.header, text, etag, "the document")
 
-    # without a token: it says nothing about what is stored, and a generator of clients may not have one
+    # needs no token: it says nothing about what is stored, and programs that generate clients may not have one
     own = Route("GET", "/openapi.json", None, describe, about=ABOUT)
     return (own,)
 

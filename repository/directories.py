@@ -203,11 +203,11 @@ class Directory:
             return False
 
     def remove(self, name: str) -> None:
-        """Removes an entry and its contents, models first, as readers expect; logs what it has to leave."""
+        """Removes an entry and its contents, models first, as readers expect; logs what could not be removed."""
         try:
             if self.kind(name) == DIRECTORY:
                 with self.open(name) as inside:
-                    if mounted := mounts_below(inside):     # what is mounted must not be removed
+                    if mounted := mounts_below(inside):     # another file system, which is not ours to empty
                         log.error("cannot remove %s/%s: unmount %s first", self.place, name, ", ".join(mounted))
                         return
                 for _, _, files, below in os.fwalk(name, dir_fd=self.descriptor):
@@ -270,7 +270,7 @@ class Tree:
         return top
 
     def check_names(self, *names: str) -> None:
-        """Raises OtherName if what is found at these names, as far as they lead, is spelled otherwise."""
+        """Raises OtherName if what is found at these names, as far as they lead, is spelled differently."""
         with self.reach() as top:
             self.folding.check(top.descriptor, names)
 

@@ -32,7 +32,7 @@ class Folding:
         self._told: set[str] = set()
 
     def check(self, top: int, names: tuple[str, ...]) -> None:
-        """Raises OtherName if what is found at these names is spelled otherwise; `top` may be an O_PATH descriptor."""
+        """Raises OtherName if what is at these names is spelled differently; `top` may be an O_PATH descriptor."""
         if names and (self._folds(top, "") or self._folds(top, names[0])):
             self._compare(top, names)
 

@@ -145,7 +145,7 @@ class Staging:
                 session.unlink(name)
 
     def check_names(self, *names: str) -> None:
-        """Raises OtherName if what is found at these names in session() is spelled otherwise."""
+        """Raises OtherName if what is found at these names in session() is spelled differently."""
         self._tree.check_names(STAGING, self._session, *names)
 
     @contextmanager

@@ -329,7 +329,7 @@ class Application:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         request, route = environ.pop(REQUEST, None) or (Request(environ, self.services), None)
-        self.name(request)
+        self.identify(request)
         try:
             response = self.respond(request, route)
         except Exception as error:      # noqa: BLE001  this is where every fault turns into its answer
@@ -342,14 +342,14 @@ class Application:
             response.headers.append(("Vary", ", ".join(request.vary)))
         return send(response, environ, start_response, functools.partial(request.log, response.status))
 
-    def name(self, request: Request) -> None:
+    def identify(self, request: Request) -> None:
         """Gives a request an id, unless its client did."""
         request.id = request.id or f"{self._process}-{next(self._numbers):x}"
 
     def leave(self, environ: dict[str, Any], body: Body | None) -> None:
         """Tells of a request whose connection ends before it can be answered, usually because its body is missing."""
         request, _ = environ.get(REQUEST) or (Request(environ, self.services), None)
-        self.name(request)
+        self.identify(request)
         request.body = request.body if body is None else body
         request.log(LEFT, 0)
 

@@ -38,6 +38,11 @@ def wake(server: Any, *descriptor: int) -> None:
         server.pull_trigger(*descriptor)
 
 
+def plain(address: str) -> str:
+    """An address without the prefix that IPv4 has on a socket of IPv6 (RFC 4291 2.5.5.2)."""
+    return address.removeprefix("::ffff:")
+
+
 class StreamingChannel(HTTPChannel):
     """One connection: reads while the disk keeps up, cleans up after a client that leaves, lingers after a refusal."""
 
@@ -63,9 +68,9 @@ class StreamingChannel(HTTPChannel):
                  **kwargs: Any) -> None:
         self.application, self.turns, self.memory, self.trusted = application, turns, memory, trusted
         super().__init__(*args, **kwargs)
-        # kept, because a closed socket does not know them any more; RFC 4291 2.5.5.2: the ends of an IPv4 connection
-        self.descriptor, self.local_address = self.socket.fileno(), self.socket.getsockname()[0].removeprefix("::ffff:")
-        self.addr = (self.addr[0].removeprefix("::ffff:"), *self.addr[1:])
+        self.descriptor = self.socket.fileno()      # kept, as the next one, because a closed socket knows neither
+        self.local_address = plain(self.socket.getsockname()[0])
+        self.addr = (plain(self.addr[0]), *self.addr[1:])
         self.requests_lock = threading.RLock()  # give_up() may be called with it held
 
     def task_class(self, channel: "StreamingChannel", request: StreamingParser) -> StreamingTask:

@@ -155,8 +155,9 @@ class Server:
         if not self._deadline:
             self._deadline = time.monotonic() + self._grace
             for listener in self._listeners:
-                before = -1
-                while listener.readable() and before != (before := len(self._map)):
+                known = -1
+                while listener.readable() and known != len(self._map):
+                    known = len(self._map)
                     listener.handle_accept()    # if a client is waiting, it may have sent its request already
                 wasyncore.dispatcher.close(listener)
         return not self._close_channels(idle_only=True) or time.monotonic() > self._deadline

@@ -19,7 +19,10 @@ from hypothesis import strategies as st
 from support.common import ROOT, drafting, sha256, staged
 from support.inspected import imports, inspect
 from support.samples import (
+    CENTRAL,
+    END,
     LAMBDA,
+    LOCAL,
     OS_SYSTEM,
     P4,
     PLAIN,
@@ -559,7 +562,6 @@ def test_no_unpickler_imports_what_was_not_found(data):
         assert idle or bool(found) >= bool(loading.performed)
 
 
-CENTRAL, LOCAL, END = b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06"
 TORCH = zipped({"m/data.pkl": OS_SYSTEM})
 
 

@@ -14,6 +14,9 @@ import pytest
 from support.common import ROOT
 from support.inspected import imports, inspect
 from support.samples import (
+    CENTRAL,
+    END,
+    LOCAL,
     OS_SYSTEM,
     P4,
     PLAIN,
@@ -34,7 +37,6 @@ from support.samples import (
 from inspection import reader
 
 EVAL = stack_global("builtins", "eval")
-CENTRAL, LOCAL, END = b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06"
 
 
 def pointing(member, count, name="{}".format, extra=b""):

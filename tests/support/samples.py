@@ -180,6 +180,7 @@ def legacy_torch(data, magic=0x1950A86A20F9469CFC6C):
 
 P4 = b"\x80\x04"      # the first opcode of protocol 4
 OS_SYSTEM = b"cposix\nsystem\n(S'id'\ntR."
+CENTRAL, LOCAL, END = b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06"   # signatures in a zip
 TENSOR = (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
           b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQK\x00K\x01\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtR.")
 REBUILDING = ["torch._utils._rebuild_tensor_v2", "torch.FloatStorage", "collections.OrderedDict"]
